@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
+/*
+ * What /dev/rusthv has beyond the KVM UAPI. Everything else is <linux/kvm.h>.
+ *
+ * Discover with ioctl(fd, KVM_CHECK_EXTENSION, RUSTHV_CAP_EXTENSIONS) on the
+ * device or a VM: the version below, or 0 on a device that is not rusthv.
+ * Structures only ever grow in reserved space; counters are since creation.
+ */
+#ifndef _UAPI_RUSTHV_H
+#define _UAPI_RUSTHV_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+#define RUSTHV_IO			0xB9
+#define RUSTHV_CAP_EXTENSIONS		0x52480000
+#define RUSTHV_EXTENSIONS_VERSION	1
+
+/* Hardware features that rusthv knows by name (struct rusthv_info). */
+#define RUSTHV_FEAT_EPT			(1ULL << 0)
+#define RUSTHV_FEAT_VPID		(1ULL << 1)
+#define RUSTHV_FEAT_UNRESTRICTED_GUEST	(1ULL << 2)
+#define RUSTHV_FEAT_EPT_2M		(1ULL << 3)
+#define RUSTHV_FEAT_EPT_1G		(1ULL << 4)
+#define RUSTHV_FEAT_EPT_AD		(1ULL << 5)
+#define RUSTHV_FEAT_EPT_EXEC_ONLY	(1ULL << 6)
+#define RUSTHV_FEAT_MSR_BITMAP		(1ULL << 7)
+#define RUSTHV_FEAT_IO_BITMAP		(1ULL << 8)
+#define RUSTHV_FEAT_PREEMPTION_TIMER	(1ULL << 9)
+#define RUSTHV_FEAT_RDTSCP		(1ULL << 10)
+#define RUSTHV_FEAT_INVPCID		(1ULL << 11)
+#define RUSTHV_FEAT_XSAVES		(1ULL << 12)
+#define RUSTHV_FEAT_VIRTUAL_NMI		(1ULL << 13)
+#define RUSTHV_FEAT_TPR_SHADOW		(1ULL << 14)
+#define RUSTHV_FEAT_PAUSE_LOOP_EXIT	(1ULL << 15)
+#define RUSTHV_FEAT_PML			(1ULL << 16)
+#define RUSTHV_FEAT_LOAD_EFER		(1ULL << 17)
+#define RUSTHV_FEAT_LOAD_PAT		(1ULL << 18)
+
+/* On the device: what the CPU offers of the features above, and what it lacks. */
+struct rusthv_info {
+	__u64 present;		/* RUSTHV_FEAT_* that the CPU has and rusthv uses */
+	__u64 missing;		/* RUSTHV_FEAT_* that the CPU lacks */
+	__u32 vmcs_revision;	/* IA32_VMX_BASIC[30:0] */
+	__u32 phys_bits;	/* guest-physical address width, bits */
+	__u64 reserved[5];
+};
+#define RUSTHV_GET_INFO		_IOR(RUSTHV_IO, 0x00, struct rusthv_info)
+
+/* On the device: what the module holds of the host. */
+struct rusthv_host_stats {
+	__u64 frames_in_use;	/* 4 KiB frames in VMCSs, bitmaps and page tables */
+	__u64 frames_pooled;	/* 4 KiB frames in pools, free for the next table */
+	__u64 vms;		/* VM objects alive */
+	__u64 vcpus;		/* vCPU objects alive */
+	__u64 reserved[4];
+};
+#define RUSTHV_GET_HOST_STATS	_IOR(RUSTHV_IO, 0x01, struct rusthv_host_stats)
+
+/* On a VM. */
+struct rusthv_vm_stats {
+	__u64 table_frames;	/* 4 KiB frames in this VM's page tables */
+	__u64 mapped_4k;	/* leaf entries of each size in the EPT */
+	__u64 mapped_2m;
+	__u64 flushes;		/* EPT changes that made translations stale */
+	__u64 flush_ipis;	/* CPUs interrupted for them */
+	__u64 invept;		/* INVEPT executed for this VM */
+	__u64 unmap_notifications; /* MMU-notifier ranges that met a slot */
+	__u64 fault_retries;	/* faults repeated since the host changed the range */
+	__u64 reserved[8];
+};
+#define RUSTHV_GET_VM_STATS	_IOR(RUSTHV_IO, 0x40, struct rusthv_vm_stats)
+
+/* On a vCPU: VM exits by what they were. */
+struct rusthv_vcpu_stats {
+	__u64 exits;		/* all */
+	__u64 io;
+	__u64 mmio;
+	__u64 ept_faults;	/* EPT violations that mapped or waited, not MMIO */
+	__u64 cpuid;
+	__u64 hlt;
+	__u64 msr;
+	__u64 cr;
+	__u64 interrupts;	/* host interrupts and NMIs */
+	__u64 exceptions;
+	__u64 other;
+	__u64 user_exits;	/* KVM_RUN returns with an exit for user space */
+	__u64 reserved[12];
+};
+#define RUSTHV_GET_VCPU_STATS	_IOR(RUSTHV_IO, 0x80, struct rusthv_vcpu_stats)
+
+#endif /* _UAPI_RUSTHV_H */
