@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The device, its VMs and their vCPUs, one method per ioctl, with the errno as it came.
+
+use crate::errno::Errno;
+use crate::ioctl::{self, *};
+use crate::memory::{Memory, PAGE};
+use kvm_bindings::*;
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+/// An open `/dev/rusthv` or `/dev/kvm`.
+pub struct Device {
+    fd: OwnedFd,
+    path: String,
+}
+
+impl Device {
+    pub fn open(path: &str) -> Result<Self, Errno> {
+        let name = CString::new(path).map_err(|_| Errno::EINVAL)?;
+        // SAFETY: `name` is a C string that outlives the call.
+        let fd = Errno::check(unsafe { libc::open(name.as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) })?;
+        // SAFETY: the descriptor is new, so it is ours.
+        Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, path: path.to_owned() })
+    }
+
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// True for KVM itself, whose claims go beyond rusthv's tiers.
+    pub fn is_kvm(&self) -> bool {
+        self.path.ends_with("/kvm")
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    pub fn ioctl(&self, request: u64, argument: u64) -> Result<i32, Errno> {
+        // SAFETY: callers pass values, or the address of what they lend for the call.
+        unsafe { ioctl::ioctl(self.fd(), request, argument) }
+    }
+
+    pub fn check_extension(&self, capability: u32) -> Result<i32, Errno> {
+        self.ioctl(KVM_CHECK_EXTENSION, u64::from(capability))
+    }
+
+    pub fn vm(&self) -> Result<Vm, Errno> {
+        let fd = self.ioctl(KVM_CREATE_VM, 0)?;
+        let run_size = self.ioctl(KVM_GET_VCPU_MMAP_SIZE, 0)? as usize;
+        // SAFETY: the descriptor is new, so it is ours.
+        Ok(Vm { fd: unsafe { OwnedFd::from_raw_fd(fd) }, run_size })
+    }
+
+    /// KVM_GET_SUPPORTED_CPUID with room for `room` entries.
+    pub fn supported_cpuid(&self, room: usize) -> Result<Vec<kvm_cpuid_entry2>, Errno> {
+        let mut list = CpuidList::with_room(room);
+        self.ioctl(KVM_GET_SUPPORTED_CPUID, list.address())?;
+        Ok(list.entries())
+    }
+}
+
+/// A `struct kvm_cpuid2` with its entries behind it.
+pub struct CpuidList {
+    // u64 gives the alignment; the structure starts at the first word.
+    words: Vec<u64>,
+}
+
+const ENTRY_SIZE: usize = size_of::<kvm_cpuid_entry2>();
+
+impl CpuidList {
+    /// An empty list with room for `room` entries, its count set to that.
+    pub fn with_room(room: usize) -> Self {
+        let mut list = Self { words: vec![0; (8 + room * ENTRY_SIZE).div_ceil(8)] };
+        list.set_count(room as u32);
+        list
+    }
+
+    pub fn of(entries: &[kvm_cpuid_entry2]) -> Self {
+        let mut list = Self::with_room(entries.len());
+        for (index, entry) in entries.iter().enumerate() {
+            // SAFETY: `with_room` made room for that many, and they need no more alignment than 4.
+            unsafe { list.slot(index).write_unaligned(*entry) };
+        }
+        list
+    }
+
+    fn slot(&mut self, index: usize) -> *mut kvm_cpuid_entry2 {
+        assert!(8 + (index + 1) * ENTRY_SIZE <= self.words.len() * 8, "no such entry");
+        // SAFETY: inside the allocation, as just checked.
+        unsafe { self.words.as_mut_ptr().cast::<u8>().add(8 + index * ENTRY_SIZE).cast() }
+    }
+
+    pub fn set_count(&mut self, count: u32) {
+        self.words[0] = u64::from(count);
+    }
+
+    pub fn count(&self) -> u32 {
+        self.words[0] as u32
+    }
+
+    pub fn address(&mut self) -> u64 {
+        self.words.as_mut_ptr() as u64
+    }
+
+    pub fn entries(&mut self) -> Vec<kvm_cpuid_entry2> {
+        // SAFETY: `slot` checks that the entry is inside.
+        (0..self.count() as usize).map(|i| unsafe { self.slot(i).read_unaligned() }).collect()
+    }
+}
+
+/// A VM.
+pub struct Vm {
+    fd: OwnedFd,
+    run_size: usize,
+}
+
+impl Vm {
+    pub fn fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    pub fn ioctl(&self, request: u64, argument: u64) -> Result<i32, Errno> {
+        // SAFETY: as for `Device::ioctl`.
+        unsafe { ioctl::ioctl(self.fd(), request, argument) }
+    }
+
+    /// KVM_SET_USER_MEMORY_REGION.
+    pub fn set_region(&self, region: &kvm_userspace_memory_region) -> Result<i32, Errno> {
+        self.ioctl(KVM_SET_USER_MEMORY_REGION, ptr::from_ref(region) as u64)
+    }
+
+    /// The same, from its parts.
+    pub fn set_slot(&self, slot: u32, flags: u32, gpa: u64, size: u64, hva: u64) -> Result<i32, Errno> {
+        self.set_region(&kvm_userspace_memory_region {
+            slot,
+            flags,
+            guest_phys_addr: gpa,
+            memory_size: size,
+            userspace_addr: hva,
+        })
+    }
+
+    /// All of `memory` at `gpa`.
+    pub fn map(&self, slot: u32, gpa: u64, memory: &Memory) -> Result<i32, Errno> {
+        self.set_slot(slot, 0, gpa, memory.size() as u64, memory.address())
+    }
+
+    pub fn vcpu(&self, id: u64) -> Result<Vcpu, Errno> {
+        let fd = self.ioctl(KVM_CREATE_VCPU, id)?;
+        // SAFETY: the descriptor is new, so it is ours.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let run = Memory::map(self.run_size, libc::MAP_SHARED, fd.as_raw_fd())?;
+        Ok(Vcpu { fd, run })
+    }
+}
+
+/// Which way a port access goes, seen from the guest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    In,
+    Out,
+}
+
+/// Why KVM_RUN came back.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Exit {
+    Io { direction: Direction, port: u16, size: usize, count: usize, data: Vec<u8> },
+    MmioRead { address: u64, length: usize },
+    MmioWrite { address: u64, data: Vec<u8> },
+    Hlt,
+    Shutdown,
+    FailEntry { reason: u64 },
+    InternalError { suberror: u32, data: Vec<u64> },
+    Intr,
+    Other(u32),
+}
+
+/// A vCPU with its `kvm_run` area.
+pub struct Vcpu {
+    fd: OwnedFd,
+    run: Memory,
+}
+
+impl Vcpu {
+    pub fn fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    pub fn ioctl(&self, request: u64, argument: u64) -> Result<i32, Errno> {
+        // SAFETY: as for `Device::ioctl`.
+        unsafe { ioctl::ioctl(self.fd(), request, argument) }
+    }
+
+    /// The shared area, as the kernel sees it too.
+    pub fn kvm_run(&self) -> *mut kvm_run {
+        self.run.at(0, size_of::<kvm_run>()).cast()
+    }
+
+    pub fn set_immediate_exit(&self, value: u8) {
+        // SAFETY: the area is mapped as long as the vCPU lives.
+        unsafe { (&raw mut (*self.kvm_run()).immediate_exit).write_volatile(value) };
+    }
+
+    pub fn regs(&self) -> Result<kvm_regs, Errno> {
+        let mut regs = kvm_regs::default();
+        self.ioctl(KVM_GET_REGS, ptr::from_mut(&mut regs) as u64)?;
+        Ok(regs)
+    }
+
+    pub fn set_regs(&self, regs: &kvm_regs) -> Result<i32, Errno> {
+        self.ioctl(KVM_SET_REGS, ptr::from_ref(regs) as u64)
+    }
+
+    pub fn sregs(&self) -> Result<kvm_sregs, Errno> {
+        let mut sregs = kvm_sregs::default();
+        self.ioctl(KVM_GET_SREGS, ptr::from_mut(&mut sregs) as u64)?;
+        Ok(sregs)
+    }
+
+    pub fn set_sregs(&self, sregs: &kvm_sregs) -> Result<i32, Errno> {
+        self.ioctl(KVM_SET_SREGS, ptr::from_ref(sregs) as u64)
+    }
+
+    pub fn set_cpuid(&self, entries: &[kvm_cpuid_entry2]) -> Result<i32, Errno> {
+        let mut list = CpuidList::of(entries);
+        self.ioctl(KVM_SET_CPUID2, list.address())
+    }
+
+    /// KVM_RUN and what it says.
+    pub fn run(&self) -> Result<Exit, Errno> {
+        self.ioctl(KVM_RUN, 0)?;
+        Ok(self.exit())
+    }
+
+    /// The exit that is in the shared area now.
+    pub fn exit(&self) -> Exit {
+        // SAFETY: the area is mapped, all of its bit patterns are valid, and each union member
+        // is read under the exit reason that says it is filled.
+        unsafe {
+            let run = &*self.kvm_run();
+            match run.exit_reason {
+                KVM_EXIT_IO => {
+                    let io = run.__bindgen_anon_1.io;
+                    let (size, count) = (usize::from(io.size), io.count as usize);
+                    let offset = io.data_offset as usize;
+                    Exit::Io {
+                        direction: match u32::from(io.direction) {
+                            KVM_EXIT_IO_IN => Direction::In,
+                            _ => Direction::Out,
+                        },
+                        port: io.port,
+                        size,
+                        count,
+                        data: self.run.read(offset, size * count),
+                    }
+                }
+                KVM_EXIT_MMIO => {
+                    let mmio = run.__bindgen_anon_1.mmio;
+                    let length = (mmio.len as usize).min(8);
+                    if mmio.is_write == 0 {
+                        Exit::MmioRead { address: mmio.phys_addr, length }
+                    } else {
+                        Exit::MmioWrite { address: mmio.phys_addr, data: mmio.data[..length].to_vec() }
+                    }
+                }
+                KVM_EXIT_HLT => Exit::Hlt,
+                KVM_EXIT_SHUTDOWN => Exit::Shutdown,
+                KVM_EXIT_FAIL_ENTRY => {
+                    Exit::FailEntry { reason: run.__bindgen_anon_1.fail_entry.hardware_entry_failure_reason }
+                }
+                KVM_EXIT_INTERNAL_ERROR => {
+                    let error = run.__bindgen_anon_1.internal;
+                    let count = (error.ndata as usize).min(error.data.len());
+                    Exit::InternalError { suberror: error.suberror, data: error.data[..count].to_vec() }
+                }
+                KVM_EXIT_INTR => Exit::Intr,
+                other => Exit::Other(other),
+            }
+        }
+    }
+
+    /// Answers a pending IN (or an INS: all of its elements) before the next KVM_RUN.
+    pub fn answer_io(&self, data: &[u8]) {
+        // SAFETY: as in `exit`; `Memory::write` checks that the data fits.
+        let io = unsafe { (*self.kvm_run()).__bindgen_anon_1.io };
+        self.run.write(io.data_offset as usize, data);
+    }
+
+    /// Answers a pending MMIO read before the next KVM_RUN.
+    pub fn answer_mmio(&self, data: &[u8]) {
+        // SAFETY: as in `exit`.
+        let target = unsafe { &mut (*self.kvm_run()).__bindgen_anon_1.mmio.data };
+        target[..data.len()].copy_from_slice(data);
+    }
+
+    /// Where the data of the last port access is inside the shared area.
+    pub fn io_data_offset(&self) -> u64 {
+        // SAFETY: as in `exit`.
+        unsafe { (*self.kvm_run()).__bindgen_anon_1.io.data_offset }
+    }
+
+    pub fn run_area_pages(&self) -> usize {
+        self.run.size() / PAGE
+    }
+}

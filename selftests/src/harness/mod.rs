@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a test is, and how it says what went wrong.
+
+pub mod options;
+pub mod runner;
+
+use crate::device::Device;
+use crate::errno::Errno;
+use std::cell::Cell;
+use std::panic::Location;
+use std::time::Duration;
+
+/// Why a test did not pass.
+#[derive(Debug)]
+pub enum Failure {
+    /// What was wrong, and the line that noticed.
+    Failed { at: String, message: String },
+    /// The test cannot say anything here, and why.
+    Skipped(String),
+}
+
+impl Failure {
+    #[track_caller]
+    pub fn failed(message: impl Into<String>) -> Self {
+        let at = Location::caller();
+        Self::Failed { at: format!("{}:{}", at.file(), at.line()), message: message.into() }
+    }
+}
+
+impl From<Errno> for Failure {
+    // The location is that of the `?` that met the error.
+    #[track_caller]
+    fn from(errno: Errno) -> Self {
+        Self::failed(format!("unexpected {errno}"))
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    #[track_caller]
+    fn from(error: std::io::Error) -> Self {
+        Self::failed(format!("unexpected error: {error}"))
+    }
+}
+
+pub type Outcome = Result<(), Failure>;
+
+/// A test: what it runs, and how long that may take.
+pub struct Test {
+    pub run: fn(&Context) -> Outcome,
+    pub limit: Duration,
+}
+
+impl Test {
+    pub const fn new(seconds: u64, run: fn(&Context) -> Outcome) -> Self {
+        Self { run, limit: Duration::from_secs(seconds) }
+    }
+}
+
+/// What a test is given.
+pub struct Context {
+    device: String,
+    scale: u64,
+}
+
+impl Context {
+    pub fn new(device: &str, scale: u64) -> Self {
+        Self { device: device.to_owned(), scale }
+    }
+
+    pub fn path(&self) -> &str {
+        &self.device
+    }
+
+    pub fn device(&self) -> Result<Device, Failure> {
+        Device::open(&self.device).map_err(|errno| Failure::failed(format!("{}: {errno}", self.device)))
+    }
+
+    /// KVM beside the device under test, or the reason to skip.
+    pub fn reference(&self) -> Result<Device, Failure> {
+        Device::open("/dev/kvm").map_err(|errno| Failure::Skipped(format!("/dev/kvm: {errno}")))
+    }
+
+    /// A repetition count, scaled to the speed of the machine; never zero.
+    pub fn repetitions(&self, full: u64) -> u64 {
+        (full * self.scale / 100).max(1)
+    }
+}
+
+thread_local! {
+    static CHECKS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Counts a check that held. A test that makes none fails: see `runner`.
+pub fn count_check() {
+    CHECKS.set(CHECKS.get() + 1);
+}
+
+/// How many checks this thread has made.
+pub fn checks() -> u64 {
+    CHECKS.get()
+}
+
+/// Fails the test when the condition does not hold.
+#[macro_export]
+macro_rules! check {
+    ($condition:expr) => {
+        $crate::check!($condition, "{}", stringify!($condition))
+    };
+    ($condition:expr, $($message:tt)+) => {
+        if $condition {
+            $crate::harness::count_check();
+        } else {
+            return Err($crate::harness::Failure::failed(format!($($message)+)));
+        }
+    };
+}
+
+/// Fails the test when the values differ, and prints both.
+#[macro_export]
+macro_rules! check_eq {
+    ($actual:expr, $expected:expr $(,)?) => {
+        $crate::check_eq!($actual, $expected, "{}", stringify!($actual))
+    };
+    ($actual:expr, $expected:expr, $($message:tt)+) => {
+        match (&$actual, &$expected) {
+            (actual, expected) => $crate::check!(
+                *actual == *expected,
+                "{}: got {:x?}, expected {:x?}",
+                format_args!($($message)+), actual, expected
+            ),
+        }
+    };
+}
+
+/// Fails the test unless the result is this error number (named as in `Errno`).
+#[macro_export]
+macro_rules! check_err {
+    ($result:expr, $name:ident) => {
+        $crate::check_err!($result, $name, "{}", stringify!($result))
+    };
+    ($result:expr, $name:ident, $($message:tt)+) => {
+        match $result {
+            result => $crate::check_eq!(
+                result.as_ref().err(), Some(&$crate::errno::Errno::$name), $($message)+
+            ),
+        }
+    };
+}
+
+/// Fails the test.
+#[macro_export]
+macro_rules! fail {
+    ($($message:tt)+) => {
+        return Err($crate::harness::Failure::failed(format!($($message)+)))
+    };
+}
+
+/// Ends the test without a verdict.
+#[macro_export]
+macro_rules! skip {
+    ($($reason:tt)+) => {
+        return Err($crate::harness::Failure::Skipped(format!($($reason)+)))
+    };
+}

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The command line of the test program.
+
+pub const USAGE: &str = "\
+usage: rusthv-selftests [options] [name...]
+
+Runs the tests whose names contain one of the given words (all without any; a
+word that is a test's whole name means that test alone), and prints TAP.
+
+  --device PATH    the device under test (default /dev/rusthv)
+  --list           print the names and what each shows, run nothing
+  --scale N        run N percent of the repetitions (for slow kernels)
+  --limit N        multiply every time limit by N percent (default 100)
+  --no-kmsg        do not fail a test over what the kernel logs meanwhile
+";
+
+#[derive(Debug, PartialEq)]
+pub struct Options {
+    pub device: String,
+    pub list: bool,
+    pub scale: u64,
+    pub limit: u64,
+    pub kmsg: bool,
+    pub names: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            device: "/dev/rusthv".into(),
+            list: false,
+            scale: 100,
+            limit: 100,
+            kmsg: true,
+            names: Vec::new(),
+        }
+    }
+}
+
+/// A percentage with or without its sign.
+fn percent(text: &str) -> Option<u64> {
+    text.trim_end_matches('%').parse().ok().filter(|value| *value > 0)
+}
+
+impl Options {
+    pub fn parse(arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut options = Self::default();
+        let mut arguments = arguments;
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
+            let number = |text: String| percent(&text).ok_or(format!("{argument}: not a percentage: {text}"));
+            match argument.as_str() {
+                "--device" => options.device = value()?,
+                "--list" => options.list = true,
+                "--scale" => options.scale = number(value()?)?,
+                "--limit" => options.limit = number(value()?)?,
+                "--no-kmsg" => options.kmsg = false,
+                option if option.starts_with('-') => return Err(format!("unknown option {option}")),
+                _ => options.names.push(argument),
+            }
+        }
+        Ok(options)
+    }
+
+    /// True when the user asked for this one of `all`.
+    pub fn selects(&self, name: &str, all: &[&str]) -> bool {
+        self.names.is_empty()
+            || self.names.iter().any(|word| {
+                if all.contains(&word.as_str()) {
+                    name == word
+                } else {
+                    name.contains(word.as_str())
+                }
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Options;
+
+    fn parse(line: &str) -> Result<Options, String> {
+        Options::parse(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn options() {
+        let options = parse("--device /dev/kvm --scale 10% --limit 2000 a b").unwrap();
+        assert_eq!((options.device.as_str(), options.scale, options.limit), ("/dev/kvm", 10, 2000));
+        assert_eq!(options.names, ["a", "b"]);
+        assert!(parse("--scale 0").is_err());
+        assert!(parse("--scale").is_err());
+        assert!(parse("--nonsense").is_err());
+    }
+
+    #[test]
+    fn selection() {
+        let all = ["io", "io_string", "mmio"];
+        let of = |line: &str| all.iter().filter(|n| parse(line).unwrap().selects(n, &all)).count();
+        assert_eq!(of(""), 3);
+        assert_eq!(of("io"), 1, "a whole name is that test alone");
+        assert_eq!(of("string"), 1);
+        assert_eq!(of("mm string"), 2);
+    }
+}

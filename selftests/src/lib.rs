@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the selftests, the fuzzer and the benchmark share.
+//!
+//! The helpers call the raw ioctls, so that a test sees the exact errno, and can pass what a
+//! well-behaved client library would refuse to.
+
+pub mod device;
+pub mod errno;
+pub mod guest;
+pub mod harness;
+pub mod host;
+pub mod ioctl;
+pub mod kmsg;
+pub mod machine;
+pub mod memory;
+pub mod tests;
+
+/// What nearly every test uses.
+pub mod prelude {
+    pub use crate::device::{Device, Direction, Exit, Vcpu, Vm};
+    pub use crate::errno::Errno;
+    pub use crate::guest;
+    pub use crate::harness::{Context, Failure, Outcome, Test};
+    pub use crate::machine::{layout, Machine};
+    pub use crate::memory::Memory;
+    pub use crate::{check, check_eq, check_err, fail, skip};
+    pub use kvm_bindings::*;
+}
