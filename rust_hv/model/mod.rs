@@ -9,3 +9,5 @@
 #![deny(unsafe_code)]
 
 pub mod arch;
+pub mod memory;
+pub mod paging;

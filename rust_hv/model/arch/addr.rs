@@ -108,6 +108,58 @@ impl Gfn {
     }
 }
 
+impl Gfn {
+    /// The frame `pages` further on, or `None` past 2^64.
+    #[inline]
+    pub const fn checked_add(self, pages: u64) -> Option<Self> {
+        match self.0.checked_add(pages) {
+            Some(raw) => Some(Self(raw)),
+            None => None,
+        }
+    }
+}
+
+/// Guest frames from `start` up to, not including, `end`; empty when `end <= start`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct GfnRange {
+    /// First frame.
+    pub start: Gfn,
+    /// First frame after the range.
+    pub end: Gfn,
+}
+
+impl GfnRange {
+    /// Every frame number there is, save the very last one.
+    pub const ALL: Self = Self {
+        start: Gfn(0),
+        end: Gfn(u64::MAX),
+    };
+
+    /// The frames from `start` up to, not including, `end`.
+    #[inline]
+    pub const fn new(start: Gfn, end: Gfn) -> Self {
+        Self { start, end }
+    }
+
+    /// True without a frame in it.
+    #[inline]
+    pub const fn is_empty(self) -> bool {
+        self.end.0 <= self.start.0
+    }
+
+    /// Frames in the range.
+    #[inline]
+    pub const fn len(self) -> u64 {
+        self.end.0.saturating_sub(self.start.0)
+    }
+
+    /// True when `gfn` lies in the range.
+    #[inline]
+    pub const fn contains(self, gfn: Gfn) -> bool {
+        self.start.0 <= gfn.0 && gfn.0 < self.end.0
+    }
+}
+
 impl Gpa {
     /// The frame that holds this address.
     #[inline]

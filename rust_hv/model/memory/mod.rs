@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Guest memory as user space describes it.
+
+pub mod slots;

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Extended page tables: SDM Vol. 3C, "The Extended Page Table Mechanism (EPT)" (section 30.3 of
+//! recent editions), tables "Format of an EPT ... Entry".
+
+use super::format::{Entry, Format, Leaf};
+use super::{Level, MemoryType, PageSize, Permissions};
+use crate::model::arch::addr::Hpa;
+
+/// Rights are bits 2:0, in the order of [`Permissions`]; an entry without any is not present.
+const RIGHTS: u64 = 0b111;
+const WRITE: u64 = 1 << 1;
+const TYPE_SHIFT: u32 = 3;
+const IGNORE_PAT: u64 = 1 << 6;
+/// Maps a page, in levels that could also refer to a table.
+const LARGE: u64 = 1 << 7;
+const ACCESSED: u64 = 1 << 8;
+const DIRTY: u64 = 1 << 9;
+/// Bits 51:12. Hardware with a smaller physical-address width reserves the upper ones.
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
+/// The EPT entry format, as far as the CPU at hand has it.
+///
+/// A leaf without any flag in the CPU's place cannot be said to be untouched: with
+/// `accessed_dirty` off every leaf reads as accessed, and every writable one as dirty.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ept {
+    /// The EPT pointer turns accessed and dirty flags on (bit 6; IA32_VMX_EPT_VPID_CAP bit 21).
+    pub accessed_dirty: bool,
+    /// Execute-only entries are allowed (IA32_VMX_EPT_VPID_CAP bit 0).
+    pub execute_only: bool,
+    /// Largest page that an entry may map (IA32_VMX_EPT_VPID_CAP bits 16 and 17).
+    pub largest: PageSize,
+}
+
+impl Ept {
+    /// The value of the EPT pointer for a root table (SDM Vol. 3C, "Extended-Page-Table Pointer
+    /// (EPTP)"): write-back tables, walk length and accessed/dirty flags.
+    pub const fn pointer(&self, root: Hpa, top: Level) -> u64 {
+        let walk = (top as u64 - 1) << 3;
+        let flags = if self.accessed_dirty { 1 << 6 } else { 0 };
+        (root.raw() & ADDRESS) | flags | walk | MemoryType::WriteBack as u64
+    }
+}
+
+impl Format for Ept {
+    #[inline]
+    fn decode(&self, raw: u64, level: Level) -> Entry {
+        if raw & RIGHTS == 0 {
+            return Entry::Absent;
+        }
+        let size = match level.page_size() {
+            Some(size) if level == Level::Pt || raw & LARGE != 0 => size,
+            _ => return Entry::Table(Hpa::new(raw & ADDRESS)),
+        };
+        let perms = Permissions::from_bits((raw & RIGHTS) as u8);
+        let memory_type = MemoryType::from_raw(((raw >> TYPE_SHIFT) & 0b111) as u8)
+            .unwrap_or(MemoryType::Uncacheable);
+        Entry::Leaf(Leaf {
+            hpa: Hpa::new(raw & ADDRESS),
+            size,
+            perms,
+            memory_type,
+            ignore_pat: raw & IGNORE_PAT != 0,
+            accessed: !self.accessed_dirty || raw & ACCESSED != 0,
+            dirty: if self.accessed_dirty {
+                raw & DIRTY != 0
+            } else {
+                perms.contains(Permissions::W)
+            },
+        })
+    }
+
+    #[inline]
+    fn leaf(&self, leaf: &Leaf) -> Option<u64> {
+        let perms = leaf.perms;
+        // Writable but not readable is a misconfiguration, and so is execute-only on CPUs that
+        // lack it (SDM Vol. 3C, "EPT Misconfigurations").
+        let expressible =
+            perms.contains(Permissions::R) || (perms == Permissions::X && self.execute_only);
+        if !expressible || leaf.size > self.largest {
+            return None;
+        }
+        let mut raw = leaf.hpa.raw() & ADDRESS;
+        raw |= u64::from(perms.bits()) | (leaf.memory_type as u64) << TYPE_SHIFT;
+        if leaf.ignore_pat {
+            raw |= IGNORE_PAT;
+        }
+        if leaf.size != PageSize::Size4K {
+            raw |= LARGE;
+        }
+        if self.accessed_dirty {
+            raw |= if leaf.accessed { ACCESSED } else { 0 };
+            raw |= if leaf.dirty { DIRTY } else { 0 };
+        }
+        Some(raw)
+    }
+
+    #[inline]
+    fn table(&self, table: Hpa) -> u64 {
+        (table.raw() & ADDRESS) | RIGHTS
+    }
+
+    #[inline]
+    fn accessed_mask(&self) -> u64 {
+        if self.accessed_dirty {
+            ACCESSED
+        } else {
+            0
+        }
+    }
+
+    #[inline]
+    fn dirty_mask(&self) -> u64 {
+        if self.accessed_dirty {
+            DIRTY
+        } else {
+            0
+        }
+    }
+
+    #[inline]
+    fn write_mask(&self) -> u64 {
+        WRITE
+    }
+
+    #[inline]
+    fn address_mask(&self) -> u64 {
+        ADDRESS
+    }
+}

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the table editor needs to know of an entry format.
+
+use super::{Level, MemoryType, PageSize, Permissions};
+use crate::model::arch::addr::Hpa;
+
+/// A mapping of one page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leaf {
+    /// First byte of the host page.
+    pub hpa: Hpa,
+    /// Size of the page.
+    pub size: PageSize,
+    /// What the guest may do with it.
+    pub perms: Permissions,
+    /// How it is cached.
+    pub memory_type: MemoryType,
+    /// The guest's PAT does not weaken `memory_type`.
+    pub ignore_pat: bool,
+    /// The page was used since the flag was last clear.
+    pub accessed: bool,
+    /// The page was written since the flag was last clear.
+    pub dirty: bool,
+}
+
+impl Leaf {
+    /// A write-back mapping, not accessed yet, that leaves the guest its PAT.
+    #[inline]
+    pub const fn new(hpa: Hpa, size: PageSize, perms: Permissions) -> Self {
+        Self {
+            hpa,
+            size,
+            perms,
+            memory_type: MemoryType::WriteBack,
+            ignore_pat: false,
+            accessed: false,
+            dirty: false,
+        }
+    }
+
+    /// The same mapping with another memory type.
+    #[inline]
+    pub const fn with_memory_type(mut self, memory_type: MemoryType, ignore_pat: bool) -> Self {
+        self.memory_type = memory_type;
+        self.ignore_pat = ignore_pat;
+        self
+    }
+
+    /// True when both map the same memory in the same way, whatever the rights and flags.
+    #[inline]
+    pub const fn same_memory(&self, other: &Self) -> bool {
+        self.hpa.raw() == other.hpa.raw()
+            && self.size as u8 == other.size as u8
+            && self.memory_type as u8 == other.memory_type as u8
+            && self.ignore_pat == other.ignore_pat
+    }
+}
+
+/// What an entry says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entry {
+    /// Nothing is mapped.
+    Absent,
+    /// The next table is at this address.
+    Table(Hpa),
+    /// A page.
+    Leaf(Leaf),
+}
+
+/// Encoding of 64-bit entries in tables of 512.
+///
+/// A value of the type holds what the hardware at hand can do. An entry of all zeroes is absent in
+/// every format.
+pub trait Format: Copy {
+    /// Reads an entry of a table at `level`.
+    fn decode(&self, raw: u64, level: Level) -> Entry;
+
+    /// The entry for a page; `None` when the format has no way to say it. The address is aligned
+    /// and narrow enough: the editor looks at that.
+    fn leaf(&self, leaf: &Leaf) -> Option<u64>;
+
+    /// The entry for a table, with every right.
+    fn table(&self, table: Hpa) -> u64;
+
+    /// The bits that hardware sets in a leaf when the page is used; 0 when it sets none.
+    fn accessed_mask(&self) -> u64;
+
+    /// The bits that hardware sets in a leaf when the page is written; 0 when it sets none.
+    fn dirty_mask(&self) -> u64;
+
+    /// The bits whose absence makes a leaf read-only.
+    fn write_mask(&self) -> u64;
+
+    /// The bits that hold an address in any entry.
+    fn address_mask(&self) -> u64;
+}

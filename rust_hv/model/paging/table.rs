@@ -1,0 +1,514 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A tree of tables that hardware walks: one editor for every entry format.
+//!
+//! [`super::frames`] says who may free what, and when.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::format::{Entry, Format, Leaf};
+use super::frames::{Counts, Gather, TableFrame, TableMemory, TableRef, ENTRIES};
+use super::{Level, PageSize, Permissions};
+use crate::model::arch::addr::{Gfn, Gpa, Hpa};
+
+/// Why a page was not mapped. The tree may have grown tables, but maps what it mapped before.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MapError {
+    /// A table frame is needed and the memory gave none.
+    NoTable,
+    /// A guest or host address is not aligned to the size of the page.
+    Misaligned,
+    /// An address is wider than the tables, or outside of the region at hand.
+    OutOfRange,
+    /// The entry format cannot express the rights or the page size.
+    Unsupported,
+    /// A larger page is mapped here; see [`Table::split`].
+    LargePage,
+}
+
+/// What mapping a page did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mapped {
+    /// Nothing was mapped there.
+    Fresh,
+    /// The same page was already mapped with these rights.
+    Unchanged,
+    /// The page has got more rights. TLBs may hold the old ones; a fault on one drops it.
+    Relaxed,
+    /// Something else, or a mapping with other rights, went to the [`Gather`]: TLBs must be flushed.
+    Replaced,
+}
+
+/// What [`Table::drain`] finds.
+pub(super) enum Removed {
+    Leaf(Gfn, Leaf),
+    Table(TableFrame),
+}
+
+/// A tree of tables. Give it to [`Table::destroy`]: its frames are lost otherwise.
+#[derive(Debug)]
+pub struct Table<F: Format> {
+    pub(super) format: F,
+    pub(super) top: Level,
+    root: TableFrame,
+    pub(super) counts: Counts,
+}
+
+#[inline]
+pub(super) const fn index(gpa: u64, level: Level) -> usize {
+    (gpa >> level.shift()) as usize % ENTRIES
+}
+
+impl<F: Format> Table<F> {
+    /// An empty tree whose root is a table of level `top`; `None` without a frame for it.
+    pub fn new<M: TableMemory>(memory: &mut M, format: F, top: Level) -> Option<Self> {
+        let counts = Counts {
+            tables: 1,
+            leaves: [0; 3],
+        };
+        Some(Self {
+            format,
+            top,
+            root: memory.alloc()?,
+            counts,
+        })
+    }
+
+    /// Where the root table is, for the EPT pointer or CR3.
+    #[inline]
+    pub const fn root(&self) -> Hpa {
+        self.root.hpa()
+    }
+
+    /// The entry format.
+    #[inline]
+    pub const fn format(&self) -> &F {
+        &self.format
+    }
+
+    /// Level of the root table.
+    #[inline]
+    pub const fn top(&self) -> Level {
+        self.top
+    }
+
+    /// How much is mapped, and with how many tables.
+    #[inline]
+    pub const fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    #[inline]
+    pub(super) const fn root_ref(&self) -> TableRef {
+        self.root.table()
+    }
+
+    /// First frame number that the tree cannot map.
+    #[inline]
+    pub(super) const fn limit(&self) -> u64 {
+        // Nine more bits than one entry of the root covers: 57 - 12 at most.
+        self.top.pages() << 9
+    }
+
+    /// The mapping of the page that holds `gpa`.
+    pub fn lookup<M: TableMemory>(&self, memory: &M, gpa: Gpa) -> Option<Leaf> {
+        if gpa.gfn().raw() >= self.limit() {
+            return None;
+        }
+        let mut table = self.root_ref();
+        let mut level = self.top;
+        loop {
+            let raw = memory.entries(table)[index(gpa.raw(), level)].load(Ordering::Acquire);
+            match self.format.decode(raw, level) {
+                Entry::Absent => return None,
+                Entry::Leaf(leaf) => return Some(leaf),
+                Entry::Table(next) => table = TableRef::linked(next),
+            }
+            level = level.lower()?;
+        }
+    }
+
+    /// Walks to the table of level `target` that has the entry for `gpa`, making what is missing.
+    #[inline]
+    fn descend<M: TableMemory>(
+        &mut self,
+        memory: &mut M,
+        gpa: Gpa,
+        target: Level,
+    ) -> Result<TableRef, MapError> {
+        if gpa.gfn().raw() >= self.limit() || target > self.top {
+            return Err(MapError::OutOfRange);
+        }
+        let mut table = self.root_ref();
+        let mut level = self.top;
+        while level > target {
+            let at = index(gpa.raw(), level);
+            let raw = memory.entries(table)[at].load(Ordering::Acquire);
+            table = match self.format.decode(raw, level) {
+                Entry::Table(next) => TableRef::linked(next),
+                Entry::Leaf(_) => return Err(MapError::LargePage),
+                Entry::Absent => {
+                    let frame = memory.alloc().ok_or(MapError::NoTable)?;
+                    let next = frame.table();
+                    // Release: whoever sees the link sees the zeroes behind it.
+                    let linked = memory.entries(table)[at].compare_exchange(
+                        raw,
+                        self.format.table(frame.hpa()),
+                        Ordering::AcqRel,
+                        Ordering::Acquire,
+                    );
+                    if linked.is_err() {
+                        // Somebody was faster. Nothing has seen the frame.
+                        memory.free(frame);
+                        continue;
+                    }
+                    self.counts.add_table();
+                    next
+                }
+            };
+            match level.lower() {
+                Some(lower) => level = lower,
+                None => break,
+            }
+        }
+        Ok(table)
+    }
+
+    /// Maps one page, in place of whatever smaller or equal pages are mapped there.
+    ///
+    /// Replacing tables by a large page clears them entry by entry: at most 512 for 2 MiB, at most
+    /// 512 * 512 for 1 GiB.
+    pub fn map<M: TableMemory, G: Gather>(
+        &mut self,
+        memory: &mut M,
+        gpa: Gpa,
+        leaf: Leaf,
+        gather: &mut G,
+    ) -> Result<Mapped, MapError> {
+        let raw = self.encode(gpa, &leaf)?;
+        let level = leaf.size.level();
+        let table = self.descend(memory, gpa, level)?;
+        let entry = &memory.entries(table)[index(gpa.raw(), level)];
+        let (mapped, detached) = install(
+            self.format,
+            entry,
+            &leaf,
+            raw,
+            gpa.gfn(),
+            &mut self.counts,
+            gather,
+        );
+        if let (Some(table), Some(lower)) = (detached, level.lower()) {
+            self.drain(memory, table, lower, gpa.gfn(), &mut |_, removed| {
+                match removed {
+                    Removed::Leaf(gfn, leaf) => gather.leaf(gfn, leaf),
+                    Removed::Table(frame) => gather.table(frame),
+                };
+            });
+            self.counts.remove_table();
+            gather.table(TableFrame::unlinked(table));
+        }
+        Ok(mapped)
+    }
+
+    fn encode(&self, gpa: Gpa, leaf: &Leaf) -> Result<u64, MapError> {
+        encode(self.format, gpa, leaf)
+    }
+
+    /// Walks once to the page table of a 2 MiB region, for several changes in it.
+    pub fn leaf_table<'a, M: TableMemory>(
+        &'a mut self,
+        memory: &'a mut M,
+        gpa: Gpa,
+    ) -> Result<LeafTable<'a, F>, MapError> {
+        let table = self.descend(memory, gpa, Level::Pt)?;
+        Ok(LeafTable {
+            format: self.format,
+            region: gpa.raw() >> Level::Pd.shift(),
+            entries: memory.entries(table),
+            counts: &mut self.counts,
+        })
+    }
+
+    /// Maps consecutive 4 KiB pages from `gpa` on, up to the end of its 2 MiB region, where
+    /// nothing is mapped yet; `None` in the run leaves a hole. `like` has the memory type of all.
+    /// Returns how many were mapped, 0 when a large page is there.
+    pub fn map_run<M: TableMemory>(
+        &mut self,
+        memory: &mut M,
+        gpa: Gpa,
+        like: Leaf,
+        run: impl IntoIterator<Item = Option<(Hpa, Permissions)>>,
+    ) -> Result<u64, MapError> {
+        match self.leaf_table(memory, gpa) {
+            Ok(mut table) => table.fill(gpa, like, run),
+            Err(MapError::LargePage) => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Cuts the large page that holds `gpa` into pages of the next smaller size, with the same
+    /// rights and flags. Returns false when no large page is there.
+    ///
+    /// TLBs may go on using the large page: flush them before the small entries are changed, or
+    /// two CPUs will see different mappings.
+    pub fn split<M: TableMemory>(&mut self, memory: &mut M, gpa: Gpa) -> Result<bool, MapError> {
+        let mut table = self.root_ref();
+        let mut level = self.top;
+        if gpa.gfn().raw() >= self.limit() {
+            return Err(MapError::OutOfRange);
+        }
+        loop {
+            let at = index(gpa.raw(), level);
+            let raw = memory.entries(table)[at].load(Ordering::Acquire);
+            let Some(lower) = level.lower() else {
+                return Ok(false);
+            };
+            match self.format.decode(raw, level) {
+                Entry::Absent => return Ok(false),
+                Entry::Table(next) => {
+                    table = TableRef::linked(next);
+                    level = lower;
+                }
+                Entry::Leaf(leaf) => return self.split_entry(memory, table, at, raw, leaf),
+            }
+        }
+    }
+
+    fn split_entry<M: TableMemory>(
+        &mut self,
+        memory: &mut M,
+        table: TableRef,
+        at: usize,
+        mut raw: u64,
+        mut leaf: Leaf,
+    ) -> Result<bool, MapError> {
+        let level = leaf.size.level();
+        let Some(size) = leaf.size.smaller() else {
+            return Ok(false);
+        };
+        let frame = memory.alloc().ok_or(MapError::NoTable)?;
+        loop {
+            for (i, entry) in (0u64..).zip(memory.entries(frame.table())) {
+                let part = Leaf {
+                    hpa: leaf.hpa.wrapping_add(i.wrapping_mul(size.bytes())),
+                    size,
+                    ..leaf
+                };
+                // What a large page could say, a small one can.
+                entry.store(self.format.leaf(&part).unwrap_or(0), Ordering::Relaxed);
+            }
+            let linked = memory.entries(table)[at].compare_exchange(
+                raw,
+                self.format.table(frame.hpa()),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            );
+            let Err(now) = linked else { break };
+            // Hardware has set a flag: the parts inherit it.
+            raw = now;
+            leaf = match self.format.decode(now, level) {
+                Entry::Leaf(leaf) => leaf,
+                Entry::Absent | Entry::Table(_) => {
+                    memory.free(frame);
+                    return Ok(false);
+                }
+            };
+        }
+        self.counts.add_table();
+        self.counts.remove_leaf(leaf.size);
+        self.counts.add_leaves(size, ENTRIES as u64);
+        Ok(true)
+    }
+
+    /// Clears a table and everything below it. The table itself stays with the caller.
+    pub(super) fn drain<M: TableMemory>(
+        &mut self,
+        memory: &mut M,
+        table: TableRef,
+        level: Level,
+        base: Gfn,
+        out: &mut impl FnMut(&mut M, Removed),
+    ) {
+        for at in 0..ENTRIES {
+            let entry = &memory.entries(table)[at];
+            if entry.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let raw = entry.swap(0, Ordering::AcqRel);
+            let gfn = Gfn::new(base.raw() | (at as u64) << (level.shift() - 12));
+            match (self.format.decode(raw, level), level.lower()) {
+                (Entry::Absent, _) => {}
+                (Entry::Leaf(leaf), _) => {
+                    self.counts.remove_leaf(leaf.size);
+                    out(memory, Removed::Leaf(gfn, leaf));
+                }
+                (Entry::Table(child), Some(lower)) => {
+                    self.drain(memory, TableRef::linked(child), lower, gfn, out);
+                    self.counts.remove_table();
+                    out(
+                        memory,
+                        Removed::Table(TableFrame::unlinked(TableRef::linked(child))),
+                    );
+                }
+                (Entry::Table(_), None) => {}
+            }
+        }
+    }
+
+    /// Frees every table, and tells which pages were mapped.
+    ///
+    /// No CPU may be able to use the tree any more, and TLBs must be flushed. Long work on a large
+    /// tree: a [`Table::zap`] with a budget before it leaves little to do here.
+    pub fn destroy<M: TableMemory>(mut self, memory: &mut M, mut on_leaf: impl FnMut(Gfn, Leaf)) {
+        let (root, top) = (self.root_ref(), self.top);
+        self.drain(memory, root, top, Gfn::new(0), &mut |memory, removed| {
+            match removed {
+                Removed::Leaf(gfn, leaf) => on_leaf(gfn, leaf),
+                Removed::Table(frame) => memory.free(frame),
+            };
+        });
+        memory.free(self.root);
+    }
+}
+
+/// Checks a mapping and encodes it.
+#[inline]
+fn encode<F: Format>(format: F, gpa: Gpa, leaf: &Leaf) -> Result<u64, MapError> {
+    let low = leaf.size.bytes() - 1;
+    if (gpa.raw() | leaf.hpa.raw()) & low != 0 {
+        return Err(MapError::Misaligned);
+    }
+    if leaf.hpa.raw() & !format.address_mask() != 0 {
+        return Err(MapError::OutOfRange);
+    }
+    format.leaf(leaf).ok_or(MapError::Unsupported)
+}
+
+/// Writes a leaf entry. A table that it replaces is returned, unlinked but not drained.
+#[inline]
+fn install<F: Format, G: Gather>(
+    format: F,
+    entry: &AtomicU64,
+    leaf: &Leaf,
+    new: u64,
+    gfn: Gfn,
+    counts: &mut Counts,
+    gather: &mut G,
+) -> (Mapped, Option<TableRef>) {
+    let level = leaf.size.level();
+    let mut old = entry.load(Ordering::Acquire);
+    loop {
+        let found = format.decode(old, level);
+        let (raw, mapped) = match &found {
+            Entry::Absent => (new, Mapped::Fresh),
+            Entry::Leaf(was) if was.same_memory(leaf) && leaf.perms.contains(was.perms) => {
+                let raw = new | (old & (format.accessed_mask() | format.dirty_mask()));
+                if raw == old {
+                    return (Mapped::Unchanged, None);
+                }
+                (raw, Mapped::Relaxed)
+            }
+            Entry::Leaf(_) | Entry::Table(_) => (new, Mapped::Replaced),
+        };
+        match entry.compare_exchange(old, raw, Ordering::AcqRel, Ordering::Acquire) {
+            Err(now) => old = now,
+            Ok(_) => {
+                let detached = match found {
+                    Entry::Table(table) => Some(TableRef::linked(table)),
+                    Entry::Leaf(was) => {
+                        counts.remove_leaf(was.size);
+                        if mapped == Mapped::Replaced {
+                            gather.leaf(gfn, was);
+                        }
+                        None
+                    }
+                    Entry::Absent => None,
+                };
+                counts.add_leaves(leaf.size, 1);
+                return (mapped, detached);
+            }
+        }
+    }
+}
+
+/// The page table of one 2 MiB region.
+#[derive(Debug)]
+pub struct LeafTable<'a, F: Format> {
+    format: F,
+    region: u64,
+    entries: &'a [AtomicU64; ENTRIES],
+    counts: &'a mut Counts,
+}
+
+impl<F: Format> LeafTable<'_, F> {
+    #[inline]
+    fn check_region(&self, gpa: Gpa) -> Result<(), MapError> {
+        if gpa.raw() >> Level::Pd.shift() != self.region {
+            return Err(MapError::OutOfRange);
+        }
+        Ok(())
+    }
+
+    /// [`Table::map`] for a 4 KiB page of the region.
+    pub fn map<G: Gather>(
+        &mut self,
+        gpa: Gpa,
+        leaf: Leaf,
+        gather: &mut G,
+    ) -> Result<Mapped, MapError> {
+        self.check_region(gpa)?;
+        if leaf.size != PageSize::Size4K {
+            return Err(MapError::Unsupported);
+        }
+        let raw = encode(self.format, gpa, &leaf)?;
+        let entry = &self.entries[index(gpa.raw(), Level::Pt)];
+        let (mapped, _) = install(
+            self.format,
+            entry,
+            &leaf,
+            raw,
+            gpa.gfn(),
+            self.counts,
+            gather,
+        );
+        Ok(mapped)
+    }
+
+    /// [`Table::map_run`] in the region.
+    pub fn fill(
+        &mut self,
+        gpa: Gpa,
+        like: Leaf,
+        run: impl IntoIterator<Item = Option<(Hpa, Permissions)>>,
+    ) -> Result<u64, MapError> {
+        self.check_region(gpa)?;
+        let first = index(gpa.raw(), Level::Pt);
+        let mut added = 0u64;
+        let mut result = Ok(());
+        for (entry, page) in self.entries.iter().skip(first).zip(run) {
+            let Some((hpa, perms)) = page else { continue };
+            if entry.load(Ordering::Relaxed) != 0 {
+                continue;
+            }
+            let leaf = Leaf {
+                hpa,
+                perms,
+                size: PageSize::Size4K,
+                ..like
+            };
+            match encode(self.format, gpa.page_base(), &leaf) {
+                Ok(raw) => {
+                    let set = entry.compare_exchange(0, raw, Ordering::AcqRel, Ordering::Relaxed);
+                    added = added.wrapping_add(u64::from(set.is_ok()));
+                }
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+        }
+        self.counts.add_leaves(PageSize::Size4K, added);
+        result.map(|()| added)
+    }
+}
