@@ -3,7 +3,10 @@
 //! The host: processors, files of proc and sysfs.
 
 use crate::errno::Errno;
-use std::{fs, mem};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::mem;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 /// Binds this thread to one processor.
 pub fn pin(cpu: usize) -> Result<(), Errno> {
@@ -34,6 +37,56 @@ fn parse_list(text: &str) -> Vec<usize> {
         }
     }
     cpus
+}
+
+/// Runs `work` in a forked child, and hands back what it returns.
+pub fn in_child(work: impl FnOnce() -> Vec<u8>) -> Result<Vec<u8>, Errno> {
+    let (reader, writer) = pipe()?;
+    // SAFETY: the child only runs `work` and leaves; callers fork from their only thread.
+    let pid = Errno::check(unsafe { libc::fork() })?;
+    if pid == 0 {
+        let _ = File::from(writer).write_all(&work());
+        // SAFETY: ends the child without the parent's destructors.
+        unsafe { libc::_exit(0) };
+    }
+    drop(writer);
+    let mut result = Vec::new();
+    let read = File::from(reader).read_to_end(&mut result);
+    wait(pid)?;
+    read.map_err(|_| Errno::EIO)?;
+    Ok(result)
+}
+
+/// Runs `work` in a forked child, and says which signal killed it.
+pub fn signal_of_child(work: impl FnOnce()) -> Result<Option<i32>, Errno> {
+    // SAFETY: as in `in_child`.
+    let pid = Errno::check(unsafe { libc::fork() })?;
+    if pid == 0 {
+        // Not the panic handler's: the signal is to kill.
+        work();
+        // SAFETY: as in `in_child`.
+        unsafe { libc::_exit(0) };
+    }
+    let status = wait(pid)?;
+    Ok(libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)))
+}
+
+/// A pipe that closes on exec.
+pub fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let mut ends = [0; 2];
+    // SAFETY: the array has room for both descriptors, and both are new.
+    unsafe {
+        Errno::check(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC))?;
+        Ok((OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])))
+    }
+}
+
+/// Waits for a child to end, and gives its status.
+pub fn wait(pid: libc::pid_t) -> Result<i32, Errno> {
+    let mut status = 0;
+    // SAFETY: the status is ours.
+    Errno::check(unsafe { libc::waitpid(pid, &mut status, 0) })?;
+    Ok(status)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! The helpers call the raw ioctls, so that a test sees the exact errno, and can pass what a
 //! well-behaved client library would refuse to.
 
+pub mod compare;
 pub mod device;
 pub mod errno;
 pub mod guest;
@@ -14,7 +15,10 @@ pub mod ioctl;
 pub mod kmsg;
 pub mod machine;
 pub mod memory;
+pub mod random;
+pub mod rusthv;
 pub mod tests;
+pub mod traps;
 
 /// What nearly every test uses.
 pub mod prelude {
@@ -24,6 +28,6 @@ pub mod prelude {
     pub use crate::harness::{Context, Failure, Outcome, Test};
     pub use crate::machine::{layout, Machine};
     pub use crate::memory::Memory;
-    pub use crate::{check, check_eq, check_err, fail, skip};
+    pub use crate::{check, check_eq, check_err, fail, note, skip};
     pub use kvm_bindings::*;
 }

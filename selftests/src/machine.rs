@@ -4,7 +4,9 @@
 
 use crate::device::{Device, Exit, Vcpu, Vm};
 use crate::errno::Errno;
+use crate::harness::Failure;
 use crate::memory::Memory;
+use crate::traps::{self, Trap};
 use kvm_bindings::*;
 
 /// Where things are in a guest's memory.
@@ -22,6 +24,8 @@ pub mod layout {
     pub const IDT: usize = 0x18000;
     /// Entry stubs of the exception vectors.
     pub const STUBS: usize = 0x19000;
+    /// The stack of handlers that interrupt user mode grows down from here.
+    pub const TRAP_STACK: usize = 0x1F000;
     /// Free for the test.
     pub const DATA: usize = 0x20000;
     /// How much memory a machine has unless the test says otherwise.
@@ -34,6 +38,11 @@ pub mod layout {
     pub const DATA_FLAT: u16 = 0x10;
     pub const CODE32: u16 = 0x18;
     pub const TASK: u16 = 0x20;
+    /// What SYSRET adds 8 (stack) and 16 (64-bit code) to.
+    pub const USER_BASE: u16 = 0x30;
+    pub const USER_DATA: u16 = 0x38;
+    pub const USER_CODE64: u16 = 0x40;
+    pub const GDT_ENTRIES: usize = 9;
 }
 
 pub const CR0_PE: u64 = 1 << 0;
@@ -50,8 +59,13 @@ pub const EFER_LME: u64 = 1 << 8;
 pub const EFER_LMA: u64 = 1 << 10;
 pub const EFER_NXE: u64 = 1 << 11;
 
-const PTE_PRESENT_WRITE: u64 = 3;
-const PTE_LARGE: u64 = 1 << 7;
+pub const PTE_PRESENT: u64 = 1 << 0;
+pub const PTE_WRITE: u64 = 1 << 1;
+pub const PTE_USER: u64 = 1 << 2;
+pub const PTE_LARGE: u64 = 1 << 7;
+pub const PTE_NX: u64 = 1 << 63;
+/// What everything is mapped with: user mode may do all, too.
+pub const PTE_ALL: u64 = PTE_PRESENT | PTE_WRITE | PTE_USER;
 
 /// A VM with memory at guest-physical 0 and vCPU 0.
 ///
@@ -99,7 +113,32 @@ impl Machine {
         machine.write_tables();
         machine.vcpu.set_cpuid(&device.supported_cpuid(256)?)?;
         enter_long(&machine.vcpu)?;
+        crate::traps::install(&machine);
         Ok(machine)
+    }
+
+    /// Replaces the instruction pointer and the other registers that `change` touches.
+    pub fn change_regs(&self, change: impl FnOnce(&mut kvm_regs)) -> Result<(), Errno> {
+        let mut regs = self.vcpu.regs()?;
+        change(&mut regs);
+        self.vcpu.set_regs(&regs)?;
+        Ok(())
+    }
+
+    pub fn change_sregs(&self, change: impl FnOnce(&mut kvm_sregs)) -> Result<(), Errno> {
+        let mut sregs = self.vcpu.sregs()?;
+        change(&mut sregs);
+        self.vcpu.set_sregs(&sregs)?;
+        Ok(())
+    }
+
+    /// Runs until the guest reports an exception (see `traps`); anything else is an error.
+    pub fn run_to_trap(&self) -> Result<Trap, Failure> {
+        let exit = self.run()?;
+        match traps::trap(self, &exit)? {
+            Some(trap) => Ok(trap),
+            None => Err(Failure::failed(format!("an exception was due, but the guest left with {exit:x?}"))),
+        }
     }
 
     pub fn load(&self, code: &[u8]) {
@@ -119,7 +158,7 @@ impl Machine {
 /// Writes the GDT and the page tables to where `layout` says.
 pub fn write_tables(memory: &Memory) {
     let tss = layout::TSS as u64;
-    let gdt = [
+    let gdt: [u64; layout::GDT_ENTRIES] = [
         0,
         0x00AF_9B00_0000_FFFF,
         0x00CF_9300_0000_FFFF,
@@ -127,17 +166,21 @@ pub fn write_tables(memory: &Memory) {
         // An available-then-busy 64-bit TSS, 104 bytes.
         0x0000_8B00_0000_0067 | (tss & 0xFF_FFFF) << 16 | (tss >> 24 & 0xFF) << 56,
         tss >> 32,
+        0,
+        0x00CF_F300_0000_FFFF,
+        0x00AF_FB00_0000_FFFF,
     ];
+    memory.write(layout::TSS + 4, &(layout::TRAP_STACK as u64).to_le_bytes());
     for (index, descriptor) in gdt.into_iter().enumerate() {
         memory.write_u64(layout::GDT + 8 * index, descriptor);
     }
-    memory.write_u64(layout::PML4, layout::PDPT as u64 | PTE_PRESENT_WRITE);
+    memory.write_u64(layout::PML4, layout::PDPT as u64 | PTE_ALL);
     for gib in 0..4 {
         let directory = layout::DIRECTORIES + 0x1000 * gib;
-        memory.write_u64(layout::PDPT + 8 * gib, directory as u64 | PTE_PRESENT_WRITE);
+        memory.write_u64(layout::PDPT + 8 * gib, directory as u64 | PTE_ALL);
         for index in 0..512 {
             let address = (gib as u64) << 30 | (index as u64) << 21;
-            memory.write_u64(directory + 8 * index, address | PTE_LARGE | PTE_PRESENT_WRITE);
+            memory.write_u64(directory + 8 * index, address | PTE_LARGE | PTE_ALL);
         }
     }
 }
@@ -179,7 +222,7 @@ fn set_flat_data(sregs: &mut kvm_sregs) {
     let data = flat_segment(layout::DATA_FLAT, false, false);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
     sregs.gdt.base = layout::GDT as u64;
-    sregs.gdt.limit = 6 * 8 - 1;
+    sregs.gdt.limit = (layout::GDT_ENTRIES * 8 - 1) as u16;
 }
 
 pub fn enter_protected(vcpu: &Vcpu) -> Result<(), Errno> {

@@ -4,11 +4,12 @@
 
 use super::{checks, options::Options, Context, Failure, Outcome};
 use crate::errno::Errno;
+use crate::host;
 use crate::kmsg::KernelLog;
 use crate::tests::{Entry, ALL};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::panic::{self, AssertUnwindSafe};
 use std::process;
 use std::time::{Duration, Instant};
@@ -83,12 +84,7 @@ fn run_one(entry: &Entry, options: &Options) -> Verdict {
 
 /// Starts the child, in a process group of its own; its report comes through the pipe.
 fn fork_test(entry: &Entry, options: &Options) -> Result<(libc::pid_t, File), Errno> {
-    let mut ends = [0; 2];
-    // SAFETY: the array has room for both descriptors, and both are new.
-    let (reader, writer) = unsafe {
-        Errno::check(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC))?;
-        (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
-    };
+    let (reader, writer) = host::pipe()?;
     // What is buffered must not be printed by both processes.
     let _ = std::io::stdout().flush();
     // SAFETY: this process has one thread, so the child may go on with anything.

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The extension ioctls, as `rust_hv/uapi/rusthv.h` declares them.
+//!
+//! `tests/uapi.rs` compiles that header and compares sizes, offsets and numbers.
+
+use crate::device::{Device, Vcpu, Vm};
+use crate::errno::Errno;
+use crate::ioctl::ior;
+use std::ptr;
+
+pub const RUSTHV_IO: u64 = 0xB9;
+pub const RUSTHV_CAP_EXTENSIONS: u32 = 0x5248_0000;
+pub const RUSTHV_EXTENSIONS_VERSION: i32 = 1;
+
+/// What the processor offers of the features that rusthv knows by name.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Info {
+    pub present: u64,
+    pub missing: u64,
+    pub vmcs_revision: u32,
+    pub phys_bits: u32,
+    pub reserved: [u64; 5],
+}
+
+/// What the module holds of the host.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct HostStats {
+    pub frames_in_use: u64,
+    pub frames_pooled: u64,
+    pub vms: u64,
+    pub vcpus: u64,
+    pub reserved: [u64; 4],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct VmStats {
+    pub table_frames: u64,
+    pub mapped_4k: u64,
+    pub mapped_2m: u64,
+    pub flushes: u64,
+    pub flush_ipis: u64,
+    pub invept: u64,
+    pub unmap_notifications: u64,
+    pub fault_retries: u64,
+    pub reserved: [u64; 8],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct VcpuStats {
+    pub exits: u64,
+    pub io: u64,
+    pub mmio: u64,
+    pub ept_faults: u64,
+    pub cpuid: u64,
+    pub hlt: u64,
+    pub msr: u64,
+    pub cr: u64,
+    pub interrupts: u64,
+    pub exceptions: u64,
+    pub other: u64,
+    pub user_exits: u64,
+    pub reserved: [u64; 12],
+}
+
+pub const RUSTHV_GET_INFO: u64 = ior::<Info>(RUSTHV_IO, 0x00);
+pub const RUSTHV_GET_HOST_STATS: u64 = ior::<HostStats>(RUSTHV_IO, 0x01);
+pub const RUSTHV_GET_VM_STATS: u64 = ior::<VmStats>(RUSTHV_IO, 0x40);
+pub const RUSTHV_GET_VCPU_STATS: u64 = ior::<VcpuStats>(RUSTHV_IO, 0x80);
+
+impl Device {
+    /// True where the extensions of this file are there.
+    pub fn has_extensions(&self) -> bool {
+        self.check_extension(RUSTHV_CAP_EXTENSIONS).is_ok_and(|version| version > 0)
+    }
+
+    pub fn info(&self) -> Result<Info, Errno> {
+        let mut info = Info::default();
+        self.ioctl(RUSTHV_GET_INFO, ptr::from_mut(&mut info) as u64)?;
+        Ok(info)
+    }
+
+    pub fn host_stats(&self) -> Result<HostStats, Errno> {
+        let mut stats = HostStats::default();
+        self.ioctl(RUSTHV_GET_HOST_STATS, ptr::from_mut(&mut stats) as u64)?;
+        Ok(stats)
+    }
+}
+
+impl Vm {
+    pub fn stats(&self) -> Result<VmStats, Errno> {
+        let mut stats = VmStats::default();
+        self.ioctl(RUSTHV_GET_VM_STATS, ptr::from_mut(&mut stats) as u64)?;
+        Ok(stats)
+    }
+}
+
+impl Vcpu {
+    pub fn stats(&self) -> Result<VcpuStats, Errno> {
+        let mut stats = VcpuStats::default();
+        self.ioctl(RUSTHV_GET_VCPU_STATS, ptr::from_mut(&mut stats) as u64)?;
+        Ok(stats)
+    }
+}

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The Rust mirror of the extension header says what the C compiler says.
+
+use rusthv_selftests::rusthv::*;
+use std::fmt::Write;
+use std::mem::{offset_of, size_of};
+use std::path::Path;
+use std::process::Command;
+
+macro_rules! layout {
+    ($text:ident, $c:literal, $rust:ty, $($field:ident),+) => {
+        writeln!($text, "_Static_assert(sizeof(struct {}) == {}, \"size\");", $c, size_of::<$rust>()).unwrap();
+        $(writeln!(
+            $text,
+            "_Static_assert(offsetof(struct {}, {}) == {}, \"offset\");",
+            $c, stringify!($field), offset_of!($rust, $field)
+        ).unwrap();)+
+    };
+}
+
+#[test]
+fn mirror_matches_the_header() {
+    let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("../rust_hv/uapi/rusthv.h");
+    let mut text = format!("#include <stddef.h>\n#include \"{}\"\n", header.display());
+    layout!(text, "rusthv_info", Info, present, missing, vmcs_revision, phys_bits, reserved);
+    layout!(text, "rusthv_host_stats", HostStats, frames_in_use, frames_pooled, vms, vcpus, reserved);
+    layout!(
+        text,
+        "rusthv_vm_stats",
+        VmStats,
+        table_frames,
+        mapped_4k,
+        mapped_2m,
+        flushes,
+        flush_ipis,
+        invept,
+        unmap_notifications,
+        fault_retries,
+        reserved
+    );
+    layout!(
+        text,
+        "rusthv_vcpu_stats",
+        VcpuStats,
+        exits,
+        io,
+        mmio,
+        ept_faults,
+        cpuid,
+        hlt,
+        msr,
+        cr,
+        interrupts,
+        exceptions,
+        other,
+        user_exits,
+        reserved
+    );
+    for (name, value) in [
+        ("RUSTHV_CAP_EXTENSIONS", u64::from(RUSTHV_CAP_EXTENSIONS)),
+        ("RUSTHV_EXTENSIONS_VERSION", RUSTHV_EXTENSIONS_VERSION as u64),
+        ("RUSTHV_GET_INFO", RUSTHV_GET_INFO),
+        ("RUSTHV_GET_HOST_STATS", RUSTHV_GET_HOST_STATS),
+        ("RUSTHV_GET_VM_STATS", RUSTHV_GET_VM_STATS),
+        ("RUSTHV_GET_VCPU_STATS", RUSTHV_GET_VCPU_STATS),
+    ] {
+        writeln!(text, "_Static_assert({name} == {value}ULL, \"{name}\");").unwrap();
+    }
+    let source = std::env::temp_dir().join(format!("rusthv-uapi-{}.c", std::process::id()));
+    std::fs::write(&source, text).unwrap();
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+    let status = Command::new(compiler).arg("-fsyntax-only").arg(&source).status().expect("a C compiler");
+    std::fs::remove_file(&source).unwrap();
+    assert!(status.success(), "the header and the mirror differ (see above)");
+}
