@@ -9,5 +9,6 @@
 #![deny(unsafe_code)]
 
 pub mod arch;
+pub mod emulate;
 pub mod memory;
 pub mod paging;
