@@ -86,7 +86,9 @@ impl<W: Write> Write for Console<W> {
 mod tests {
     use super::*;
 
-    fn console(until: &str) -> (Console<Vec<u8>>, Rc<Cell<Seen>>, Rc<RefCell<Vec<u8>>>) {
+    type Shared<T> = Rc<RefCell<T>>;
+
+    fn console(until: &str) -> (Console<Vec<u8>>, Rc<Cell<Seen>>, Shared<Vec<u8>>) {
         let seen = Rc::new(Cell::new(Seen::No));
         let sink = Rc::new(RefCell::new(Vec::new()));
         (

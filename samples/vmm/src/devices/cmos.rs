@@ -90,7 +90,7 @@ impl Cmos {
         if self.data[usize::from(STATUS_B)] & B_BINARY != 0 {
             n
         } else {
-            (n / 10) << 4 | n % 10
+            ((n / 10) << 4) | (n % 10)
         }
     }
 
