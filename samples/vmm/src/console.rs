@@ -86,9 +86,9 @@ impl<W: Write> Write for Console<W> {
 mod tests {
     use super::*;
 
-    type Shared<T> = Rc<RefCell<T>>;
+    type Bytes = Rc<RefCell<Vec<u8>>>;
 
-    fn console(until: &str) -> (Console<Vec<u8>>, Rc<Cell<Seen>>, Shared<Vec<u8>>) {
+    fn console(until: &str) -> (Console<Vec<u8>>, Rc<Cell<Seen>>, Bytes) {
         let seen = Rc::new(Cell::new(Seen::No));
         let sink = Rc::new(RefCell::new(Vec::new()));
         (
