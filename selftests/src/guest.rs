@@ -12,6 +12,8 @@ macro_rules! guest {
     ($name:ident, $mode:ident, $($line:expr),+ $(,)? $(; $($operands:tt)+)?) => {
         core::arch::global_asm!(
             ".pushsection .rodata.guest, \"a\", @progbits",
+            // So that alignment inside of the guest's code is alignment in the guest's memory.
+            ".balign 64",
             concat!(".global guest_", stringify!($name)),
             concat!("guest_", stringify!($name), ":"),
             concat!(".", stringify!($mode)),

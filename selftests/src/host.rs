@@ -71,6 +71,33 @@ pub fn signal_of_child(work: impl FnOnce()) -> Result<Option<i32>, Errno> {
     Ok(libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)))
 }
 
+/// Makes SIGUSR1 interrupt system calls without doing anything else.
+pub fn interruptible_by_sigusr1() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: an all-zero action is valid: no SA_RESTART, nothing blocked; the handler is empty.
+    unsafe {
+        let mut action: libc::sigaction = mem::zeroed();
+        action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
+        libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut());
+    }
+}
+
+/// A thread to send SIGUSR1 to. The thread must not have been joined yet.
+#[derive(Clone, Copy)]
+pub struct Thread(libc::pthread_t);
+
+impl Thread {
+    pub fn current() -> Self {
+        // SAFETY: no arguments.
+        Self(unsafe { libc::pthread_self() })
+    }
+
+    pub fn interrupt(self) {
+        // SAFETY: the thread exists, as the type asks for.
+        unsafe { libc::pthread_kill(self.0, libc::SIGUSR1) };
+    }
+}
+
 /// A pipe that closes on exec.
 pub fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
     let mut ends = [0; 2];

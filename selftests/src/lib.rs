@@ -7,6 +7,7 @@
 
 pub mod compare;
 pub mod device;
+pub mod differential;
 pub mod errno;
 pub mod guest;
 pub mod harness;

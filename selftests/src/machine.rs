@@ -133,11 +133,12 @@ impl Machine {
     }
 
     /// Runs until the guest reports an exception (see `traps`); anything else is an error.
-    pub fn run_to_trap(&self) -> Result<Trap, Failure> {
+    #[track_caller]
+    pub fn run_to_trap(&self, what: &str) -> Result<Trap, Failure> {
         let exit = self.run()?;
         match traps::trap(self, &exit)? {
             Some(trap) => Ok(trap),
-            None => Err(Failure::failed(format!("an exception was due, but the guest left with {exit:x?}"))),
+            None => Err(Failure::failed(format!("{what}: an exception was due, got {exit:x?}"))),
         }
     }
 

@@ -18,6 +18,8 @@ fn run(t: &Context) -> Outcome {
     check_eq!(vcpu.set_sregs(&reset), Ok(0));
     check_eq!(vcpu.sregs()?, reset);
 
+    // What EFER and CR4 may hold depends on it.
+    vcpu.set_cpuid(&device.supported_cpuid(256)?)?;
     enter_long(vcpu)?;
     let mut sregs = vcpu.sregs()?;
     sregs.fs = kvm_segment { base: 0x1234_5678_9ABC, ..sregs.fs };
