@@ -26,6 +26,7 @@ const MIB: u64 = 1 << 20;
 #[command(
     name = "rusthv-vmm",
     version,
+    args_override_self = true,
     about = "Runs a guest on a device that speaks the KVM ABI",
     long_about = "Runs a guest on a device that speaks the KVM ABI. What the guest writes to its \
                   serial port (0x3f8) and debug port (0x402) goes to standard output, messages of \
@@ -221,17 +222,19 @@ mod tests {
     }
 
     #[test]
-    fn options_may_follow_the_command() {
+    fn options_may_follow_the_command_and_the_last_one_counts() {
         let cli = Cli::try_parse_from([
             "rusthv-vmm",
             "--memory",
-            "8",
+            "9",
             "flat",
             "--mode",
             "64",
             "x.bin",
             "--timeout",
             "0.5",
+            "--memory",
+            "8",
         ])
         .unwrap();
         assert_eq!(cli.options.memory, 8);
