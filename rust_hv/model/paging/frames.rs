@@ -97,8 +97,8 @@ pub trait Gather {
     /// A page is no longer mapped as `leaf` says. TLBs may still hold it; the flags are final.
     fn leaf(&mut self, gfn: Gfn, leaf: Leaf);
 
-    /// A table is unlinked. Hardware may still look at it: free it after the TLB flush, and do not
-    /// write to it before.
+    /// A table is unlinked. Its entries are all zero, but hardware may still look at it: free it
+    /// after the TLB flush, and do not write to it before.
     fn table(&mut self, frame: TableFrame);
 }
 

@@ -3,9 +3,10 @@
 //! Work on every mapping of a range, in bounded steps.
 //!
 //! Each operation takes a [`Sweep`], which remembers the range and how far the work has come, and a
-//! budget of entries to look at. When the budget is used up, the caller may drop its lock, let
-//! others run, and call again with the same sweep. An absent entry costs one look, whatever it
-//! could have covered.
+//! budget of entries to look at, not counting those that lead down to another table: every step
+//! gets somewhere, however small its budget. When the budget is used up, the caller may drop its
+//! lock, let others run, and call again with the same sweep. An absent entry costs one look,
+//! whatever it could have covered.
 //!
 //! A large page that is only partly in the range is treated as a whole.
 
@@ -92,13 +93,16 @@ impl<F: Format, M: TableMemory> Walk<'_, F, M> {
                 self.sweep.next = next;
                 return Progress::More(next);
             }
-            self.budget -= 1;
             let raw = entry.load(Ordering::Acquire);
             if raw == 0 {
+                self.budget -= 1;
                 continue;
             }
             match (self.format.decode(raw, level), level.lower()) {
-                (Entry::Leaf(leaf), _) => visitor.leaf(entry, leaf, Gfn::new(gfn)),
+                (Entry::Leaf(leaf), _) => {
+                    self.budget -= 1;
+                    visitor.leaf(entry, leaf, Gfn::new(gfn));
+                }
                 (Entry::Table(child), Some(lower)) => {
                     let child = TableRef::linked(child);
                     if let more @ Progress::More(_) = self.table(child, lower, gfn, visitor) {
@@ -107,7 +111,7 @@ impl<F: Format, M: TableMemory> Walk<'_, F, M> {
                     let covered = self.sweep.range.start.raw() <= gfn && gfn + pages <= self.end;
                     visitor.table(memory, entry, child, covered);
                 }
-                _ => {}
+                (Entry::Absent, _) | (Entry::Table(_), None) => self.budget -= 1,
             }
         }
         Progress::Done

@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The table editor with EPT entries: any sequence of operations against a map of what should be
+//! there, with every table frame accounted for.
+
+mod paging_support;
+
+use std::collections::BTreeMap;
+
+use paging_support::*;
+use proptest::prelude::*;
+use rusthv_model::arch::addr::{Gfn, GfnRange, Gpa, Hpa};
+use rusthv_model::paging::ept::Ept;
+use rusthv_model::paging::format::Leaf;
+use rusthv_model::paging::sweep::{Progress, Sweep};
+use rusthv_model::paging::table::{MapError, Mapped, Table};
+use rusthv_model::paging::{Level, PageSize, Permissions};
+
+/// The mappings as they should be: by first frame.
+#[derive(Default)]
+struct Reference(BTreeMap<u64, Leaf>);
+
+impl Reference {
+    fn covering(&self, gfn: u64) -> Option<(u64, Leaf)> {
+        let (&start, &leaf) = self.0.range(..=gfn).next_back()?;
+        (gfn < start + leaf.size.pages()).then_some((start, leaf))
+    }
+
+    fn touching(&self, start: u64, end: u64) -> Vec<(u64, Leaf)> {
+        let mut found: Vec<_> = self
+            .0
+            .range(start..end.max(start))
+            .map(|(&g, &l)| (g, l))
+            .collect();
+        if let Some(first) = self
+            .covering(start)
+            .filter(|&(gfn, _)| gfn < start && start < end)
+        {
+            found.insert(0, first);
+        }
+        found
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Map {
+        gfn: u64,
+        hpa: u64,
+        size: PageSize,
+        perms: Permissions,
+    },
+    Run {
+        gfn: u64,
+        pages: Vec<bool>,
+    },
+    Zap {
+        start: u64,
+        len: u64,
+        budget: usize,
+    },
+    Protect {
+        start: u64,
+        len: u64,
+        budget: usize,
+    },
+    Unmark {
+        start: u64,
+        len: u64,
+        dirty: bool,
+    },
+    Split {
+        gfn: u64,
+    },
+    Access {
+        gfn: u64,
+        write: bool,
+    },
+    Starve {
+        left: usize,
+    },
+}
+
+/// Frames in a few neighbourhoods, so that operations meet.
+fn gfn() -> impl Strategy<Value = u64> {
+    let region = prop_oneof![
+        Just(0u64),
+        Just(1 << 18),
+        Just((1 << 27) - (1 << 18)),
+        Just((1 << 36) - (1 << 18))
+    ];
+    let block = prop_oneof![Just(0u64), Just(1), Just(511)];
+    let page = prop_oneof![Just(0u64), Just(1), Just(2), Just(511), 0..512u64];
+    (region, block, page).prop_map(|(region, block, page)| region + (block << 9) + page)
+}
+
+fn length() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        0..4u64,
+        Just(512),
+        0..2048u64,
+        Just(1 << 18),
+        Just(1 << 28),
+        Just(u64::MAX / 2)
+    ]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let size = prop_oneof![4 => Just(PageSize::Size4K), 2 => Just(PageSize::Size2M), 1 => Just(PageSize::Size1G)];
+    let perms = prop_oneof![
+        Just(Permissions::R),
+        Just(Permissions::RW),
+        Just(Permissions::RWX),
+        Just(Permissions::X)
+    ];
+    let budget = || prop_oneof![1..50usize, Just(1 << 30)];
+    prop_oneof![
+        8 => (gfn(), 0..3u64, size, perms).prop_map(|(gfn, hpa, size, perms)| Op::Map { gfn, hpa, size, perms }),
+        2 => (gfn(), prop::collection::vec(any::<bool>(), 0..20)).prop_map(|(gfn, pages)| Op::Run { gfn, pages }),
+        3 => (gfn(), length(), budget()).prop_map(|(start, len, budget)| Op::Zap { start, len, budget }),
+        2 => (gfn(), length(), budget()).prop_map(|(start, len, budget)| Op::Protect { start, len, budget }),
+        1 => (gfn(), length(), any::<bool>()).prop_map(|(start, len, dirty)| Op::Unmark { start, len, dirty }),
+        2 => gfn().prop_map(|gfn| Op::Split { gfn }),
+        4 => (gfn(), any::<bool>()).prop_map(|(gfn, write)| Op::Access { gfn, write }),
+        1 => prop_oneof![Just(usize::MAX), 0..4usize].prop_map(|left| Op::Starve { left }),
+    ]
+}
+
+struct Machine {
+    arena: Arena,
+    table: Table<Ept>,
+    reference: Reference,
+}
+
+impl Machine {
+    fn map(&mut self, gfn: u64, new: Leaf, gather: &mut Gathered) {
+        let pages = new.size.pages();
+        let result = self
+            .table
+            .map(&mut self.arena, Gpa::new(gfn << 12), new, gather);
+        let old = self.reference.covering(gfn);
+        if let Some((_, big)) = old.filter(|(_, leaf)| leaf.size > new.size) {
+            assert_eq!(result, Err(MapError::LargePage), "over {big:?}");
+            return;
+        }
+        if result == Err(MapError::NoTable) {
+            assert_eq!(self.arena.left, 0);
+            return;
+        }
+        let inside = self.reference.touching(gfn, gfn + pages);
+        let same = old.filter(|(_, leaf)| {
+            leaf.hpa == new.hpa && leaf.size == new.size && new.perms.contains(leaf.perms)
+        });
+        let (expected, now) = match same {
+            Some((_, leaf)) => {
+                let relaxed = Leaf {
+                    perms: new.perms,
+                    ..leaf
+                };
+                (
+                    if leaf == relaxed {
+                        Mapped::Unchanged
+                    } else {
+                        Mapped::Relaxed
+                    },
+                    relaxed,
+                )
+            }
+            None => {
+                assert_eq!(gather.leaves, inside);
+                (Mapped::Replaced, new)
+            }
+        };
+        // An empty table left behind by a zap also counts as something that was there.
+        if !(inside.is_empty() && result == Ok(Mapped::Fresh)) {
+            assert_eq!(result, Ok(expected));
+        }
+        for (gfn, _) in inside {
+            self.reference.0.remove(&gfn);
+        }
+        self.reference.0.insert(gfn, now);
+    }
+
+    fn apply(&mut self, op: &Op) {
+        let mut gather = Gathered::default();
+        match *op {
+            Op::Map {
+                gfn,
+                hpa,
+                size,
+                perms,
+            } => {
+                let hpa = (hpa + 1) << 30;
+                self.map(
+                    gfn & !(size.pages() - 1),
+                    leaf(hpa, size, perms),
+                    &mut gather,
+                );
+            }
+            Op::Run { gfn, ref pages } => {
+                let like = leaf(0, PageSize::Size4K, Permissions::NONE);
+                let frame = |i: u64| Hpa::new(0x7_0000_0000 + ((gfn + i) << 12));
+                let run = (0..)
+                    .zip(pages)
+                    .map(|(i, yes)| yes.then(|| (frame(i), Permissions::RW)));
+                let result = self
+                    .table
+                    .map_run(&mut self.arena, Gpa::new(gfn << 12), like, run);
+                let Ok(added) = result else {
+                    assert_eq!((result, self.arena.left), (Err(MapError::NoTable), 0));
+                    return;
+                };
+                let mut expected = 0;
+                for (i, yes) in (0..512 - gfn % 512).zip(pages) {
+                    if *yes && self.reference.covering(gfn + i).is_none() {
+                        let page = Leaf {
+                            hpa: frame(i),
+                            perms: Permissions::RW,
+                            ..like
+                        };
+                        self.reference.0.insert(gfn + i, page);
+                        expected += 1;
+                    }
+                }
+                assert_eq!(added, expected);
+            }
+            Op::Zap { start, len, budget } => {
+                let end = start.saturating_add(len);
+                let mut sweep = Sweep::new(range(start, end));
+                loop {
+                    match self.table.zap(&self.arena, &mut sweep, budget, &mut gather) {
+                        Progress::Done => break,
+                        Progress::More(next) => assert_eq!(next, sweep.next()),
+                    }
+                }
+                let expected = self.reference.touching(start, end);
+                assert_eq!(gather.leaves, expected);
+                for (gfn, _) in expected {
+                    self.reference.0.remove(&gfn);
+                }
+            }
+            Op::Protect { start, len, budget } => {
+                let end = start.saturating_add(len);
+                let mut sweep = Sweep::new(range(start, end));
+                let mut seen = Vec::new();
+                let mut step = |sweep: &mut Sweep| {
+                    let on_leaf = |gfn: Gfn, leaf| seen.push((gfn.raw(), leaf));
+                    self.table.protect(&self.arena, sweep, budget, on_leaf)
+                };
+                while step(&mut sweep) != Progress::Done {}
+                let mut expected = self.reference.touching(start, end);
+                expected.retain(|(_, leaf)| leaf.perms.contains(Permissions::W));
+                assert_eq!(seen, expected);
+                for (gfn, leaf) in expected {
+                    let perms = leaf.perms.without(Permissions::W);
+                    self.reference.0.insert(gfn, Leaf { perms, ..leaf });
+                }
+            }
+            Op::Unmark { start, len, dirty } => {
+                let end = start.saturating_add(len);
+                let mut sweep = Sweep::new(range(start, end));
+                let mut seen = Vec::new();
+                let on_leaf = |gfn: Gfn, leaf| seen.push((gfn.raw(), leaf));
+                let budget = usize::MAX;
+                let done = if dirty {
+                    self.table
+                        .test_and_clear_dirty(&self.arena, &mut sweep, budget, on_leaf)
+                } else {
+                    self.table
+                        .test_and_clear_accessed(&self.arena, &mut sweep, budget, on_leaf)
+                };
+                assert_eq!(done, Progress::Done);
+                let mut expected = self.reference.touching(start, end);
+                expected.retain(|(_, leaf)| if dirty { leaf.dirty } else { leaf.accessed });
+                assert_eq!(seen, expected);
+                for (gfn, mut leaf) in expected {
+                    *(if dirty {
+                        &mut leaf.dirty
+                    } else {
+                        &mut leaf.accessed
+                    }) = false;
+                    self.reference.0.insert(gfn, leaf);
+                }
+            }
+            Op::Split { gfn } => {
+                let result = self.table.split(&mut self.arena, Gpa::new(gfn << 12));
+                let large = self
+                    .reference
+                    .covering(gfn)
+                    .filter(|(_, leaf)| leaf.size > PageSize::Size4K);
+                let Some((start, whole)) = large else {
+                    assert_eq!(result, Ok(false));
+                    return;
+                };
+                if result == Err(MapError::NoTable) {
+                    assert_eq!(self.arena.left, 0);
+                    return;
+                }
+                assert_eq!(result, Ok(true));
+                let size = whole.size.smaller().unwrap();
+                for i in 0..512 {
+                    let hpa = whole.hpa.wrapping_add(i * size.bytes());
+                    self.reference
+                        .0
+                        .insert(start + i * size.pages(), Leaf { hpa, size, ..whole });
+                }
+            }
+            Op::Access { gfn, write } => {
+                let result = access(
+                    &self.arena,
+                    self.table.root().raw(),
+                    gfn << 12,
+                    write,
+                    false,
+                );
+                let needed = if write {
+                    Permissions::RW
+                } else {
+                    Permissions::R
+                };
+                let page = self
+                    .reference
+                    .covering(gfn)
+                    .filter(|(_, leaf)| leaf.perms.contains(needed));
+                match page {
+                    None => assert_eq!(result, Err(())),
+                    Some((start, mut leaf)) => {
+                        assert_eq!(result, Ok(leaf.hpa.raw() + ((gfn - start) << 12)));
+                        leaf.accessed = true;
+                        leaf.dirty |= write;
+                        self.reference.0.insert(start, leaf);
+                    }
+                }
+            }
+            Op::Starve { left } => self.arena.left = left,
+        }
+        // Every frame is in the tree or in the gather, and the counters know it.
+        let tables = self.table.counts().tables as usize;
+        assert_eq!(self.arena.live, tables + gather.tables.len());
+        gather.flush(&mut self.arena);
+    }
+
+    fn check(&self) {
+        let mut found = BTreeMap::new();
+        let mut sweep = Sweep::new(GfnRange::ALL);
+        let mut step = |sweep: &mut Sweep| {
+            let on_leaf = |gfn: Gfn, leaf| assert!(found.insert(gfn.raw(), leaf).is_none());
+            self.table.for_each_leaf(&self.arena, sweep, 1000, on_leaf)
+        };
+        while step(&mut sweep) != Progress::Done {}
+        assert_eq!(found, self.reference.0);
+        let mut counts = [0; 3];
+        for leaf in found.values() {
+            counts[leaf.size as usize] += 1;
+        }
+        assert_eq!(counts, self.table.counts().leaves);
+        for (&gfn, &leaf) in &found {
+            let last = Gpa::new((gfn + leaf.size.pages() - 1) << 12);
+            assert_eq!(self.table.lookup(&self.arena, last), Some(leaf));
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_sequence_agrees_with_the_reference(ops in prop::collection::vec(op(), 1..40)) {
+        let mut arena = Arena::new();
+        let table = Table::new(&mut arena, EPT, Level::Pml4).unwrap();
+        let mut machine = Machine { arena, table, reference: Reference::default() };
+        for op in &ops {
+            machine.apply(op);
+            machine.check();
+        }
+        let Machine { mut arena, table, mut reference } = machine;
+        table.destroy(&mut arena, |gfn, leaf| {
+            assert_eq!(reference.0.remove(&gfn.raw()), Some(leaf));
+        });
+        assert!(reference.0.is_empty());
+        assert_eq!(arena.live, 0);
+    }
+}

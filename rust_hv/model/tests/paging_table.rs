@@ -1,0 +1,531 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The table editor with EPT entries, rule by rule.
+
+mod paging_support;
+
+use std::sync::atomic::Ordering;
+
+use paging_support::*;
+use rusthv_model::arch::addr::{GfnRange, Gpa, Hpa};
+use rusthv_model::paging::ept::Ept;
+use rusthv_model::paging::format::Leaf;
+use rusthv_model::paging::sweep::{Progress, Sweep};
+use rusthv_model::paging::table::{MapError, Mapped, Table};
+use rusthv_model::paging::{Level, MemoryType, PageSize, Permissions};
+
+#[test]
+fn entry_bits_are_those_of_the_sdm() {
+    let (mut arena, mut table, mut gather) = setup();
+    let page = leaf(0xabc_d000, PageSize::Size4K, Permissions::RX)
+        .with_memory_type(MemoryType::WriteBack, true);
+    table
+        .map(&mut arena, Gpa::new(0x5000), page, &mut gather)
+        .unwrap();
+    let huge = leaf(0x4020_0000, PageSize::Size2M, Permissions::RW)
+        .with_memory_type(MemoryType::Uncacheable, false);
+    table
+        .map(&mut arena, Gpa::new(0x20_0000), huge, &mut gather)
+        .unwrap();
+
+    let next = |raw: u64| raw & 0x000f_ffff_ffff_f000;
+    let root = arena.at(table.root().raw())[0].load(Ordering::Relaxed);
+    assert_eq!(root & 0xfff, 0b111);
+    let pdpte = arena.at(next(root))[0].load(Ordering::Relaxed);
+    let pd = arena.at(next(pdpte));
+    let pde = pd[0].load(Ordering::Relaxed);
+    // R, X, WB (6 << 3), ignore PAT.
+    assert_eq!(
+        arena.at(next(pde))[5].load(Ordering::Relaxed),
+        0xabc_d000 | 0x75
+    );
+    // R, W, UC, large.
+    assert_eq!(pd[1].load(Ordering::Relaxed), 0x4020_0000 | 0x83);
+    finish(table, arena);
+}
+
+#[test]
+fn ept_pointer() {
+    let root = Hpa::new(0x7_0000_1000);
+    // WB, walk length 4, accessed/dirty.
+    assert_eq!(EPT.pointer(root, Level::Pml4), 0x7_0000_105e);
+    let plain = Ept {
+        accessed_dirty: false,
+        ..EPT
+    };
+    assert_eq!(plain.pointer(root, Level::Pml5), 0x7_0000_1026);
+}
+
+#[test]
+fn bad_mappings_are_refused() {
+    let (mut arena, mut table, mut gather) = setup();
+    let mut map = |gpa: u64, leaf: Leaf| table.map(&mut arena, Gpa::new(gpa), leaf, &mut gather);
+    let rw = Permissions::RW;
+    let (k4, m2, g1) = (PageSize::Size4K, PageSize::Size2M, PageSize::Size1G);
+
+    assert_eq!(map(0x800, leaf(0x1000, k4, rw)), Err(MapError::Misaligned));
+    assert_eq!(map(0x1000, leaf(0x800, k4, rw)), Err(MapError::Misaligned));
+    assert_eq!(
+        map(0x1000, leaf(0x20_0000, m2, rw)),
+        Err(MapError::Misaligned)
+    );
+    assert_eq!(
+        map(0x20_0000, leaf(0x4000_0000, g1, rw)),
+        Err(MapError::Misaligned)
+    );
+    assert_eq!(
+        map(1 << 48, leaf(0x1000, k4, rw)),
+        Err(MapError::OutOfRange)
+    );
+    assert_eq!(map(!0xfff, leaf(0x1000, k4, rw)), Err(MapError::OutOfRange));
+    assert_eq!(map(0, leaf(1 << 52, k4, rw)), Err(MapError::OutOfRange));
+    for perms in [
+        Permissions::NONE,
+        Permissions::W,
+        Permissions::W.union(Permissions::X),
+    ] {
+        assert_eq!(map(0, leaf(0x1000, k4, perms)), Err(MapError::Unsupported));
+    }
+    assert_eq!(map(0, leaf(0x1000, k4, Permissions::X)), Ok(Mapped::Fresh));
+    finish(table, arena);
+}
+
+#[test]
+fn what_the_cpu_lacks_is_not_used() {
+    let mut arena = Arena::new();
+    let mut gather = Gathered::default();
+    let poor = Ept {
+        accessed_dirty: false,
+        execute_only: false,
+        largest: PageSize::Size2M,
+    };
+    let mut table = Table::new(&mut arena, poor, Level::Pml4).unwrap();
+    let mut map = |leaf| table.map(&mut arena, Gpa::new(0), leaf, &mut gather);
+    let x = leaf(0, PageSize::Size4K, Permissions::X);
+    assert_eq!(map(x), Err(MapError::Unsupported));
+    let giant = leaf(0, PageSize::Size1G, Permissions::RWX);
+    assert_eq!(map(giant), Err(MapError::Unsupported));
+    let mut page = leaf(0x1000, PageSize::Size4K, Permissions::RX);
+    page.accessed = true;
+    page.dirty = true;
+    assert_eq!(map(page), Ok(Mapped::Fresh));
+
+    // No flags are written, and none are trusted.
+    assert_eq!(access(&arena, table.root().raw(), 0, true, false), Err(()));
+    let found = table.lookup(&arena, Gpa::new(0)).unwrap();
+    assert!(found.accessed && !found.dirty);
+    let mut seen = 0;
+    let mut sweep = Sweep::new(GfnRange::ALL);
+    let done = table.test_and_clear_accessed(&arena, &mut sweep, 1 << 20, |_, _| seen += 1);
+    assert_eq!((done, seen), (Progress::Done, 1));
+    table.destroy(&mut arena, |_, _| {});
+    assert_eq!(arena.live, 0);
+}
+
+#[test]
+fn mapping_again_says_what_it_did() {
+    let (mut arena, mut table, mut gather) = setup();
+    let root = table.root().raw();
+    let gpa = Gpa::new(0x7000);
+    let read = leaf(0x1000, PageSize::Size4K, Permissions::R);
+    let write = leaf(0x1000, PageSize::Size4K, Permissions::RW);
+    let other = leaf(0x2000, PageSize::Size4K, Permissions::RW);
+    let mut map = |arena: &mut Arena, leaf| table.map(arena, gpa, leaf, &mut gather);
+
+    assert_eq!(map(&mut arena, read), Ok(Mapped::Fresh));
+    assert_eq!(access(&arena, root, 0x7abc, false, false), Ok(0x1abc));
+    assert_eq!(access(&arena, root, 0x7abc, true, false), Err(()));
+    assert_eq!(map(&mut arena, read), Ok(Mapped::Unchanged));
+    assert_eq!(map(&mut arena, write), Ok(Mapped::Relaxed));
+    assert_eq!(access(&arena, root, 0x7abc, true, false), Ok(0x1abc));
+    assert_eq!(map(&mut arena, write), Ok(Mapped::Unchanged));
+    assert_eq!(map(&mut arena, other), Ok(Mapped::Replaced));
+    assert_eq!(map(&mut arena, read), Ok(Mapped::Replaced));
+
+    // The first page goes with the flags that the CPU set; the second was never used.
+    let used = Leaf {
+        accessed: true,
+        dirty: true,
+        ..write
+    };
+    assert_eq!(gather.leaves, [(7, used), (7, other)]);
+    assert_eq!(table.counts().leaves, [1, 0, 0]);
+    finish(table, arena);
+}
+
+#[test]
+fn fewer_rights_need_a_flush() {
+    let (mut arena, mut table, mut gather) = setup();
+    let gpa = Gpa::new(0);
+    let rw = leaf(0x1000, PageSize::Size4K, Permissions::RW);
+    let rx = leaf(0x1000, PageSize::Size4K, Permissions::RX);
+    table.map(&mut arena, gpa, rw, &mut gather).unwrap();
+    assert_eq!(
+        table.map(&mut arena, gpa, rx, &mut gather),
+        Ok(Mapped::Replaced)
+    );
+    assert_eq!(gather.leaves, [(0, rw)]);
+    finish(table, arena);
+}
+
+#[test]
+fn a_large_page_takes_the_place_of_tables() {
+    let (mut arena, mut table, mut gather) = setup();
+    let root = table.root().raw();
+    for i in 0..4u64 {
+        let page = leaf(0x10_0000 + (i << 12), PageSize::Size4K, Permissions::RWX);
+        table
+            .map(&mut arena, Gpa::new(i << 20), page, &mut gather)
+            .unwrap();
+    }
+    access(&arena, root, 0x10_0000, true, false).unwrap();
+    // Root, PDPT, PD, two PTs.
+    assert_eq!(table.counts().tables, 5);
+    let giant = leaf(0x4000_0000, PageSize::Size1G, Permissions::RW);
+    assert_eq!(
+        table.map(&mut arena, Gpa::new(0), giant, &mut gather),
+        Ok(Mapped::Replaced)
+    );
+    assert_eq!(table.counts().tables, 2);
+    assert_eq!(table.counts().leaves, [0, 0, 1]);
+    assert_eq!(gather.tables.len(), 3);
+    let dirty: Vec<_> = gather
+        .leaves
+        .iter()
+        .map(|(gfn, leaf)| (*gfn, leaf.dirty))
+        .collect();
+    assert_eq!(
+        dirty,
+        [(0, false), (0x100, true), (0x200, false), (0x300, false)]
+    );
+    assert_eq!(
+        access(&arena, root, 0x1234_5678, true, false),
+        Ok(0x5234_5678)
+    );
+
+    let small = leaf(0, PageSize::Size4K, Permissions::RW);
+    assert_eq!(
+        table.map(&mut arena, Gpa::new(0x3000), small, &mut gather),
+        Err(MapError::LargePage)
+    );
+    gather.flush(&mut arena);
+    finish(table, arena);
+}
+
+#[test]
+fn split_keeps_memory_rights_and_flags() {
+    let (mut arena, mut table, mut gather) = setup();
+    let root = table.root().raw();
+    let giant = leaf(0x8000_0000, PageSize::Size1G, Permissions::RW)
+        .with_memory_type(MemoryType::WriteThrough, true);
+    table
+        .map(&mut arena, Gpa::new(0x4000_0000), giant, &mut gather)
+        .unwrap();
+    access(&arena, root, 0x4000_0000, true, false).unwrap();
+
+    let inside = Gpa::new(0x4567_8000);
+    assert_eq!(table.split(&mut arena, inside), Ok(true));
+    assert_eq!(table.counts().leaves, [0, 512, 0]);
+    assert_eq!(table.split(&mut arena, inside), Ok(true));
+    assert_eq!(table.counts().leaves, [512, 511, 0]);
+    assert_eq!(table.split(&mut arena, inside), Ok(false));
+    assert_eq!(table.split(&mut arena, Gpa::new(0)), Ok(false));
+
+    let part = table.lookup(&arena, inside).unwrap();
+    let expected = Leaf {
+        hpa: Hpa::new(0x8567_8000),
+        size: PageSize::Size4K,
+        accessed: true,
+        dirty: true,
+        ..giant
+    };
+    assert_eq!(part, expected);
+    for gpa in (0x4000_0000u64..0x8000_0000).step_by(0x1f_f000) {
+        assert_eq!(
+            access(&arena, root, gpa, false, false),
+            Ok(gpa + 0x4000_0000)
+        );
+    }
+
+    arena.left = 0;
+    let whole = Gpa::new(0x7fe0_0000);
+    assert_eq!(table.split(&mut arena, whole), Err(MapError::NoTable));
+    assert_eq!(table.lookup(&arena, whole).unwrap().size, PageSize::Size2M);
+    finish(table, arena);
+}
+
+#[test]
+fn no_table_leaves_the_mappings_alone() {
+    for left in 0..3 {
+        let (mut arena, mut table, mut gather) = setup();
+        arena.left = left;
+        let page = leaf(0x1000, PageSize::Size4K, Permissions::RW);
+        let gpa = Gpa::new(0x1234_5000);
+        assert_eq!(
+            table.map(&mut arena, gpa, page, &mut gather),
+            Err(MapError::NoTable)
+        );
+        assert_eq!(table.lookup(&arena, gpa), None);
+        arena.left = usize::MAX;
+        assert_eq!(
+            table.map(&mut arena, gpa, page, &mut gather),
+            Ok(Mapped::Fresh)
+        );
+        // What the failed attempt had built is used, not built again.
+        assert_eq!(arena.live, 4);
+        finish(table, arena);
+    }
+}
+
+#[test]
+fn a_run_fills_what_is_empty() {
+    let (mut arena, mut table, mut gather) = setup();
+    let like =
+        leaf(0, PageSize::Size4K, Permissions::NONE).with_memory_type(MemoryType::WriteBack, true);
+    let old = leaf(0xdead_b000, PageSize::Size4K, Permissions::R);
+    table
+        .map(&mut arena, Gpa::new(0x1f_e000), old, &mut gather)
+        .unwrap();
+    // From page 0x1fc: mapped, hole, already there, mapped, and the end of the region.
+    let run = (0..8u64).map(|i| (i != 1).then(|| (Hpa::new(0x1000 * (i + 1)), Permissions::RW)));
+    assert_eq!(
+        table.map_run(&mut arena, Gpa::new(0x1f_c000), like, run),
+        Ok(2)
+    );
+    let at = |gpa| {
+        table
+            .lookup(&arena, Gpa::new(gpa))
+            .map(|leaf| leaf.hpa.raw())
+    };
+    assert_eq!(at(0x1f_c000), Some(0x1000));
+    assert_eq!(at(0x1f_d000), None);
+    assert_eq!(at(0x1f_e000), Some(0xdead_b000));
+    assert_eq!(at(0x1f_f000), Some(0x4000));
+    assert_eq!(at(0x20_0000), None);
+    assert_eq!(table.counts().leaves, [3, 0, 0]);
+
+    let bad = [
+        Some((Hpa::new(0x1000), Permissions::R)),
+        Some((Hpa::new(7), Permissions::R)),
+    ];
+    assert_eq!(
+        table.map_run(&mut arena, Gpa::new(0), like, bad),
+        Err(MapError::Misaligned)
+    );
+    assert_eq!(table.counts().leaves, [4, 0, 0]);
+
+    let huge = leaf(0, PageSize::Size2M, Permissions::RW);
+    table
+        .map(&mut arena, Gpa::new(0x40_0000), huge, &mut gather)
+        .unwrap();
+    let run = [Some((Hpa::new(0x1000), Permissions::R))];
+    assert_eq!(
+        table.map_run(&mut arena, Gpa::new(0x40_3000), like, run),
+        Ok(0)
+    );
+    finish(table, arena);
+}
+
+#[test]
+fn a_leaf_table_maps_in_its_region_only() {
+    let (mut arena, mut table, mut gather) = setup();
+    let page = leaf(0x1000, PageSize::Size4K, Permissions::RW);
+    let mut pt = table.leaf_table(&mut arena, Gpa::new(0x40_1000)).unwrap();
+    assert_eq!(
+        pt.map(Gpa::new(0x40_2000), page, &mut gather),
+        Ok(Mapped::Fresh)
+    );
+    assert_eq!(
+        pt.map(Gpa::new(0x60_0000), page, &mut gather),
+        Err(MapError::OutOfRange)
+    );
+    assert_eq!(
+        pt.map(Gpa::new(0x3f_f000), page, &mut gather),
+        Err(MapError::OutOfRange)
+    );
+    let huge = leaf(0, PageSize::Size2M, Permissions::RW);
+    assert_eq!(
+        pt.map(Gpa::new(0x40_0000), huge, &mut gather),
+        Err(MapError::Unsupported)
+    );
+    assert_eq!(
+        pt.fill(Gpa::new(0x60_0000), page, []),
+        Err(MapError::OutOfRange)
+    );
+    assert_eq!(table.counts().leaves, [1, 0, 0]);
+    assert!(table.lookup(&arena, Gpa::new(0x40_2fff)).is_some());
+    finish(table, arena);
+}
+
+#[test]
+fn zap_frees_only_tables_that_lie_in_the_range() {
+    let (mut arena, mut table, mut gather) = setup();
+    for gfn in 0..1024u64 {
+        let page = leaf(gfn << 12, PageSize::Size4K, Permissions::RW);
+        table
+            .map(&mut arena, Gpa::new(gfn << 12), page, &mut gather)
+            .unwrap();
+    }
+    let mut sweep = Sweep::new(range(1, 1024));
+    assert_eq!(
+        table.zap(&arena, &mut sweep, usize::MAX, &mut gather),
+        Progress::Done
+    );
+    assert_eq!(gather.leaves.len(), 1023);
+    // The first table keeps a page; the PD and the PDPT are larger than the range.
+    assert_eq!(gather.tables.len(), 1);
+    gather.flush(&mut arena);
+    zap_all(&mut table, &mut arena, &mut gather);
+    assert_eq!(gather.tables.len(), 3);
+    assert_eq!(table.counts().tables, 1);
+    gather.flush(&mut arena);
+    finish(table, arena);
+}
+
+#[test]
+fn zap_stops_at_its_budget_and_goes_on() {
+    let (mut arena, mut table, mut gather) = setup();
+    for gfn in 0..1024u64 {
+        let page = leaf(gfn << 12, PageSize::Size4K, Permissions::RW);
+        table
+            .map(&mut arena, Gpa::new(gfn << 12), page, &mut gather)
+            .unwrap();
+    }
+    let mut sweep = Sweep::new(range(0, 1 << 18));
+    let mut steps = 0;
+    let mut last = 0;
+    loop {
+        let before = gather.leaves.len();
+        let progress = table.zap(&arena, &mut sweep, 100, &mut gather);
+        assert!(gather.leaves.len() - before <= 100);
+        let Progress::More(next) = progress else {
+            break;
+        };
+        assert!(next.raw() > last);
+        last = next.raw();
+        steps += 1;
+        if steps == 3 {
+            // A fault comes between two steps.
+            let page = leaf(0x9000, PageSize::Size4K, Permissions::RW);
+            table
+                .map(&mut arena, Gpa::new(0), page, &mut gather)
+                .unwrap();
+        }
+    }
+    assert!((10..=20).contains(&steps), "{steps} steps");
+    assert_eq!(gather.leaves.len(), 1024);
+    // The newcomer is still there, and so is its table; the other one went.
+    assert_eq!(table.lookup(&arena, Gpa::new(0)).unwrap().hpa.raw(), 0x9000);
+    assert_eq!(gather.tables.len(), 1);
+    gather.flush(&mut arena);
+    finish(table, arena);
+}
+
+#[test]
+fn an_empty_terabyte_costs_little() {
+    let (mut arena, mut table, mut gather) = setup();
+    let page = leaf(0x1000, PageSize::Size4K, Permissions::RW);
+    let last = (1 << 48) - 0x1000;
+    table
+        .map(&mut arena, Gpa::new(last), page, &mut gather)
+        .unwrap();
+    let mut sweep = Sweep::new(GfnRange::ALL);
+    // Four tables of 512 entries are all there is to look at.
+    let mut seen = Vec::new();
+    let done = table.for_each_leaf(&arena, &mut sweep, 4 * 512, |gfn, _| seen.push(gfn.raw()));
+    assert_eq!(done, Progress::Done);
+    assert_eq!(seen, [last >> 12]);
+    finish(table, arena);
+}
+
+#[test]
+fn a_large_page_partly_in_the_range_goes_as_a_whole() {
+    let (mut arena, mut table, mut gather) = setup();
+    let huge = leaf(0x20_0000, PageSize::Size2M, Permissions::RW);
+    table
+        .map(&mut arena, Gpa::new(0x20_0000), huge, &mut gather)
+        .unwrap();
+    for part in [
+        range(0, 0x200),
+        range(0x400, 0x401),
+        range(0x300, 0x300),
+        range(9, 2),
+    ] {
+        let mut sweep = Sweep::new(part);
+        assert_eq!(
+            table.zap(&arena, &mut sweep, 1 << 20, &mut gather),
+            Progress::Done
+        );
+        assert!(gather.leaves.is_empty());
+    }
+    let mut sweep = Sweep::new(range(0x2ff, 0x300));
+    assert_eq!(
+        table.zap(&arena, &mut sweep, 1 << 20, &mut gather),
+        Progress::Done
+    );
+    assert_eq!(gather.leaves, [(0x200, huge)]);
+    finish(table, arena);
+}
+
+#[test]
+fn flags_are_tested_and_cleared() {
+    let (mut arena, mut table, mut gather) = setup();
+    let root = table.root().raw();
+    for gfn in 0..4u64 {
+        let page = leaf(gfn << 12, PageSize::Size4K, Permissions::RW);
+        table
+            .map(&mut arena, Gpa::new(gfn << 12), page, &mut gather)
+            .unwrap();
+    }
+    access(&arena, root, 0x1000, false, false).unwrap();
+    access(&arena, root, 0x2000, true, false).unwrap();
+    for (accessed, dirty, writable) in [(vec![1, 2], vec![2], vec![0, 1, 2]), Default::default()] {
+        let (mut a, mut d, mut w) = (Vec::new(), Vec::new(), Vec::new());
+        let whole = Sweep::new(range(0, 3));
+        let steps = [
+            table.test_and_clear_accessed(&arena, &mut whole.clone(), 1 << 20, |gfn, _| {
+                a.push(gfn.raw());
+            }),
+            table.test_and_clear_dirty(&arena, &mut whole.clone(), 1 << 20, |gfn, _| {
+                d.push(gfn.raw());
+            }),
+            table.protect(&arena, &mut whole.clone(), 1 << 20, |gfn, _| {
+                w.push(gfn.raw())
+            }),
+        ];
+        assert_eq!(steps, [Progress::Done; 3]);
+        assert_eq!((a, d, w), (accessed, dirty, writable));
+    }
+    assert_eq!(access(&arena, root, 0x2000, true, false), Err(()));
+    assert_eq!(access(&arena, root, 0x3000, true, false), Ok(0x3000));
+    finish(table, arena);
+}
+
+#[test]
+fn five_levels_reach_57_bits() {
+    let mut arena = Arena::new();
+    let mut table = Table::new(&mut arena, EPT, Level::Pml5).unwrap();
+    let mut gather = Gathered::default();
+    let page = leaf(0x1000, PageSize::Size4K, Permissions::RW);
+    let top = Gpa::new((1 << 57) - 0x1000);
+    assert_eq!(
+        table.map(&mut arena, top, page, &mut gather),
+        Ok(Mapped::Fresh)
+    );
+    assert_eq!(table.lookup(&arena, top), Some(page));
+    let beyond = Gpa::new(1 << 57);
+    assert_eq!(
+        table.map(&mut arena, beyond, page, &mut gather),
+        Err(MapError::OutOfRange)
+    );
+    assert_eq!(table.lookup(&arena, beyond), None);
+    assert_eq!(table.split(&mut arena, beyond), Err(MapError::OutOfRange));
+    let mut sweep = Sweep::new(range((1 << 45) - 1, u64::MAX));
+    assert_eq!(
+        table.zap(&arena, &mut sweep, 1 << 20, &mut gather),
+        Progress::Done
+    );
+    assert_eq!(gather.leaves.len(), 1);
+    gather.flush(&mut arena);
+    finish(table, arena);
+}
