@@ -39,6 +39,39 @@ fn parse_list(text: &str) -> Vec<usize> {
     cpus
 }
 
+/// How many bytes of the mapping at `address` the host holds in huge pages.
+pub fn huge_bytes(address: u64) -> Result<u64, std::io::Error> {
+    let smaps = fs::read_to_string("/proc/self/smaps")?;
+    let mut inside = false;
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        if let Some((start, end)) = first.split_once('-') {
+            let bound = |text: &str| u64::from_str_radix(text, 16).unwrap_or(0);
+            inside = (bound(start)..bound(end)).contains(&address);
+        } else if inside && first == "AnonHugePages:" {
+            let kibibytes: u64 = words.next().and_then(|number| number.parse().ok()).unwrap_or(0);
+            return Ok(kibibytes << 10);
+        }
+    }
+    Ok(0)
+}
+
+/// What the kernel says about each hardware vulnerability that it knows.
+pub fn vulnerabilities() -> Vec<(String, String)> {
+    let mut all: Vec<(String, String)> = fs::read_dir("/sys/devices/system/cpu/vulnerabilities")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let state = fs::read_to_string(entry.path()).ok()?;
+            Some((entry.file_name().into_string().ok()?, state.trim().to_owned()))
+        })
+        .collect();
+    all.sort();
+    all
+}
+
 /// Runs `work` in a forked child, and hands back what it returns.
 pub fn in_child(work: impl FnOnce() -> Vec<u8>) -> Result<Vec<u8>, Errno> {
     let (reader, writer) = pipe()?;

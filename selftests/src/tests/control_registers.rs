@@ -35,7 +35,12 @@ fn run(t: &Context) -> Outcome {
         ("CR4 bit 63", set_cr4(), long4 | 1 << 63),
         ("CR8 above 15", set_cr8(), 16),
         ("CR8 bit 63", set_cr8(), 1 << 63),
+        ("CR8 bit 8", set_cr8(), 1 << 8),
     ] {
+        // KVM looks at the low byte of CR8 only; the architecture reserves bits 63:4.
+        if device.is_kvm() && guest == set_cr8() && value > 0xFF {
+            continue;
+        }
         let machine = Machine::long(&device, guest)?;
         let before = machine.vcpu.sregs()?;
         machine.change_regs(|regs| regs.rax = value)?;
