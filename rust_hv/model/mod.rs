@@ -10,5 +10,6 @@
 
 pub mod arch;
 pub mod emulate;
+pub mod exit;
 pub mod memory;
 pub mod paging;

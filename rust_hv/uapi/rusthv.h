@@ -17,25 +17,18 @@
 #define RUSTHV_EXTENSIONS_VERSION	1
 
 /* Hardware features that rusthv knows by name (struct rusthv_info). */
-#define RUSTHV_FEAT_EPT			(1ULL << 0)
-#define RUSTHV_FEAT_VPID		(1ULL << 1)
-#define RUSTHV_FEAT_UNRESTRICTED_GUEST	(1ULL << 2)
-#define RUSTHV_FEAT_EPT_2M		(1ULL << 3)
-#define RUSTHV_FEAT_EPT_1G		(1ULL << 4)
-#define RUSTHV_FEAT_EPT_AD		(1ULL << 5)
-#define RUSTHV_FEAT_EPT_EXEC_ONLY	(1ULL << 6)
-#define RUSTHV_FEAT_MSR_BITMAP		(1ULL << 7)
-#define RUSTHV_FEAT_IO_BITMAP		(1ULL << 8)
-#define RUSTHV_FEAT_PREEMPTION_TIMER	(1ULL << 9)
-#define RUSTHV_FEAT_RDTSCP		(1ULL << 10)
-#define RUSTHV_FEAT_INVPCID		(1ULL << 11)
-#define RUSTHV_FEAT_XSAVES		(1ULL << 12)
-#define RUSTHV_FEAT_VIRTUAL_NMI		(1ULL << 13)
-#define RUSTHV_FEAT_TPR_SHADOW		(1ULL << 14)
-#define RUSTHV_FEAT_PAUSE_LOOP_EXIT	(1ULL << 15)
-#define RUSTHV_FEAT_PML			(1ULL << 16)
-#define RUSTHV_FEAT_LOAD_EFER		(1ULL << 17)
-#define RUSTHV_FEAT_LOAD_PAT		(1ULL << 18)
+#define RUSTHV_FEAT_EPT			(1U << 0)
+#define RUSTHV_FEAT_VPID		(1U << 1)
+#define RUSTHV_FEAT_UNRESTRICTED_GUEST	(1U << 2)
+#define RUSTHV_FEAT_EPT_2M		(1U << 3)
+#define RUSTHV_FEAT_EPT_1G		(1U << 4)
+#define RUSTHV_FEAT_EPT_AD		(1U << 5)
+#define RUSTHV_FEAT_EPT_EXEC_ONLY	(1U << 6)
+#define RUSTHV_FEAT_MSR_BITMAP		(1U << 7)
+#define RUSTHV_FEAT_RDTSCP		(1U << 8)
+#define RUSTHV_FEAT_INVPCID		(1U << 9)
+#define RUSTHV_FEAT_LOAD_EFER		(1U << 10)
+#define RUSTHV_FEAT_LOAD_PAT		(1U << 11)
 
 /* On the device: what the CPU offers of the features above, and what it lacks. */
 struct rusthv_info {

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* What bindgen reads; bindgen.args says what it takes. */
+#include <linux/anon_inodes.h>
+#include <linux/cpuhotplug.h>
+#include <linux/entry-virt.h>
+#include <linux/fcntl.h>
+#include <linux/kvm.h>
+#include <linux/miscdevice.h>
+#include <linux/mm.h>
+#include <linux/mmu_notifier.h>
+#include <linux/mutex.h>
+#include <linux/preempt.h>
+#include <linux/smp.h>
+#include <linux/syscore_ops.h>
+#include <asm/fpu/api.h>
+#include <asm/virt.h>
+
+#include "rusthv.h"
+#include "shim.h"

@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! CPUs: interrupt-off sections, calls to other CPUs, hotplug and suspend.
+
+use super::bindings;
+use kernel::prelude::*;
+use kernel::types::NotThreadSafe;
+
+/// Index of a CPU, below [`max_cpus`].
+pub type Cpu = u32;
+
+/// Interrupts are off on this CPU, and so the caller stays on it.
+///
+/// # Invariants
+///
+/// While the value lives, interrupts are off on the CPU that runs its thread.
+pub struct IrqsOff {
+    /// Whether dropping the value turns interrupts on again.
+    ours: bool,
+    _pinned: NotThreadSafe,
+}
+
+impl IrqsOff {
+    /// Turns interrupts off until the value is dropped. Interrupts must be on: sections do not
+    /// nest.
+    #[inline]
+    pub fn new() -> Self {
+        // SAFETY: No preconditions.
+        unsafe { bindings::rhv_irq_disable() };
+        // INVARIANT: They were just turned off.
+        Self {
+            ours: true,
+            _pinned: NotThreadSafe,
+        }
+    }
+
+    /// For callbacks that the host calls with interrupts off.
+    ///
+    /// # Safety
+    ///
+    /// Interrupts are off, and stay off for as long as the value lives.
+    pub(super) unsafe fn assume() -> Self {
+        // INVARIANT: The caller says so.
+        Self {
+            ours: false,
+            _pinned: NotThreadSafe,
+        }
+    }
+
+    /// The CPU that this thread is on.
+    #[inline]
+    pub fn cpu(&self) -> Cpu {
+        // SAFETY: No preconditions.
+        unsafe { bindings::rhv_cpu() as Cpu }
+    }
+}
+
+impl Drop for IrqsOff {
+    #[inline]
+    fn drop(&mut self) {
+        if self.ours {
+            // SAFETY: `new` turned them off, on the same thread.
+            unsafe { bindings::rhv_irq_enable() };
+        }
+    }
+}
+
+/// NUMA node of a CPU.
+pub fn node_of(cpu: Cpu) -> i32 {
+    // SAFETY: No preconditions; a number out of range reads node 0's entry of a static table only
+    // for CPUs that exist, and all our CPU numbers come from `IrqsOff::cpu` or `current_cpu`.
+    unsafe { bindings::rhv_cpu_to_node(cpu as i32) }
+}
+
+/// The CPU that the thread is on now; it may be another one at the next statement.
+pub fn current_cpu() -> Cpu {
+    // SAFETY: No preconditions.
+    unsafe { bindings::rhv_cpu() as Cpu }
+}
+
+/// NUMA node of the CPU that the thread is on now.
+pub fn current_node() -> i32 {
+    node_of(current_cpu())
+}
+
+/// One more than the highest CPU number.
+pub fn max_cpus() -> usize {
+    kernel::cpu::nr_cpu_ids() as usize
+}
+
+/// A full memory barrier.
+#[inline]
+pub fn smp_mb() {
+    // SAFETY: No preconditions.
+    unsafe { bindings::rhv_smp_mb() };
+}
+
+/// Interrupts the CPUs whose bits are set and waits until each has taken the interrupt.
+///
+/// May be called under a spinlock that is never taken with interrupts off. `bits` holds 64 CPUs a
+/// word; offline CPUs are skipped.
+pub fn kick(bits: &[u64]) {
+    let ncpus = bits.len().saturating_mul(64).min(max_cpus());
+    // SAFETY: `bits` has at least `ncpus` bits and outlives the call.
+    unsafe { bindings::rhv_kick_cpus(bits.as_ptr().cast(), ncpus as u32) };
+}
+
+/// Runs `f` on `cpu` with interrupts off there, and waits for it.
+///
+/// # Errors
+///
+/// `ENXIO` when the CPU is offline.
+pub fn call_on<F: Fn(&IrqsOff) + Sync>(cpu: Cpu, f: F) -> Result {
+    /// # Safety
+    ///
+    /// `data` points to an `F` that lives for the call.
+    unsafe extern "C" fn trampoline<F: Fn(&IrqsOff)>(data: *mut kernel::ffi::c_void) {
+        // SAFETY: By the contract of this function.
+        let f = unsafe { &*data.cast::<F>() };
+        // SAFETY: Function calls from other CPUs arrive with interrupts off, and
+        // `smp_call_function_single` turns them off for a call to the own CPU.
+        let irqs = unsafe { IrqsOff::assume() };
+        f(&irqs);
+    }
+    // SAFETY: `f` outlives the call as `wait` is set; it is `Sync`, so may be used there.
+    kernel::error::to_result(unsafe {
+        bindings::smp_call_function_single(
+            cpu as i32,
+            Some(trampoline::<F>),
+            core::ptr::from_ref(&f).cast_mut().cast(),
+            1,
+        )
+    })
+}
+
+/// What a subsystem does when CPUs come and go.
+pub trait CpuEvents {
+    /// A CPU comes online; runs on it, with interrupts off.
+    fn online(irqs: &IrqsOff) -> Result;
+    /// A CPU goes offline, or the machine sleeps; runs on it, with interrupts off.
+    fn offline(irqs: &IrqsOff);
+}
+
+/// Keeps [`CpuEvents`] called, for all online CPUs at once and then as they come and go, and
+/// across suspend and resume. Dropping it calls [`CpuEvents::offline`] on each CPU.
+pub struct CpuWatch<E: CpuEvents> {
+    state: bindings::cpuhp_state,
+    syscore: Pin<KBox<kernel::types::Opaque<bindings::syscore>>>,
+    _events: core::marker::PhantomData<E>,
+}
+
+// SAFETY: The registrations may be undone from any thread.
+unsafe impl<E: CpuEvents> Send for CpuWatch<E> {}
+// SAFETY: No method takes `&self`.
+unsafe impl<E: CpuEvents> Sync for CpuWatch<E> {}
+
+impl<E: CpuEvents> CpuWatch<E> {
+    const SYSCORE: bindings::syscore_ops = bindings::syscore_ops {
+        suspend: Some(Self::suspend),
+        resume: Some(Self::resume),
+        shutdown: None,
+    };
+
+    /// Starts watching. When a CPU refuses, those before it are taken back and the error returned.
+    pub fn new(name: &'static CStr) -> Result<Self> {
+        let syscore = KBox::pin(kernel::types::Opaque::<bindings::syscore>::zeroed(), GFP_KERNEL)?;
+        // SAFETY: The name is static; the callbacks have the types that the state wants.
+        let state = unsafe {
+            bindings::__cpuhp_setup_state(
+                bindings::cpuhp_state_CPUHP_AP_ONLINE_DYN,
+                name.as_char_ptr(),
+                true,
+                Some(Self::startup),
+                Some(Self::teardown),
+                false,
+            )
+        };
+        kernel::error::to_result(state.min(0))?;
+        // SAFETY: The object is pinned in its box until `drop` has unregistered it.
+        unsafe {
+            let raw = syscore.get();
+            (*raw).ops = &Self::SYSCORE;
+            bindings::register_syscore(raw);
+        }
+        Ok(Self {
+            state: state as bindings::cpuhp_state,
+            syscore,
+            _events: core::marker::PhantomData,
+        })
+    }
+
+    unsafe extern "C" fn startup(_cpu: u32) -> i32 {
+        // The callback runs on the hotplug thread of the CPU, with interrupts on.
+        match E::online(&IrqsOff::new()) {
+            Ok(()) => 0,
+            Err(error) => error.to_errno(),
+        }
+    }
+
+    unsafe extern "C" fn teardown(_cpu: u32) -> i32 {
+        E::offline(&IrqsOff::new());
+        0
+    }
+
+    unsafe extern "C" fn suspend(_data: *mut kernel::ffi::c_void) -> i32 {
+        // SAFETY: Syscore callbacks run with interrupts off on the one CPU that is online.
+        E::offline(&unsafe { IrqsOff::assume() });
+        0
+    }
+
+    unsafe extern "C" fn resume(_data: *mut kernel::ffi::c_void) {
+        // SAFETY: As in `suspend`.
+        if let Err(error) = E::online(&unsafe { IrqsOff::assume() }) {
+            pr_err!("no virtualization after resume: {:?}\n", error);
+        }
+    }
+}
+
+impl<E: CpuEvents> Drop for CpuWatch<E> {
+    fn drop(&mut self) {
+        // SAFETY: Registered in `new`, and undone here alone.
+        unsafe {
+            bindings::unregister_syscore(self.syscore.get());
+            bindings::__cpuhp_remove_state(self.state, true);
+        }
+    }
+}
+
+/// True when the CPU implements FRED and the host uses it.
+pub fn host_uses_fred() -> bool {
+    // SAFETY: No preconditions.
+    unsafe { bindings::rhv_has_fred() }
+}
+
+/// True when the CPU implements VMX and neither firmware nor the host has switched it off.
+pub fn host_has_vmx() -> bool {
+    // SAFETY: No preconditions.
+    unsafe { bindings::rhv_has_vmx() }
+}
+
+/// Width of a physical address in bits.
+pub fn phys_bits() -> u32 {
+    // SAFETY: No preconditions.
+    unsafe { bindings::rhv_phys_bits() }
+}

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! File descriptors: the device node, and anonymous files for VMs and vCPUs.
+//!
+//! Every open file pins the module through `fops.owner`, which the kernel crate's `MiscDevice`
+//! does not set in 7.2.
+
+use super::bindings;
+use kernel::bindings as host;
+use kernel::prelude::*;
+use kernel::sync::{Arc, ArcBorrow};
+use kernel::types::{ForeignOwnable, Opaque};
+
+/// The module's own `struct module`, for `owner` fields.
+const THIS_MODULE: *mut host::module = (&raw const host::__this_module).cast_mut();
+
+/// An object behind an anonymous file descriptor.
+pub trait FdObject: Send + Sync + Sized + 'static {
+    /// Name of the anonymous inode, as seen in `/proc/PID/fd`.
+    const NAME: &'static CStr;
+
+    /// The file's `ioctl`.
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: usize) -> Result<isize>;
+
+    /// The file's `mmap`. `ENODEV` when the object has nothing to map.
+    fn mmap(_this: ArcBorrow<'_, Self>, _area: &NewArea) -> Result {
+        Err(ENODEV)
+    }
+}
+
+struct FdOps<T>(core::marker::PhantomData<T>);
+
+impl<T: FdObject> FdOps<T> {
+    const TABLE: host::file_operations = host::file_operations {
+        owner: THIS_MODULE,
+        llseek: Some(host::noop_llseek),
+        unlocked_ioctl: Some(Self::ioctl),
+        #[cfg(CONFIG_COMPAT)]
+        compat_ioctl: Some(host::compat_ptr_ioctl),
+        mmap: Some(Self::mmap),
+        release: Some(Self::release),
+        ..pin_init::zeroed()
+    };
+
+    unsafe extern "C" fn ioctl(file: *mut host::file, cmd: u32, arg: usize) -> isize {
+        // SAFETY: `private_data` is an `Arc<T>` from `install` until `release`.
+        let this = unsafe { <Arc<T> as ForeignOwnable>::borrow((*file).private_data) };
+        result_to_isize(T::ioctl(this, cmd, arg))
+    }
+
+    unsafe extern "C" fn mmap(file: *mut host::file, vma: *mut host::vm_area_struct) -> i32 {
+        // SAFETY: As in `ioctl`.
+        let this = unsafe { <Arc<T> as ForeignOwnable>::borrow((*file).private_data) };
+        match T::mmap(this, &NewArea { vma }) {
+            Ok(()) => 0,
+            Err(error) => error.to_errno(),
+        }
+    }
+
+    unsafe extern "C" fn release(_inode: *mut host::inode, file: *mut host::file) -> i32 {
+        // SAFETY: The last use of the file: the reference from `install` ends here.
+        drop(unsafe { <Arc<T> as ForeignOwnable>::from_foreign((*file).private_data) });
+        0
+    }
+}
+
+fn result_to_isize(result: Result<isize>) -> isize {
+    match result {
+        Ok(value) => value,
+        Err(error) => error.to_errno() as isize,
+    }
+}
+
+/// A new file descriptor for `object`, close-on-exec.
+///
+/// # Errors
+///
+/// `EMFILE`, `ENFILE`, `ENOMEM`.
+pub fn install<T: FdObject>(object: Arc<T>) -> Result<i32> {
+    let raw = object.into_foreign();
+    // SAFETY: Name and table are static, and `raw` is what the table's functions expect.
+    let fd = unsafe {
+        bindings::anon_inode_getfd(
+            T::NAME.as_char_ptr(),
+            &FdOps::<T>::TABLE,
+            raw,
+            (bindings::O_RDWR | bindings::O_CLOEXEC) as i32,
+        )
+    };
+    if fd < 0 {
+        // SAFETY: No file was made: the reference is still ours.
+        drop(unsafe { <Arc<T> as ForeignOwnable>::from_foreign(raw) });
+        return Err(Error::from_errno(fd));
+    }
+    Ok(fd)
+}
+
+/// A mapping that is being made of one of our files.
+pub struct NewArea {
+    vma: *mut host::vm_area_struct,
+}
+
+impl NewArea {
+    /// First page of the file that the mapping shows.
+    pub fn page_offset(&self) -> usize {
+        // SAFETY: The mapping is being set up by this thread alone.
+        unsafe { (*self.vma).vm_pgoff }
+    }
+
+    /// Pages in the mapping.
+    pub fn pages(&self) -> usize {
+        // SAFETY: As above.
+        unsafe {
+            let area = &(*self.vma).__bindgen_anon_1.__bindgen_anon_1;
+            (area.vm_end - area.vm_start) / kernel::page::PAGE_SIZE
+        }
+    }
+
+    /// Shows `frame` as page `index` of the mapping. The host takes its own reference.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, `EINVAL` for an index past the end.
+    pub fn insert(&self, index: usize, frame: &super::frame::Frame) -> Result {
+        if index >= self.pages() {
+            return Err(EINVAL);
+        }
+        // SAFETY: As above; the address is inside the mapping, the page an ordinary one.
+        kernel::error::to_result(unsafe {
+            let start = (*self.vma).__bindgen_anon_1.__bindgen_anon_1.vm_start;
+            host::vm_insert_page(
+                self.vma,
+                start + index * kernel::page::PAGE_SIZE,
+                frame.as_page(),
+            )
+        })
+    }
+}
+
+/// The device node's `ioctl`.
+pub trait Device: 'static {
+    /// Name under `/dev`.
+    const NAME: &'static CStr;
+
+    /// Handles one ioctl.
+    fn ioctl(cmd: u32, arg: usize) -> Result<isize>;
+}
+
+struct DeviceOps<D>(core::marker::PhantomData<D>);
+
+impl<D: Device> DeviceOps<D> {
+    const TABLE: host::file_operations = host::file_operations {
+        owner: THIS_MODULE,
+        llseek: Some(host::noop_llseek),
+        unlocked_ioctl: Some(Self::ioctl),
+        #[cfg(CONFIG_COMPAT)]
+        compat_ioctl: Some(host::compat_ptr_ioctl),
+        ..pin_init::zeroed()
+    };
+
+    unsafe extern "C" fn ioctl(_file: *mut host::file, cmd: u32, arg: usize) -> isize {
+        result_to_isize(D::ioctl(cmd, arg))
+    }
+}
+
+/// The device node, mode 0600, from `new` to drop.
+pub struct DeviceNode {
+    raw: Pin<KBox<Opaque<host::miscdevice>>>,
+}
+
+// SAFETY: Deregistration is not tied to a thread.
+unsafe impl Send for DeviceNode {}
+// SAFETY: No method takes `&self`.
+unsafe impl Sync for DeviceNode {}
+
+impl DeviceNode {
+    /// Makes the node.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, `EEXIST`.
+    pub fn new<D: Device>() -> Result<Self> {
+        let raw = KBox::pin(
+            Opaque::new(host::miscdevice {
+                minor: host::MISC_DYNAMIC_MINOR as i32,
+                name: D::NAME.as_char_ptr(),
+                fops: &DeviceOps::<D>::TABLE,
+                mode: 0o600,
+                ..pin_init::zeroed()
+            }),
+            GFP_KERNEL,
+        )?;
+        // SAFETY: The structure is pinned until `drop` has deregistered it.
+        kernel::error::to_result(unsafe { host::misc_register(raw.get()) })?;
+        Ok(Self { raw })
+    }
+}
+
+impl Drop for DeviceNode {
+    fn drop(&mut self) {
+        // SAFETY: Registered in `new`.
+        unsafe { host::misc_deregister(self.raw.get()) };
+    }
+}

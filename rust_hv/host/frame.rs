@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Frames of the hypervisor's own.
+//!
+//! A [`Frame`] is one zeroed 4 KiB page that is freed on drop; VMCSs, bitmaps, page tables and the
+//! pages that user space maps are all made of them.
+
+use super::bindings;
+use crate::model::arch::addr::{Hpa, PAGE_SIZE};
+use core::ptr::NonNull;
+use kernel::prelude::*;
+use kernel::sync::atomic::{ordering::Relaxed, Atomic};
+
+static ALIVE: Atomic<i64> = Atomic::new(0);
+
+/// Frames alive, those that wait in pools among them.
+pub fn alive() -> u64 {
+    ALIVE.load(Relaxed).max(0) as u64
+}
+
+/// One 4 KiB page of the host, zeroed when it was allocated, freed on drop.
+///
+/// # Invariants
+///
+/// `page` is a live order-0 page that nobody else owns.
+pub struct Frame {
+    page: NonNull<kernel::bindings::page>,
+}
+
+// SAFETY: A frame is owned memory; it may be used and freed from any thread.
+unsafe impl Send for Frame {}
+// SAFETY: `&Frame` gives addresses only.
+unsafe impl Sync for Frame {}
+
+impl Frame {
+    /// Allocates a zeroed frame, on `node` if it has memory, else on the nearest one that has.
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new(node: i32) -> Result<Self> {
+        // SAFETY: No preconditions; a node without memory falls back to the nearest.
+        let page = NonNull::new(unsafe { bindings::rhv_alloc_page(node, true) }).ok_or(ENOMEM)?;
+        ALIVE.add(1, Relaxed);
+        // INVARIANT: Fresh from the allocator.
+        Ok(Self { page })
+    }
+
+    /// Host-physical address, 4 KiB-aligned.
+    pub fn hpa(&self) -> Hpa {
+        // SAFETY: `page` is live by the invariant.
+        Hpa::new(unsafe { bindings::rhv_page_to_phys(self.page.as_ptr()) })
+    }
+
+    /// The frame in the kernel's direct map; valid for reads and writes of 4 KiB while `self`
+    /// lives.
+    pub fn as_ptr(&self) -> *mut u8 {
+        // SAFETY: `page` is live by the invariant.
+        unsafe { bindings::rhv_page_address(self.page.as_ptr()) }.cast()
+    }
+
+    /// The whole frame, to be filled by its only owner.
+    pub fn bytes_mut(&mut self) -> &mut [u8; PAGE_SIZE as usize] {
+        // SAFETY: 4 KiB that `self` owns, initialised by the allocator, borrowed mutably.
+        unsafe { &mut *self.as_ptr().cast() }
+    }
+
+    /// NUMA node of the frame.
+    pub fn node(&self) -> i32 {
+        // SAFETY: `page` is live by the invariant.
+        unsafe { bindings::rhv_page_node(self.page.as_ptr()) }
+    }
+
+    /// The `struct page`, for the host's interfaces that want one.
+    pub fn as_page(&self) -> *mut kernel::bindings::page {
+        self.page.as_ptr()
+    }
+
+    /// Gives up the frame for its address; [`Frame::from_hpa`] takes it back.
+    pub fn into_hpa(self) -> Hpa {
+        let hpa = self.hpa();
+        core::mem::forget(self);
+        hpa
+    }
+
+    /// Takes back a frame that [`Frame::into_hpa`] gave up.
+    ///
+    /// # Safety
+    ///
+    /// `hpa` comes from `into_hpa` and was not taken back yet.
+    pub unsafe fn from_hpa(hpa: Hpa) -> Self {
+        // SAFETY: The address is a live frame's, so it has a `struct page`.
+        let page = unsafe { bindings::rhv_phys_to_page(hpa.raw()) };
+        // INVARIANT: The caller hands over the ownership that `into_hpa` gave up.
+        Self {
+            // SAFETY: The `struct page` of a frame is never at null.
+            page: unsafe { NonNull::new_unchecked(page) },
+        }
+    }
+
+    /// Where the kernel's direct map has a physical address.
+    pub fn direct_map(hpa: Hpa) -> *mut u8 {
+        // SAFETY: Pure arithmetic.
+        unsafe { bindings::rhv_phys_to_virt(hpa.raw()) }.cast()
+    }
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        ALIVE.add(-1, Relaxed);
+        // SAFETY: `self` owns the page by the invariant, and is gone after this.
+        unsafe { bindings::rhv_free_page(self.page.as_ptr()) };
+    }
+}

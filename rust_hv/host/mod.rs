@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the host kernel gives: CPUs, frames, files, user memory, notifiers, FPU.
+//!
+//! One of the two floors with `unsafe` (the other is `vmx`). Everything that leaves this room is
+//! safe to call, or an `unsafe fn` that says what it asks for.
+
+pub mod bindings;
+pub mod cpu;
+pub mod errno;
+pub mod file;
+pub mod fpu;
+pub mod frame;
+pub mod msr;
+pub mod notifier;
+pub mod pool;
+pub mod run_page;
+pub mod switch;
+pub mod sync;
+pub mod task;
+pub mod user;

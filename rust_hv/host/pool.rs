@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pools of zeroed frames, one per NUMA node, and the reserves that are filled from them.
+//!
+//! Page tables need frames while a spinlock is held, where nothing may be allocated. They take
+//! them from a [`Reserve`], which the fault path fills beforehand. Frames of dead tables go back
+//! to their node's pool, zeroed, up to [`CAPACITY`]; the rest go back to the host.
+//!
+//! Locks: a pool's spinlock is a leaf and protects the list of its free frames.
+
+use super::bindings;
+use super::frame::Frame;
+use kernel::prelude::*;
+use kernel::sync::atomic::{ordering::Relaxed, Atomic};
+use kernel::sync::{new_spinlock, SpinLock};
+
+/// Frames that one node's pool keeps at most.
+pub const CAPACITY: usize = 128;
+/// Frames that a fault can need: one table for each level below the root of five.
+pub const RESERVE: usize = 4;
+
+static POOLED: Atomic<i64> = Atomic::new(0);
+
+/// Frames that wait in pools and reserves.
+pub fn pooled() -> u64 {
+    POOLED.load(Relaxed).max(0) as u64
+}
+
+#[pin_data]
+struct Pool {
+    #[pin]
+    free: SpinLock<KVec<Frame>>,
+}
+
+impl Pool {
+    fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            // All the capacity at once: nothing grows under the lock.
+            free <- new_spinlock!(KVec::with_capacity(CAPACITY, GFP_KERNEL)?),
+        })
+    }
+}
+
+/// The pools of all nodes.
+pub struct Pools {
+    nodes: KVec<Pin<KBox<Pool>>>,
+}
+
+impl Pools {
+    /// Empty pools for every node of the machine.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new() -> Result<Self> {
+        // SAFETY: No preconditions.
+        let count = unsafe { bindings::rhv_max_nodes() } as usize;
+        let mut nodes = KVec::with_capacity(count, GFP_KERNEL)?;
+        for _ in 0..count {
+            nodes.push(KBox::pin_init(Pool::new(), GFP_KERNEL)?, GFP_KERNEL)?;
+        }
+        Ok(Self { nodes })
+    }
+
+    fn pool(&self, node: i32) -> Option<&Pool> {
+        let index = usize::try_from(node).ok()?;
+        self.nodes.get(index).map(|pool| pool.as_ref().get_ref())
+    }
+
+    fn take(&self, node: i32) -> Option<Frame> {
+        let frame = self.pool(node)?.free.lock().pop()?;
+        POOLED.add(-1, Relaxed);
+        Some(frame)
+    }
+
+    /// Takes a frame that held a table; its contents are wiped before anyone else has it.
+    pub fn give(&self, mut frame: Frame) {
+        frame.bytes_mut().fill(0);
+        let Some(pool) = self.pool(frame.node()) else {
+            return;
+        };
+        let mut free = pool.free.lock();
+        // Within the capacity from `Pool::new`: this allocates nothing.
+        if free.len() < CAPACITY && free.push_within_capacity(frame).is_ok() {
+            POOLED.add(1, Relaxed);
+        }
+    }
+}
+
+impl Drop for Pools {
+    fn drop(&mut self) {
+        for pool in &self.nodes {
+            POOLED.add(-(pool.free.lock().len() as i64), Relaxed);
+        }
+    }
+}
+
+/// Frames set aside for page tables, to be taken under a spinlock.
+#[derive(Default)]
+pub struct Reserve {
+    frames: [Option<Frame>; RESERVE],
+}
+
+impl Reserve {
+    /// Fills the reserve from the node's pool, and from the host where the pool is empty. May
+    /// sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`; what was got stays in the reserve.
+    pub fn fill(&mut self, pools: &Pools, node: i32) -> Result {
+        for slot in self.frames.iter_mut().filter(|slot| slot.is_none()) {
+            let frame = match pools.take(node) {
+                Some(frame) => frame,
+                None => Frame::new(node)?,
+            };
+            *slot = Some(frame);
+            POOLED.add(1, Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Takes one frame; `None` when the reserve is empty.
+    pub fn take(&mut self) -> Option<Frame> {
+        let frame = self.frames.iter_mut().find_map(Option::take)?;
+        POOLED.add(-1, Relaxed);
+        Some(frame)
+    }
+}
+
+impl Drop for Reserve {
+    fn drop(&mut self) {
+        while self.take().is_some() {}
+    }
+}

@@ -1,0 +1,501 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * See shim.h. Everything here is called from rust_hv/host and rust_hv/vmx only.
+ */
+#include <linux/cpu.h>
+#include <linux/hw_breakpoint.h>
+#include <linux/entry-virt.h>
+#include <linux/kvm_host.h>
+#include <linux/mm.h>
+#include <linux/pgtable.h>
+#include <linux/sched/mm.h>
+#include <linux/smp.h>
+#include <asm/cpu_entry_area.h>
+#include <asm/cpufeature.h>
+#include <asm/debugreg.h>
+#include <asm/desc.h>
+#include <asm/entry-common.h>
+#include <asm/fpu/api.h>
+#include <asm/fpu/xcr.h>
+#include <asm/fsgsbase.h>
+#include <asm/mce.h>
+#include <asm/mmu_context.h>
+#include <asm/msr.h>
+#include <asm/tlbflush.h>
+#include <asm/trapnr.h>
+#include <asm/vmx.h>
+
+#include "shim.h"
+
+static_assert(offsetof(struct rhv_regs, cr2) == 128);
+static_assert(offsetof(struct rhv_regs, host_rsp) == 136);
+
+static DEFINE_PER_CPU(struct rhv_cpu_state, rhv_cpus);
+
+struct rhv_cpu_state *rhv_cpu_state(int cpu)
+{
+	return per_cpu_ptr(&rhv_cpus, cpu);
+}
+
+bool rhv_cpu_possible(int cpu)
+{
+	return cpu_possible(cpu);
+}
+
+int rhv_cpu(void)
+{
+	return raw_smp_processor_id();
+}
+
+int rhv_cpu_to_node(int cpu)
+{
+	return cpu_to_node(cpu);
+}
+
+bool rhv_cpu_online(int cpu)
+{
+	return cpu_online(cpu);
+}
+
+void rhv_preempt_disable(void)
+{
+	preempt_disable();
+}
+
+void rhv_preempt_enable(void)
+{
+	preempt_enable();
+}
+
+void rhv_irq_disable(void)
+{
+	local_irq_disable();
+}
+
+void rhv_irq_enable(void)
+{
+	local_irq_enable();
+}
+
+unsigned long rhv_irq_save(void)
+{
+	unsigned long flags;
+
+	local_irq_save(flags);
+	return flags;
+}
+
+void rhv_irq_restore(unsigned long flags)
+{
+	local_irq_restore(flags);
+}
+
+bool rhv_work_pending(void)
+{
+	return __xfer_to_guest_mode_work_pending();
+}
+
+void rhv_cond_resched(void)
+{
+	cond_resched();
+}
+
+/* Sleep a tick, so that the scheduler can take us off a CPU that is going. */
+void rhv_schedule_away(void)
+{
+	schedule_timeout_uninterruptible(1);
+}
+
+void rhv_smp_mb(void)
+{
+	smp_mb();
+}
+
+static void rhv_nothing(void *unused)
+{
+}
+
+/* Interrupt the CPUs of a bitmap that are online, and wait until they took it. */
+void rhv_kick_cpus(const unsigned long *cpus, unsigned int ncpus)
+{
+	cpumask_var_t mask;
+	unsigned int cpu;
+
+	/*
+	 * On the stack or not, by CPUMASK_OFFSTACK. When there is no memory
+	 * for the mask, interrupt everybody: slow and right.
+	 */
+	if (!zalloc_cpumask_var(&mask, GFP_ATOMIC | __GFP_NOWARN)) {
+		smp_call_function(rhv_nothing, NULL, 1);
+		return;
+	}
+	for_each_set_bit(cpu, cpus, ncpus)
+		if (cpu_online(cpu))
+			cpumask_set_cpu(cpu, mask);
+	preempt_disable();
+	smp_call_function_many(mask, rhv_nothing, NULL, 1);
+	preempt_enable();
+	free_cpumask_var(mask);
+}
+
+bool rhv_has_vmx(void)
+{
+	return boot_cpu_has(X86_FEATURE_VMX);
+}
+
+bool rhv_has_fred(void)
+{
+	return cpu_feature_enabled(X86_FEATURE_FRED);
+}
+
+bool rhv_has_osxsave(void)
+{
+	return boot_cpu_has(X86_FEATURE_OSXSAVE);
+}
+
+bool rhv_must_flush_l1d(void)
+{
+	return boot_cpu_has_bug(X86_BUG_L1TF) &&
+	       l1tf_mitigation != L1TF_MITIGATION_OFF &&
+	       l1tf_vmx_mitigation != VMENTER_L1D_FLUSH_NEVER;
+}
+
+bool rhv_can_flush_l1d(void)
+{
+	return boot_cpu_has(X86_FEATURE_FLUSH_L1D);
+}
+
+u32 rhv_phys_bits(void)
+{
+	return boot_cpu_data.x86_phys_bits;
+}
+
+int rhv_rdmsr_safe(u32 msr, u64 *value)
+{
+	return rdmsrq_safe(msr, value);
+}
+
+u64 rhv_rdmsr(u32 msr)
+{
+	u64 value;
+
+	rdmsrq(msr, value);
+	return value;
+}
+
+void rhv_wrmsr(u32 msr, u64 value)
+{
+	wrmsrq(msr, value);
+}
+
+u64 rhv_xgetbv0(void)
+{
+	return xgetbv(XCR_XFEATURE_ENABLED_MASK);
+}
+
+void rhv_xsetbv0(u64 value)
+{
+	xsetbv(XCR_XFEATURE_ENABLED_MASK, value);
+}
+
+void rhv_read_host_state(struct rhv_host_state *state)
+{
+	int cpu = raw_smp_processor_id();
+	struct desc_ptr idt;
+
+	store_idt(&idt);
+	state->cr0 = read_cr0() & ~X86_CR0_TS;
+	state->cs = __KERNEL_CS;
+	state->ss = __KERNEL_DS;
+	state->tr = GDT_ENTRY_TSS * 8;
+	state->tr_base = (unsigned long)&get_cpu_entry_area(cpu)->tss.x86_tss;
+	state->gdtr_base = (unsigned long)get_current_gdt_ro();
+	state->idtr_base = idt.address;
+	state->sysenter_cs = rhv_rdmsr(MSR_IA32_SYSENTER_CS);
+	state->sysenter_esp = rhv_rdmsr(MSR_IA32_SYSENTER_ESP);
+	state->sysenter_eip = rhv_rdmsr(MSR_IA32_SYSENTER_EIP);
+	state->efer = rhv_rdmsr(MSR_EFER);
+	state->pat = rhv_rdmsr(MSR_IA32_CR_PAT);
+}
+
+/*
+ * A VM exit loads FS, GS and LDTR with null selectors, DS and ES too, and
+ * leaves KERNEL_GS_BASE as the guest had it.
+ */
+void rhv_save_segments(struct rhv_host_segments *segs)
+{
+	segs->gs_base = cpu_kernelmode_gs_base(raw_smp_processor_id());
+	store_ldt(segs->ldt);
+	savesegment(ds, segs->ds);
+	savesegment(es, segs->es);
+	if (likely(is_64bit_mm(current->mm))) {
+		current_save_fsgs();
+		segs->fs = current->thread.fsindex;
+		segs->gs = current->thread.gsindex;
+		segs->fs_base = current->thread.fsbase;
+		segs->kernel_gs_base = current->thread.gsbase;
+	} else {
+		savesegment(fs, segs->fs);
+		savesegment(gs, segs->gs);
+		segs->fs_base = rhv_rdmsr(MSR_FS_BASE);
+		segs->kernel_gs_base = rhv_rdmsr(MSR_KERNEL_GS_BASE);
+	}
+}
+
+void rhv_restore_segments(const struct rhv_host_segments *segs)
+{
+	if (segs->ldt)
+		asm volatile("lldt %0" : : "rm"(segs->ldt));
+	if (segs->gs)
+		load_gs_index(segs->gs);
+	if (segs->fs) {
+		loadsegment(fs, segs->fs);
+		wrmsrq(MSR_FS_BASE, segs->fs_base);
+	}
+	if (segs->ds | segs->es) {
+		loadsegment(ds, segs->ds);
+		loadsegment(es, segs->es);
+	}
+	/* The exit set the TSS limit to 0x67, short of the I/O bitmap. */
+	invalidate_tss_limit();
+	wrmsrq(MSR_KERNEL_GS_BASE, segs->kernel_gs_base);
+	/* ... and the GDT limit to 0xffff. */
+	load_fixmap_gdt(raw_smp_processor_id());
+}
+
+u64 rhv_read_cr3(void)
+{
+	return __get_current_cr3_fast();
+}
+
+void rhv_load_fpu_if_needed(void)
+{
+	fpregs_assert_state_consistent();
+	if (test_thread_flag(TIF_NEED_FPU_LOAD))
+		switch_fpu_return();
+}
+
+u64 rhv_host_debugctl(void)
+{
+	return get_debugctlmsr();
+}
+
+void rhv_set_debugctl(u64 value)
+{
+	update_debugctlmsr(value);
+}
+
+void rhv_restore_debug_registers(void)
+{
+	if (hw_breakpoint_active())
+		hw_breakpoint_restore();
+}
+
+void rhv_load_debug_registers(const u64 *db, u64 dr6)
+{
+	set_debugreg(0, 7);
+	set_debugreg(db[0], 0);
+	set_debugreg(db[1], 1);
+	set_debugreg(db[2], 2);
+	set_debugreg(db[3], 3);
+	set_debugreg(dr6, 6);
+}
+
+u64 rhv_read_dr6(void)
+{
+	unsigned long value;
+
+	get_debugreg(value, 6);
+	return value;
+}
+
+void rhv_save_debug_addresses(u64 *db)
+{
+	unsigned long value;
+
+	get_debugreg(value, 0);
+	db[0] = value;
+	get_debugreg(value, 1);
+	db[1] = value;
+	get_debugreg(value, 2);
+	db[2] = value;
+	get_debugreg(value, 3);
+	db[3] = value;
+}
+
+/* The guest counts as user space for the handler, whatever it ran. */
+void rhv_machine_check(void)
+{
+#ifdef CONFIG_X86_MCE
+	struct pt_regs regs = { .cs = 3, .flags = X86_EFLAGS_IF };
+
+	do_machine_check(&regs);
+#endif
+}
+
+int rhv_vmx_run(struct rhv_regs *regs, bool launched);
+
+static __always_inline u32 rhv_vmread32(unsigned long field)
+{
+	unsigned long value = 0;
+
+	asm volatile("vmread %1, %0" : "+r"(value) : "r"(field) : "cc");
+	return value;
+}
+
+/* noinstr: from the guest's entry on, RCU and lockdep see another context. */
+static noinstr int rhv_enter_guest_noinstr(struct rhv_regs *regs, bool launched,
+					   bool flush_l1d, u32 *reason)
+{
+	int ret;
+
+	guest_state_enter_irqoff();
+
+	if (flush_l1d)
+		native_wrmsrq(MSR_IA32_FLUSH_CMD, L1D_FLUSH);
+	if (regs->cr2 != native_read_cr2())
+		native_write_cr2(regs->cr2);
+
+	ret = rhv_vmx_run(regs, launched);
+
+	regs->cr2 = native_read_cr2();
+	if (likely(!ret)) {
+		*reason = rhv_vmread32(VM_EXIT_REASON);
+		/*
+		 * NMIs stay blocked after an NMI exit, and nothing may run
+		 * between the exit and the host's handler.
+		 */
+		if (*reason == EXIT_REASON_EXCEPTION_NMI &&
+		    (rhv_vmread32(VM_EXIT_INTR_INFO) &
+		     (INTR_INFO_INTR_TYPE_MASK | INTR_INFO_VALID_MASK)) ==
+		    (INTR_TYPE_NMI_INTR | INTR_INFO_VALID_MASK))
+			x86_entry_from_kvm(EVENT_TYPE_NMI, NMI_VECTOR);
+	}
+
+	guest_state_exit_irqoff();
+	return ret;
+}
+
+int rhv_enter_guest(struct rhv_regs *regs, bool launched, bool flush_l1d,
+		    u32 *reason)
+{
+	int ret;
+
+	guest_timing_enter_irqoff();
+	ret = rhv_enter_guest_noinstr(regs, launched, flush_l1d, reason);
+	guest_timing_exit_irqoff();
+	return ret;
+}
+
+struct page *rhv_alloc_page(int node, bool sleep)
+{
+	gfp_t gfp = sleep ? GFP_KERNEL_ACCOUNT : GFP_NOWAIT;
+
+	return alloc_pages_node(node, gfp | __GFP_ZERO | __GFP_NOWARN, 0);
+}
+
+void rhv_free_page(struct page *page)
+{
+	__free_page(page);
+}
+
+void *rhv_page_address(struct page *page)
+{
+	return page_address(page);
+}
+
+u64 rhv_page_to_phys(struct page *page)
+{
+	return page_to_phys(page);
+}
+
+struct page *rhv_phys_to_page(u64 phys)
+{
+	return phys_to_page(phys);
+}
+
+int rhv_page_node(struct page *page)
+{
+	return page_to_nid(page);
+}
+
+unsigned int rhv_max_nodes(void)
+{
+	return nr_node_ids;
+}
+
+void *rhv_phys_to_virt(u64 phys)
+{
+	return phys_to_virt(phys);
+}
+
+void rhv_put_user_page(struct page *page, bool dirty)
+{
+	if (dirty && !PageReserved(page))
+		SetPageDirty(page);
+	put_page(page);
+}
+
+/* Ordinary memory, which the guest may cache as it likes. */
+bool rhv_page_is_plain(struct page *page)
+{
+	return !is_zone_device_page(page);
+}
+
+/*
+ * log2 of the size of the host's own mapping at an address: 12, 21 or 30.
+ * A hint until the caller has checked, under its lock, that no invalidation
+ * came between; interrupts are off so that no table is freed during the walk.
+ */
+unsigned int rhv_host_mapping_shift(struct mm_struct *mm, unsigned long addr)
+{
+	unsigned int shift = PAGE_SHIFT;
+	unsigned long flags;
+	pgd_t pgd;
+	p4d_t p4d;
+	pud_t pud;
+	pmd_t pmd;
+
+	local_irq_save(flags);
+	pgd = READ_ONCE(*pgd_offset(mm, addr));
+	if (pgd_none(pgd))
+		goto out;
+	p4d = READ_ONCE(*p4d_offset(&pgd, addr));
+	if (p4d_none(p4d) || !p4d_present(p4d))
+		goto out;
+	pud = READ_ONCE(*pud_offset(&p4d, addr));
+	if (pud_none(pud) || !pud_present(pud))
+		goto out;
+	if (pud_leaf(pud)) {
+		shift = PUD_SHIFT;
+		goto out;
+	}
+	pmd = READ_ONCE(*pmd_offset(&pud, addr));
+	if (pmd_none(pmd) || !pmd_present(pmd))
+		goto out;
+	if (pmd_leaf(pmd))
+		shift = PMD_SHIFT;
+out:
+	local_irq_restore(flags);
+	return shift;
+}
+
+struct mm_struct *rhv_current_mm(void)
+{
+	return current->mm;
+}
+
+void rhv_mmgrab(struct mm_struct *mm)
+{
+	mmgrab(mm);
+}
+
+void rhv_mmdrop(struct mm_struct *mm)
+{
+	mmdrop(mm);
+}
+
+u64 rhv_max_user_address(void)
+{
+	return TASK_SIZE_MAX;
+}

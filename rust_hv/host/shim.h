@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Inlines and macros of the host that bindgen cannot reach, one function each.
+ * No logic lives here; what a function means stands at its kernel original.
+ */
+#ifndef RUSTHV_SHIM_H
+#define RUSTHV_SHIM_H
+
+#include <linux/list.h>
+#include <linux/types.h>
+
+struct mm_struct;
+struct page;
+struct vm_area_struct;
+
+/*
+ * What entry.S loads and stores around the guest. The offsets there are
+ * checked in shim.c. gpr[] is in the order of the instruction encoding.
+ */
+struct rhv_regs {
+	u64 gpr[16];
+	u64 cr2;
+	u64 host_rsp;	/* last value written to VMCS HOST_RSP */
+};
+
+/* Host segment state that a VM exit does not bring back by itself. */
+struct rhv_host_segments {
+	u64 fs_base;
+	u64 gs_base;		/* of the kernel, on this CPU */
+	u64 kernel_gs_base;	/* of user space, while in the kernel */
+	u16 ds, es, fs, gs, ldt;
+};
+
+/* Per-CPU and constant host state for the VMCS host area. */
+struct rhv_host_state {
+	u64 cr0, tr_base, gdtr_base, idtr_base;
+	u64 sysenter_esp, sysenter_eip, efer, pat;
+	u32 sysenter_cs;
+	u16 cs, ss, tr;
+};
+
+/* What the module keeps per CPU; vmx/active.rs owns it. */
+struct rhv_cpu_state {
+	struct list_head active;	/* VMCSs active on this CPU */
+	bool enabled;			/* we hold a VMX reference here */
+	u64 host_star, host_lstar, host_cstar, host_fmask, host_tsc_aux;
+};
+
+/* CPU, preemption, interrupts */
+struct rhv_cpu_state *rhv_cpu_state(int cpu);
+int rhv_cpu(void);
+bool rhv_cpu_possible(int cpu);
+int rhv_cpu_to_node(int cpu);
+bool rhv_cpu_online(int cpu);
+void rhv_preempt_disable(void);
+void rhv_preempt_enable(void);
+void rhv_irq_disable(void);
+void rhv_irq_enable(void);
+unsigned long rhv_irq_save(void);
+void rhv_irq_restore(unsigned long flags);
+bool rhv_work_pending(void);
+void rhv_cond_resched(void);
+void rhv_smp_mb(void);
+void rhv_schedule_away(void);
+void rhv_kick_cpus(const unsigned long *cpus, unsigned int ncpus);
+
+/* CPU features of the host, by X86_FEATURE_* or X86_BUG_* number */
+bool rhv_has_vmx(void);
+bool rhv_has_fred(void);
+bool rhv_has_osxsave(void);
+bool rhv_must_flush_l1d(void);
+bool rhv_can_flush_l1d(void);
+u32 rhv_phys_bits(void);
+
+/* MSRs */
+int rhv_rdmsr_safe(u32 msr, u64 *value);
+u64 rhv_rdmsr(u32 msr);
+void rhv_wrmsr(u32 msr, u64 value);
+u64 rhv_xgetbv0(void);
+void rhv_xsetbv0(u64 value);
+
+/* Host state around a guest */
+void rhv_read_host_state(struct rhv_host_state *state);
+void rhv_save_segments(struct rhv_host_segments *segs);
+void rhv_restore_segments(const struct rhv_host_segments *segs);
+u64 rhv_read_cr3(void);
+void rhv_load_fpu_if_needed(void);
+u64 rhv_host_debugctl(void);
+void rhv_set_debugctl(u64 value);
+void rhv_restore_debug_registers(void);
+void rhv_load_debug_registers(const u64 *db, u64 dr6);
+u64 rhv_read_dr6(void);
+void rhv_save_debug_addresses(u64 *db);
+void rhv_machine_check(void);
+
+/*
+ * Enter the guest of the current VMCS and come back.
+ * 0: a VM exit; 1: the instruction failed with RFLAGS.CF or ZF; 2: it faulted.
+ * *reason is the exit reason field when 0.
+ */
+int rhv_enter_guest(struct rhv_regs *regs, bool launched, bool flush_l1d,
+		    u32 *reason);
+
+/* Memory */
+struct page *rhv_alloc_page(int node, bool sleep);
+void rhv_free_page(struct page *page);
+void *rhv_page_address(struct page *page);
+u64 rhv_page_to_phys(struct page *page);
+struct page *rhv_phys_to_page(u64 phys);
+int rhv_page_node(struct page *page);
+unsigned int rhv_max_nodes(void);
+void *rhv_phys_to_virt(u64 phys);
+void rhv_put_user_page(struct page *page, bool dirty);
+bool rhv_page_is_plain(struct page *page);
+unsigned int rhv_host_mapping_shift(struct mm_struct *mm, unsigned long addr);
+struct mm_struct *rhv_current_mm(void);
+void rhv_mmgrab(struct mm_struct *mm);
+void rhv_mmdrop(struct mm_struct *mm);
+u64 rhv_max_user_address(void);
+
+#endif /* RUSTHV_SHIM_H */

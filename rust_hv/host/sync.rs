@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A mutex that a killed task does not wait for.
+
+use super::bindings;
+use core::cell::UnsafeCell;
+use core::ops::{Deref, DerefMut};
+use kernel::prelude::*;
+use kernel::sync::LockClassKey;
+use kernel::types::{NotThreadSafe, Opaque};
+
+/// A mutex for state that is held as long as a guest runs.
+///
+/// The kernel crate's `Mutex` waits without end; a second thread that calls an ioctl of a running
+/// vCPU must be killable.
+#[pin_data]
+pub struct KillableMutex<T> {
+    #[pin]
+    raw: Opaque<kernel::bindings::mutex>,
+    data: UnsafeCell<T>,
+}
+
+// SAFETY: Moving the mutex moves the data.
+unsafe impl<T: Send> Send for KillableMutex<T> {}
+// SAFETY: The data is reached through the lock only, by one thread at a time.
+unsafe impl<T: Send> Sync for KillableMutex<T> {}
+
+impl<T> KillableMutex<T> {
+    /// A mutex around `data`.
+    pub fn new(
+        data: T,
+        name: &'static CStr,
+        key: Pin<&'static LockClassKey>,
+    ) -> impl PinInit<Self> {
+        pin_init!(Self {
+            // SAFETY: The slot is pinned memory for a mutex; name and key are static.
+            raw <- Opaque::ffi_init(|slot| unsafe {
+                kernel::bindings::__mutex_init(slot, name.as_char_ptr(), key.as_ptr())
+            }),
+            data: UnsafeCell::new(data),
+        })
+    }
+
+    /// Waits for the lock.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` when the task was killed meanwhile.
+    pub fn lock(&self) -> Result<KillableGuard<'_, T>> {
+        // SAFETY: The mutex was initialised in `new`.
+        kernel::error::to_result(unsafe { bindings::mutex_lock_killable(self.raw.get()) })?;
+        Ok(KillableGuard {
+            mutex: self,
+            _not_send: NotThreadSafe,
+        })
+    }
+}
+
+/// The lock, held.
+pub struct KillableGuard<'a, T> {
+    mutex: &'a KillableMutex<T>,
+    _not_send: NotThreadSafe,
+}
+
+impl<T> Deref for KillableGuard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: The lock is held.
+        unsafe { &*self.mutex.data.get() }
+    }
+}
+
+impl<T> DerefMut for KillableGuard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: The lock is held, and `self` is borrowed mutably.
+        unsafe { &mut *self.mutex.data.get() }
+    }
+}
+
+impl<T> Drop for KillableGuard<'_, T> {
+    fn drop(&mut self) {
+        // SAFETY: This thread holds the lock.
+        unsafe { kernel::bindings::mutex_unlock(self.mutex.raw.get()) };
+    }
+}

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The running task: signals and other work that comes before a guest.
+
+use super::bindings;
+use super::cpu::IrqsOff;
+use kernel::prelude::*;
+
+/// True when the task has to do something before it may enter a guest: a signal, a reschedule, a
+/// notification. With interrupts off the answer holds until they come on.
+#[inline]
+pub fn work_pending(_irqs: &IrqsOff) -> bool {
+    // SAFETY: Interrupts are off.
+    unsafe { bindings::rhv_work_pending() }
+}
+
+/// Does that work.
+///
+/// # Errors
+///
+/// `EINTR` when a signal has to be delivered in user space first.
+pub fn do_work() -> Result {
+    // SAFETY: Called from an ioctl, with interrupts on and no locks but sleeping ones.
+    kernel::error::to_result(unsafe { bindings::xfer_to_guest_mode_handle_work() })
+}
+
+/// Lets others run where the kernel is not preemptible.
+#[inline]
+pub fn cond_resched() {
+    // SAFETY: The caller may sleep, as in all of `mmu` and `vm` outside spinlocks.
+    unsafe { bindings::rhv_cond_resched() };
+}
+
+/// Sleeps for a tick.
+pub fn sleep_a_tick() {
+    // SAFETY: As `cond_resched`.
+    unsafe { bindings::rhv_schedule_away() };
+}

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The VMM's memory: ioctl arguments, and the pages behind guest memory.
+
+use super::bindings;
+use crate::model::arch::addr::{Hpa, Hva, PAGE_SIZE};
+use core::ptr::NonNull;
+use kernel::prelude::*;
+use kernel::transmute::{AsBytes, FromBytes};
+use kernel::uaccess::{UserPtr, UserSlice};
+
+/// A structure of the UAPI: plain integers without padding, so that any bytes are a value and
+/// nothing of the kernel's leaks through a gap.
+pub trait UserData: FromBytes + AsBytes {}
+
+macro_rules! user_data {
+    ($($name:ident),* $(,)?) => {$(
+        // SAFETY: Integers and arrays of them only: every bit pattern is a value.
+        unsafe impl FromBytes for bindings::$name {}
+        // SAFETY: The UAPI spells out its padding as fields; there is no other.
+        unsafe impl AsBytes for bindings::$name {}
+        impl UserData for bindings::$name {}
+    )*};
+}
+
+user_data!(
+    kvm_cpuid_entry2,
+    kvm_interrupt,
+    kvm_regs,
+    kvm_sregs,
+    kvm_userspace_memory_region,
+    rusthv_host_stats,
+    rusthv_info,
+    rusthv_vcpu_stats,
+    rusthv_vm_stats,
+);
+
+impl UserData for u32 {}
+impl UserData for u64 {}
+
+/// Copies one structure in, once.
+///
+/// # Errors
+///
+/// `EFAULT`.
+pub fn read<T: UserData>(arg: usize) -> Result<T> {
+    UserSlice::new(UserPtr::from_addr(arg), core::mem::size_of::<T>())
+        .reader()
+        .read()
+}
+
+/// Copies one structure out.
+///
+/// # Errors
+///
+/// `EFAULT`.
+pub fn write<T: UserData>(arg: usize, value: &T) -> Result {
+    UserSlice::new(UserPtr::from_addr(arg), core::mem::size_of::<T>())
+        .writer()
+        .write(value)
+}
+
+/// The address space of the task that created a VM; kept allocated, not kept alive.
+pub struct UserMm {
+    mm: NonNull<kernel::bindings::mm_struct>,
+}
+
+// SAFETY: The reference count of an address space is atomic.
+unsafe impl Send for UserMm {}
+// SAFETY: As above; the type gives its address only.
+unsafe impl Sync for UserMm {}
+
+impl UserMm {
+    /// That of the current task.
+    ///
+    /// # Errors
+    ///
+    /// `EIO` for a kernel thread.
+    pub fn current() -> Result<Self> {
+        // SAFETY: No preconditions.
+        let mm = NonNull::new(unsafe { bindings::rhv_current_mm() }).ok_or(EIO)?;
+        // SAFETY: The current task's address space is live.
+        unsafe { bindings::rhv_mmgrab(mm.as_ptr()) };
+        Ok(Self { mm })
+    }
+
+    /// True when the current task runs in it.
+    #[inline]
+    pub fn is_current(&self) -> bool {
+        // SAFETY: No preconditions.
+        self.mm.as_ptr() == unsafe { bindings::rhv_current_mm() }
+    }
+
+    pub(super) fn as_raw(&self) -> *mut kernel::bindings::mm_struct {
+        self.mm.as_ptr()
+    }
+
+    /// log2 of the size of the host's mapping at `hva`: 12, 21 or 30.
+    ///
+    /// A hint, unless no invalidation of the address came between the call and its use.
+    pub fn mapping_shift(&self, hva: Hva) -> u32 {
+        // SAFETY: The tables of the address space are not freed while interrupts are off, which
+        // the callee sees to; `is_current` holds wherever guests run.
+        unsafe { bindings::rhv_host_mapping_shift(self.mm.as_ptr(), hva.raw() as usize) }
+    }
+}
+
+impl Clone for UserMm {
+    fn clone(&self) -> Self {
+        // SAFETY: `self` holds a reference.
+        unsafe { bindings::rhv_mmgrab(self.mm.as_ptr()) };
+        Self { mm: self.mm }
+    }
+}
+
+impl Drop for UserMm {
+    fn drop(&mut self) {
+        // SAFETY: `self` holds a reference, which ends here.
+        unsafe { bindings::rhv_mmdrop(self.mm.as_ptr()) };
+    }
+}
+
+/// First address above user space.
+pub fn max_user_address() -> Hva {
+    // SAFETY: No preconditions.
+    Hva::new(unsafe { bindings::rhv_max_user_address() })
+}
+
+/// Pages that [`UserPages`] holds at most.
+pub const BATCH: usize = 16;
+
+/// A run of the current task's pages, held by reference while they are being mapped.
+///
+/// # Invariants
+///
+/// The first `count` of `pages` are pages that we hold one reference each of.
+pub struct UserPages {
+    pages: [*mut kernel::bindings::page; BATCH],
+    count: usize,
+    writable: bool,
+}
+
+impl UserPages {
+    /// The pages from `hva` on, at most `max`: those that are present at once, or else the first
+    /// alone, faulted in. With `write`, pages that user space may write and has now dirtied.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` where nothing is mapped or the access is not allowed, `EHWPOISON`, `ENOMEM`,
+    /// `EINTR` when a fatal signal came.
+    pub fn get(hva: Hva, max: usize, write: bool) -> Result<Self> {
+        let mut held = Self {
+            pages: [core::ptr::null_mut(); BATCH],
+            count: 0,
+            writable: write,
+        };
+        let flags = if write { bindings::FOLL_WRITE } else { 0 };
+        let address = hva.page_base().raw() as usize;
+        let max = max.clamp(1, BATCH);
+        // SAFETY: The array has room for `max` pages.
+        let fast = unsafe {
+            bindings::get_user_pages_fast_only(
+                address,
+                max as i32,
+                flags,
+                held.pages.as_mut_ptr(),
+            )
+        };
+        // INVARIANT: The host took one reference on each of the `fast` pages.
+        held.count = usize::try_from(fast).unwrap_or(0);
+        if held.count > 0 {
+            return Ok(held);
+        }
+        // SAFETY: The array has room for one page; we may sleep here.
+        let slow = unsafe {
+            bindings::get_user_pages_fast(address, 1, flags, held.pages.as_mut_ptr())
+        };
+        if slow < 0 {
+            return Err(Error::from_errno(slow));
+        }
+        if slow == 0 {
+            return Err(EFAULT);
+        }
+        // INVARIANT: As above, one page.
+        held.count = 1;
+        Ok(held)
+    }
+
+    /// As [`UserPages::get`] of one page that is present and writable, without faulting anything
+    /// in.
+    pub fn get_if_writable(hva: Hva) -> Option<Self> {
+        let mut held = Self {
+            pages: [core::ptr::null_mut(); BATCH],
+            count: 0,
+            writable: true,
+        };
+        let address = hva.page_base().raw() as usize;
+        // SAFETY: The array has room for one page.
+        let fast = unsafe {
+            bindings::get_user_pages_fast_only(
+                address,
+                1,
+                bindings::FOLL_WRITE,
+                held.pages.as_mut_ptr(),
+            )
+        };
+        // INVARIANT: As in `get`.
+        held.count = usize::from(fast == 1);
+        (fast == 1).then_some(held)
+    }
+
+    /// Physical addresses of the pages, in order.
+    pub fn iter(&self) -> impl Iterator<Item = Hpa> + '_ {
+        self.pages.iter().take(self.count).map(|&page| {
+            // SAFETY: A page that we hold, by the invariant.
+            Hpa::new(unsafe { bindings::rhv_page_to_phys(page) })
+        })
+    }
+
+    /// Number of pages, at least one.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Whether the pages may be written through the mapping that is made of them.
+    pub fn writable(&self) -> bool {
+        self.writable
+    }
+}
+
+impl Drop for UserPages {
+    fn drop(&mut self) {
+        for &page in self.pages.iter().take(self.count) {
+            // SAFETY: We hold a reference, by the invariant, and give it up. A page that is mapped
+            // writable counts as written from now on.
+            unsafe { bindings::rhv_put_user_page(page, self.writable) };
+        }
+    }
+}
+
+/// Copies out of the VMM's memory, for guest memory accesses by the hypervisor.
+///
+/// # Errors
+///
+/// `EFAULT`; some bytes may have been copied.
+pub fn copy_from(hva: Hva, buf: &mut [u8]) -> Result {
+    UserSlice::new(UserPtr::from_addr(hva.raw() as usize), buf.len())
+        .reader()
+        .read_slice(buf)
+}
+
+/// Copies into the VMM's memory.
+///
+/// # Errors
+///
+/// `EFAULT`; some bytes may have been copied.
+pub fn copy_to(hva: Hva, buf: &[u8]) -> Result {
+    UserSlice::new(UserPtr::from_addr(hva.raw() as usize), buf.len())
+        .writer()
+        .write_slice(buf)
+}
+
+/// Bytes from an address to the end of its page.
+pub fn to_page_end(offset: u64) -> usize {
+    (PAGE_SIZE - offset % PAGE_SIZE) as usize
+}

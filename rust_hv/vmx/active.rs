@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which VMCS is active where, and CPUs that come and go.
+//!
+//! A VMCS may be active on one CPU at a time (SDM Vol. 3C, "Overview of the VMCS"). It must be
+//! cleared by VMCLEAR on that CPU before another one loads it, and before the CPU leaves VMX
+//! operation. So each CPU has a list of the VMCSs that are active on it.
+//!
+//! No lock: a CPU's list, its `enabled` flag, and the `cpu` of a region that is active on it are
+//! written on that CPU alone, with interrupts off.
+
+use super::instr;
+use crate::host::bindings::{self, rhv_cpu_state};
+use crate::host::cpu::{call_on, Cpu, CpuEvents, IrqsOff};
+use crate::host::frame::Frame;
+use crate::model::arch::addr::Hpa;
+use core::cell::UnsafeCell;
+use core::marker::PhantomPinned;
+use kernel::bindings::list_head;
+use kernel::prelude::*;
+use kernel::sync::atomic::{
+    ordering::{Acquire, Relaxed, Release},
+    Atomic,
+};
+
+/// `cpu` of a region that is clear.
+const NOWHERE: i32 = -1;
+
+/// A VMCS region: its frame, and where it is active.
+///
+/// # Invariants
+///
+/// `link` is in the list of CPU `cpu` exactly while `cpu` is not [`NOWHERE`]; the region stays in
+/// place meanwhile.
+pub struct Region {
+    frame: Frame,
+    cpu: Atomic<i32>,
+    launched: Atomic<bool>,
+    link: UnsafeCell<list_head>,
+    _pin: PhantomPinned,
+}
+
+// SAFETY: `link` is touched on the CPU of the list only, see the module's text.
+unsafe impl Send for Region {}
+// SAFETY: As above.
+unsafe impl Sync for Region {}
+
+/// The state of a CPU; only that CPU may look inside.
+fn state_of(cpu: Cpu) -> *mut rhv_cpu_state {
+    // SAFETY: `cpu` comes from the host.
+    unsafe { bindings::rhv_cpu_state(cpu as i32) }
+}
+
+impl Region {
+    /// A region for the CPU's VMCS revision, on a node, not active anywhere.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new(revision: u32, node: i32) -> Result<Pin<KBox<Self>>> {
+        let mut frame = Frame::new(node)?;
+        // The revision identifier is the first word (SDM Vol. 3C, "Format of the VMCS Region").
+        for (byte, value) in frame.bytes_mut().iter_mut().zip(revision.to_le_bytes()) {
+            *byte = value;
+        }
+        // INVARIANT: `cpu` is `NOWHERE` and the link is in no list.
+        let region = Self {
+            frame,
+            cpu: Atomic::new(NOWHERE),
+            launched: Atomic::new(false),
+            link: UnsafeCell::new(list_head::default()),
+            _pin: PhantomPinned,
+        };
+        Ok(KBox::pin(region, GFP_KERNEL)?)
+    }
+
+    /// Address for the VMX instructions.
+    #[inline]
+    pub(super) fn hpa(&self) -> Hpa {
+        self.frame.hpa()
+    }
+
+    /// True after a VMLAUNCH since the last VMCLEAR: the next entry is a VMRESUME.
+    #[inline]
+    pub(super) fn launched(&self) -> bool {
+        self.launched.load(Relaxed)
+    }
+
+    /// Notes a successful VMLAUNCH.
+    #[inline]
+    pub(super) fn set_launched(&self) {
+        self.launched.store(true, Relaxed);
+    }
+
+    /// True when the region is active on the CPU that asks.
+    #[inline]
+    pub(super) fn is_active_here(&self, irqs: &IrqsOff) -> bool {
+        self.cpu.load(Relaxed) == irqs.cpu() as i32
+    }
+
+    /// The CPU on which the region is active.
+    fn active_on(&self) -> Option<Cpu> {
+        Cpu::try_from(self.cpu.load(Acquire)).ok()
+    }
+
+    /// Makes the region known as active on this CPU, ready for VMPTRLD.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` when the CPU is not in VMX operation, as it is going offline; `EIO` when VMCLEAR
+    /// failed.
+    pub(super) fn activate(self: Pin<&Self>, irqs: &IrqsOff) -> Result {
+        let state = state_of(irqs.cpu());
+        // SAFETY: This CPU's own state, with interrupts off.
+        if unsafe { !(*state).enabled } {
+            return Err(EAGAIN);
+        }
+        // A region that is new, or was cleared, is cleared (again): VMPTRLD asks for it once.
+        // SAFETY: Ours, and active nowhere: the caller has seen to it.
+        unsafe { instr::vmclear(self.hpa()) }?;
+        self.launched.store(false, Relaxed);
+        // SAFETY: This CPU's list, with interrupts off. The region is pinned, and leaves the list
+        // before it is freed.
+        unsafe { list_add(self.link.get(), &raw mut (*state).active) };
+        // INVARIANT: The link is in the list of this CPU.
+        self.cpu.store(irqs.cpu() as i32, Release);
+        Ok(())
+    }
+
+    /// Clears the region, which is active on this CPU.
+    fn clear_here(&self, irqs: &IrqsOff) {
+        if !self.is_active_here(irqs) {
+            return;
+        }
+        // SAFETY: Ours, and active on no other CPU. A failure means that VMX is off (a reboot),
+        // and then nothing is active.
+        let _ = unsafe { instr::vmclear(self.hpa()) };
+        // SAFETY: This CPU's list, with interrupts off; the link is in it by the invariant.
+        unsafe { list_del(self.link.get()) };
+        self.launched.store(false, Relaxed);
+        // INVARIANT: The link is in no list. `Release`: what VMCLEAR wrote back is visible to the
+        // CPU that loads the region next.
+        self.cpu.store(NOWHERE, Release);
+    }
+
+    /// Clears the region wherever it is active. May wait for another CPU.
+    pub(super) fn clear(&self) {
+        // A CPU that goes offline clears its list by itself, so this ends.
+        while let Some(cpu) = self.active_on() {
+            // `ENXIO`: it went offline meanwhile; look again.
+            let _ = call_on(cpu, |irqs| self.clear_here(irqs));
+        }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// Puts `link` behind `head`.
+///
+/// # Safety
+///
+/// Both are valid; nobody else touches the list.
+unsafe fn list_add(link: *mut list_head, head: *mut list_head) {
+    // SAFETY: By the contract, the list's links are valid and ours to change.
+    unsafe {
+        (*link).next = (*head).next;
+        (*link).prev = head;
+        (*(*head).next).prev = link;
+        (*head).next = link;
+    }
+}
+
+/// Takes `link` out of its list.
+///
+/// # Safety
+///
+/// It is in a list that nobody else touches.
+unsafe fn list_del(link: *mut list_head) {
+    // SAFETY: By the contract.
+    unsafe {
+        (*(*link).prev).next = (*link).next;
+        (*(*link).next).prev = (*link).prev;
+    }
+}
+
+/// VMX on every CPU that is online, through the host's own reference count.
+pub enum Virtualization {}
+
+impl CpuEvents for Virtualization {
+    fn online(irqs: &IrqsOff) -> Result {
+        let state = state_of(irqs.cpu());
+        // SAFETY: No preconditions; turns VMX on, on this CPU, or counts one more user of it.
+        kernel::error::to_result(unsafe {
+            bindings::x86_virt_get_ref(bindings::X86_FEATURE_VMX as i32)
+        })?;
+        // SAFETY: This CPU's own state, with interrupts off.
+        unsafe {
+            let head = &raw mut (*state).active;
+            (*head).next = head;
+            (*head).prev = head;
+            (*state).enabled = true;
+        }
+        Ok(())
+    }
+
+    fn offline(irqs: &IrqsOff) {
+        let state = state_of(irqs.cpu());
+        // SAFETY: This CPU's own state and list, with interrupts off. Every link in the list
+        // belongs to a live region, which `clear_here` takes out of it.
+        unsafe {
+            if !(*state).enabled {
+                return;
+            }
+            (*state).enabled = false;
+            let head = &raw mut (*state).active;
+            while (*head).next != head {
+                let link: *mut UnsafeCell<list_head> = (*head).next.cast();
+                let region = kernel::container_of!(link, Region, link);
+                (*region).clear_here(irqs);
+            }
+            bindings::x86_virt_put_ref(bindings::X86_FEATURE_VMX as i32);
+        }
+    }
+}

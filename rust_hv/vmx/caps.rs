@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the CPU can do, and the control words that follow from it.
+//!
+//! Each control that we want is named once, as required, optional or refused. The capability MSRs
+//! say which bits may be 0 and which may be 1 (SDM Vol. 3D, appendix "VMX Capability Reporting").
+//! A required control that is missing fails the load with its name in the log; an optional one is
+//! named in the log and reported to user space.
+
+use crate::host::bindings;
+use crate::host::msr;
+use crate::host::errno::unsupported;
+use kernel::prelude::*;
+
+const IA32_VMX_BASIC: u32 = 0x480;
+const IA32_VMX_PINBASED_CTLS: u32 = 0x481;
+const IA32_VMX_PROCBASED_CTLS: u32 = 0x482;
+const IA32_VMX_EXIT_CTLS: u32 = 0x483;
+const IA32_VMX_ENTRY_CTLS: u32 = 0x484;
+const IA32_VMX_CR0_FIXED0: u32 = 0x486;
+const IA32_VMX_PROCBASED_CTLS2: u32 = 0x48b;
+const IA32_VMX_EPT_VPID_CAP: u32 = 0x48c;
+const IA32_VMX_TRUE_PINBASED_CTLS: u32 = 0x48d;
+
+/// How much we want a control.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// Without it we do not load.
+    Required,
+    /// Used when there; its `RUSTHV_FEAT_*`.
+    Optional(u64),
+    /// May be switched on later; must be possible.
+    Later,
+    /// Must be possible to leave off.
+    Refused,
+}
+
+struct Control {
+    bit: u32,
+    name: &'static str,
+    need: Need,
+}
+
+const fn control(bit: u32, name: &'static str, need: Need) -> Control {
+    Control { bit, name, need }
+}
+
+use Need::{Later, Optional, Refused, Required};
+
+/// Pin-based controls.
+pub mod pin {
+    /// Exit on external interrupts.
+    pub const EXTERNAL_INTERRUPT: u32 = 1 << 0;
+    /// Exit on NMIs.
+    pub const NMI: u32 = 1 << 3;
+}
+
+/// Primary processor-based controls.
+pub mod primary {
+    /// Exit when the guest can take an interrupt.
+    pub const INTERRUPT_WINDOW: u32 = 1 << 2;
+}
+
+/// Secondary processor-based controls.
+pub mod secondary {
+    /// RDTSCP works.
+    pub const RDTSCP: u32 = 1 << 3;
+    /// Translations are tagged with a VPID.
+    pub const VPID: u32 = 1 << 5;
+    /// INVPCID works.
+    pub const INVPCID: u32 = 1 << 12;
+}
+
+/// VM-entry controls.
+pub mod entry {
+    /// The guest is in IA-32e mode.
+    pub const IA32E_GUEST: u32 = 1 << 9;
+}
+
+const PIN: &[Control] = &[
+    control(0, "external-interrupt exiting", Required),
+    control(3, "NMI exiting", Required),
+];
+
+const PRIMARY: &[Control] = &[
+    control(2, "interrupt-window exiting", Later),
+    control(3, "TSC offsetting", Required),
+    control(7, "HLT exiting", Required),
+    control(10, "MWAIT exiting", Required),
+    control(11, "RDPMC exiting", Required),
+    control(15, "CR3-load exiting", Refused),
+    control(16, "CR3-store exiting", Refused),
+    control(19, "CR8-load exiting", Required),
+    control(20, "CR8-store exiting", Required),
+    control(23, "MOV-DR exiting", Required),
+    control(24, "unconditional I/O exiting", Required),
+    control(28, "MSR bitmaps", Required),
+    control(29, "MONITOR exiting", Required),
+    control(31, "secondary controls", Required),
+];
+
+const SECONDARY: &[Control] = &[
+    control(1, "EPT", Required),
+    control(3, "RDTSCP", Optional(bindings::RUSTHV_FEAT_RDTSCP as u64)),
+    control(5, "VPID", Optional(bindings::RUSTHV_FEAT_VPID as u64)),
+    control(7, "unrestricted guest", Required),
+    control(12, "INVPCID", Optional(bindings::RUSTHV_FEAT_INVPCID as u64)),
+];
+
+const EXIT: &[Control] = &[
+    control(2, "save debug controls", Required),
+    control(9, "host address-space size", Required),
+    control(15, "acknowledge interrupt on exit", Refused),
+    control(19, "load IA32_PAT on exit", Required),
+    control(21, "load IA32_EFER on exit", Required),
+];
+
+const ENTRY: &[Control] = &[
+    control(2, "load debug controls", Required),
+    control(9, "IA-32e mode guest", Later),
+    control(14, "load IA32_PAT on entry", Required),
+    control(15, "load IA32_EFER on entry", Required),
+];
+
+/// What of EPT and VPID we want (IA32_VMX_EPT_VPID_CAP).
+const EPT_VPID: &[Control] = &[
+    control(0, "execute-only EPT", Optional(bindings::RUSTHV_FEAT_EPT_EXEC_ONLY as u64)),
+    control(6, "4-level EPT", Required),
+    control(14, "write-back EPT tables", Required),
+    control(16, "2 MiB EPT pages", Optional(bindings::RUSTHV_FEAT_EPT_2M as u64)),
+    control(17, "1 GiB EPT pages", Optional(bindings::RUSTHV_FEAT_EPT_1G as u64)),
+    control(20, "INVEPT", Required),
+    control(21, "EPT accessed/dirty flags", Optional(bindings::RUSTHV_FEAT_EPT_AD as u64)),
+    control(26, "all-context INVEPT", Required),
+];
+
+/// INVVPID with the two kinds that we use (bits 32, 41, 42).
+const INVVPID_BITS: u64 = 1 << 32 | 1 << 41 | 1 << 42;
+
+/// Bits of a control register that VMX operation fixes (SDM Vol. 3C, "Restrictions on VMX
+/// Operation").
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FixedBits {
+    /// Bits that must be 1.
+    pub ones: u64,
+    /// Bits that may be 1.
+    pub allowed: u64,
+}
+
+impl FixedBits {
+    /// True when VMX operation allows the value.
+    #[inline]
+    pub const fn allow(&self, value: u64) -> bool {
+        value & self.ones == self.ones && value & !self.allowed == 0
+    }
+}
+
+/// The control words, and the facts behind them.
+#[derive(Clone, Copy, Debug)]
+pub struct Caps {
+    /// VMCS revision identifier.
+    pub revision: u32,
+    /// Pin-based controls.
+    pub pin: u32,
+    /// Primary processor-based controls.
+    pub primary: u32,
+    /// Secondary processor-based controls, with everything optional that the CPU has.
+    pub secondary: u32,
+    /// VM-exit controls.
+    pub exit: u32,
+    /// VM-entry controls.
+    pub entry: u32,
+    /// CR0 in VMX operation; PE and PG are free with unrestricted guests.
+    pub cr0: FixedBits,
+    /// CR4 in VMX operation.
+    pub cr4: FixedBits,
+    /// `RUSTHV_FEAT_*` that are used.
+    pub present: u64,
+    /// `RUSTHV_FEAT_*` that the CPU lacks.
+    pub missing: u64,
+    /// INVEPT of one EPT pointer; all of them otherwise.
+    pub invept_single: bool,
+}
+
+struct Reader {
+    present: u64,
+    missing: u64,
+    refused: bool,
+}
+
+impl Reader {
+    fn lacks(&mut self, control: &Control) {
+        match control.need {
+            Optional(feature) => {
+                self.missing |= feature;
+                pr_info!("the CPU lacks {}; going on without\n", control.name);
+            }
+            Refused => {
+                self.refused = true;
+                pr_err!("the CPU cannot do without {}\n", control.name);
+            }
+            Required | Later => {
+                self.refused = true;
+                pr_err!("the CPU lacks {}, which is required\n", control.name);
+            }
+        }
+    }
+
+    /// One control word: `may_be_0` has a bit set where 0 is not allowed.
+    fn word(&mut self, must: u32, may: u32, wanted: &[Control]) -> u32 {
+        let mut word = must;
+        for control in wanted {
+            let bit = 1u32 << control.bit;
+            match control.need {
+                Required if may & bit != 0 => word |= bit,
+                Optional(feature) if may & bit != 0 => {
+                    word |= bit;
+                    self.present |= feature;
+                }
+                Later if may & bit != 0 => {}
+                Refused if must & bit == 0 => {}
+                _ => self.lacks(control),
+            }
+        }
+        word
+    }
+
+    fn msr(&mut self, number: u32, wanted: &[Control]) -> u32 {
+        let value = msr::read(number);
+        self.word(value as u32, (value >> 32) as u32, wanted)
+    }
+}
+
+impl Caps {
+    /// Reads the capabilities of the CPU that runs this; they are the same on all.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP`, with the reasons in the log.
+    pub fn read() -> Result<Self> {
+        let basic = msr::read(IA32_VMX_BASIC);
+        // Bit 55: the TRUE MSRs exist, which allow more controls to be 0.
+        let shift = if basic & 1 << 55 != 0 {
+            IA32_VMX_TRUE_PINBASED_CTLS - IA32_VMX_PINBASED_CTLS
+        } else {
+            0
+        };
+        let mut reader = Reader {
+            present: 0,
+            missing: 0,
+            refused: false,
+        };
+        let pin = reader.msr(IA32_VMX_PINBASED_CTLS + shift, PIN);
+        let primary = reader.msr(IA32_VMX_PROCBASED_CTLS + shift, PRIMARY);
+        let exit = reader.msr(IA32_VMX_EXIT_CTLS + shift, EXIT);
+        let entry = reader.msr(IA32_VMX_ENTRY_CTLS + shift, ENTRY);
+        if reader.refused {
+            return Err(unsupported());
+        }
+        // With secondary controls required, these MSRs exist from here on.
+        let mut secondary = reader.msr(IA32_VMX_PROCBASED_CTLS2, SECONDARY);
+        if reader.refused {
+            return Err(unsupported());
+        }
+        let ept_vpid = msr::read(IA32_VMX_EPT_VPID_CAP);
+        reader.word(0, ept_vpid as u32, EPT_VPID);
+        let used = bindings::RUSTHV_FEAT_EPT
+            | bindings::RUSTHV_FEAT_UNRESTRICTED_GUEST
+            | bindings::RUSTHV_FEAT_MSR_BITMAP
+            | bindings::RUSTHV_FEAT_LOAD_EFER
+            | bindings::RUSTHV_FEAT_LOAD_PAT;
+        reader.present |= used as u64;
+        if secondary & secondary::VPID != 0 && ept_vpid & INVVPID_BITS != INVVPID_BITS {
+            pr_info!("the CPU has VPID without a usable INVVPID; going on without\n");
+            secondary &= !secondary::VPID;
+            reader.present &= !(bindings::RUSTHV_FEAT_VPID as u64);
+            reader.missing |= bindings::RUSTHV_FEAT_VPID as u64;
+        }
+        if reader.refused {
+            return Err(unsupported());
+        }
+        // With unrestricted guests, PE and PG need not be set.
+        let unrestricted = 1 << 0 | 1 << 31;
+        Ok(Self {
+            revision: basic as u32 & 0x7fff_ffff,
+            pin,
+            primary,
+            secondary,
+            exit,
+            entry,
+            cr0: FixedBits {
+                ones: msr::read(IA32_VMX_CR0_FIXED0) & !unrestricted,
+                allowed: msr::read(IA32_VMX_CR0_FIXED0 + 1),
+            },
+            cr4: FixedBits {
+                ones: msr::read(IA32_VMX_CR0_FIXED0 + 2),
+                allowed: msr::read(IA32_VMX_CR0_FIXED0 + 3),
+            },
+            present: reader.present,
+            missing: reader.missing,
+            invept_single: ept_vpid & 1 << 25 != 0,
+        })
+    }
+
+    /// True when a `RUSTHV_FEAT_*` is used.
+    #[inline]
+    pub fn has(&self, feature: u32) -> bool {
+        self.present & u64::from(feature) != 0
+    }
+}

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The VMX instructions (SDM Vol. 3C, "VMX Instruction Reference"), each with its failure as a
+//! value.
+//!
+//! The flags that tell of a failure are captured in the same assembly block as the instruction. A
+//! fault is caught too: in a reboot the host switches VMX off under us.
+
+use crate::model::arch::addr::Hpa;
+use core::arch::asm;
+use kernel::prelude::*;
+
+/// Why a VMX instruction failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VmxError {
+    /// VMfailInvalid: there is no current VMCS.
+    NoCurrentVmcs,
+    /// VMfailValid with the VM-instruction error (SDM Vol. 3C, "VM Instruction Error Numbers").
+    Instruction(u32),
+    /// The instruction faulted: the CPU is not in VMX operation.
+    Fault,
+}
+
+impl From<VmxError> for Error {
+    fn from(error: VmxError) -> Self {
+        pr_err_ratelimited(error);
+        EIO
+    }
+}
+
+fn pr_err_ratelimited(error: VmxError) {
+    use kernel::sync::atomic::{ordering::Relaxed, Atomic};
+    // A guest must not be able to fill the log, whatever makes its VMCS fail.
+    static LEFT: Atomic<i32> = Atomic::new(16);
+    if LEFT.fetch_sub(1, Relaxed) > 0 {
+        pr_err!("VMX instruction failed: {:?}\n", error);
+    } else {
+        LEFT.store(0, Relaxed);
+    }
+}
+
+/// Outcome of an instruction: `ok` was preset to 0, and set when neither CF nor ZF was.
+#[inline]
+fn check(ok: u8) -> Result<(), VmxError> {
+    if ok != 0 {
+        Ok(())
+    } else {
+        Err(diagnose())
+    }
+}
+
+/// Finds out what kind of failure it was, from the VM-instruction error field.
+#[cold]
+fn diagnose() -> VmxError {
+    /// VM-instruction error
+    const VM_INSTRUCTION_ERROR: u32 = 0x4400;
+    let (value, ok) = vmread_raw(VM_INSTRUCTION_ERROR);
+    match (ok, value as u32) {
+        (0, _) => VmxError::NoCurrentVmcs,
+        (_, 0) => VmxError::Fault,
+        (_, number) => VmxError::Instruction(number),
+    }
+}
+
+/// One VMX instruction with a fixup: on a fault, execution goes on behind it with `ok` still 0.
+macro_rules! vmx {
+    ($instruction:literal, $ok:ident, $($operands:tt)*) => {
+        // SAFETY: See the callers. The exception-table entry has the layout of the host's
+        // `_ASM_EXTABLE`: EX_TYPE_DEFAULT resumes at the second address.
+        unsafe {
+            asm!(
+                concat!("2: ", $instruction),
+                "seta {ok}",
+                "3:",
+                ".pushsection \"__ex_table\", \"a\"",
+                ".balign 4",
+                ".long 2b - .",
+                ".long 3b - .",
+                ".long 1",
+                ".popsection",
+                ok = inout(reg_byte) $ok,
+                $($operands)*
+            )
+        }
+    };
+}
+
+#[inline]
+fn vmread_raw(field: u32) -> (u64, u8) {
+    let mut ok = 0u8;
+    let mut value = 0u64;
+    // VMREAD changes nothing but its destination.
+    vmx!(
+        "vmread {value}, {field}",
+        ok,
+        value = inout(reg) value,
+        field = in(reg) u64::from(field),
+        options(nomem, nostack)
+    );
+    (value, ok)
+}
+
+/// VMREAD of a field of the current VMCS.
+///
+/// # Errors
+///
+/// [`VmxError::Instruction`] 12 for a field that the CPU does not have.
+#[inline]
+pub(super) fn vmread(field: u32) -> Result<u64, VmxError> {
+    let (value, ok) = vmread_raw(field);
+    check(ok)?;
+    Ok(value)
+}
+
+/// VMWRITE to a field of the current VMCS.
+///
+/// # Safety
+///
+/// A wrong value in the host area is loaded into the CPU at the next exit; a wrong EPT pointer or
+/// bitmap address lets a guest reach foreign memory.
+#[inline]
+pub(super) unsafe fn vmwrite(field: u32, value: u64) -> Result<(), VmxError> {
+    let mut ok = 0u8;
+    // The effect is delayed until a VM entry, which the caller answers for.
+    vmx!(
+        "vmwrite {field}, {value}",
+        ok,
+        value = in(reg) value,
+        field = in(reg) u64::from(field),
+        options(nostack)
+    );
+    check(ok)
+}
+
+/// VMCLEAR: writes cached data of a VMCS back and makes it inactive and clear.
+///
+/// # Safety
+///
+/// `region` is a VMCS region that we own, active on no other CPU.
+pub(super) unsafe fn vmclear(region: Hpa) -> Result<(), VmxError> {
+    let mut ok = 0u8;
+    let address = region.raw();
+    vmx!(
+        "vmclear qword ptr [{pointer}]",
+        ok,
+        pointer = in(reg) &raw const address,
+        options(nostack)
+    );
+    check(ok)
+}
+
+/// VMPTRLD: makes a VMCS active and current on this CPU.
+///
+/// # Safety
+///
+/// `region` is a VMCS region that is active on no other CPU. Interrupts are off, and the VMCS that
+/// was current before is made current again before they come on, if others count on it.
+pub(super) unsafe fn vmptrld(region: Hpa) -> Result<(), VmxError> {
+    let mut ok = 0u8;
+    let address = region.raw();
+    vmx!(
+        "vmptrld qword ptr [{pointer}]",
+        ok,
+        pointer = in(reg) &raw const address,
+        options(nostack)
+    );
+    check(ok)
+}
+
+/// VMPTRST: the current VMCS, `None` without one.
+#[inline]
+pub(super) fn vmptrst() -> Result<Option<Hpa>, VmxError> {
+    let mut ok = 0u8;
+    let mut address = 0u64;
+    // VMPTRST stores the pointer and sets no flags: clear CF and ZF before it, so that `seta`
+    // tells whether it came through without a fault.
+    vmx!(
+        "vmptrst qword ptr [{pointer}]\n test {pointer}, {pointer}",
+        ok,
+        pointer = in(reg) &raw mut address,
+        options(nostack)
+    );
+    if ok == 0 {
+        return Err(VmxError::Fault);
+    }
+    Ok((address != u64::MAX).then(|| Hpa::new(address)))
+}
+
+/// What INVEPT invalidates.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum InveptKind {
+    /// All mappings of one EPT pointer.
+    SingleContext = 1,
+    /// All mappings of all EPT pointers.
+    AllContexts = 2,
+}
+
+/// INVEPT on this CPU.
+pub(super) fn invept(kind: InveptKind, eptp: u64) -> Result<(), VmxError> {
+    let mut ok = 0u8;
+    let descriptor = [eptp, 0];
+    // Dropping translations is always allowed.
+    vmx!(
+        "invept {kind}, xmmword ptr [{descriptor}]",
+        ok,
+        kind = in(reg) kind as u64,
+        descriptor = in(reg) &raw const descriptor,
+        options(nostack)
+    );
+    check(ok)
+}
+
+/// What INVVPID invalidates.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum InvvpidKind {
+    /// Mappings of one VPID for one linear address.
+    IndividualAddress = 0,
+    /// All mappings of one VPID.
+    SingleContext = 1,
+    /// All mappings of all VPIDs but 0.
+    AllContexts = 2,
+}
+
+/// INVVPID on this CPU.
+pub(super) fn invvpid(kind: InvvpidKind, vpid: u16, linear: u64) -> Result<(), VmxError> {
+    let mut ok = 0u8;
+    let descriptor = [u64::from(vpid), linear];
+    // Dropping translations is always allowed.
+    vmx!(
+        "invvpid {kind}, xmmword ptr [{descriptor}]",
+        ok,
+        kind = in(reg) kind as u64,
+        descriptor = in(reg) &raw const descriptor,
+        options(nostack)
+    );
+    check(ok)
+}

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Translations that the CPU caches: VPID numbers, and their invalidation.
+//!
+//! Tagging (SDM Vol. 3C, "Caching Translation Information"): combined mappings carry VPID and EPT
+//! pointer, guest-physical ones the EPT pointer. A change of EPT entries is answered by INVEPT; a
+//! vCPU that comes to another CPU, where it may have left translations, by INVVPID.
+
+use super::caps::Caps;
+use super::instr::{self, InveptKind, InvvpidKind, VmxError};
+use crate::host::cpu::IrqsOff;
+use kernel::prelude::*;
+use kernel::sync::atomic::{ordering::Relaxed, Atomic};
+
+const WORDS: usize = 1 << 10;
+
+/// One bit per VPID in use; VPID 0 is the host's and never given out.
+static USED: [Atomic<u64>; WORDS] = [const { Atomic::new(0) }; WORDS];
+
+/// A VPID of a vCPU's own, given back on drop.
+pub struct Vpid(u16);
+
+impl Vpid {
+    /// An unused VPID. `None` when all 65,535 are in use: the vCPU then runs without, and every
+    /// entry and exit flushes its translations.
+    pub fn new() -> Option<Self> {
+        for (index, word) in USED.iter().enumerate() {
+            let reserved = u64::from(index == 0);
+            let mut used = word.load(Relaxed);
+            loop {
+                let free = !(used | reserved);
+                if free == 0 {
+                    break;
+                }
+                let bit = free.trailing_zeros();
+                match word.cmpxchg(used, used | 1 << bit, Relaxed) {
+                    Ok(_) => return Some(Self((index as u32 * 64 + bit) as u16)),
+                    Err(now) => used = now,
+                }
+            }
+        }
+        None
+    }
+
+    /// The number, not 0.
+    #[inline]
+    pub fn number(&self) -> u16 {
+        self.0
+    }
+
+    /// Forgets this VPID's linear and combined mappings on this CPU.
+    pub fn flush(&self, _irqs: &IrqsOff) -> Result<(), VmxError> {
+        instr::invvpid(InvvpidKind::SingleContext, self.0, 0)
+    }
+}
+
+impl Drop for Vpid {
+    fn drop(&mut self) {
+        let Some(word) = USED.get(usize::from(self.0 / 64)) else {
+            return;
+        };
+        let bit = 1u64 << (self.0 % 64);
+        let mut used = word.load(Relaxed);
+        while let Err(now) = word.cmpxchg(used, used & !bit, Relaxed) {
+            used = now;
+        }
+    }
+}
+
+/// Forgets what this CPU has cached of an EPT pointer.
+pub fn flush_ept(caps: &Caps, _irqs: &IrqsOff, eptp: u64) -> Result<(), VmxError> {
+    let kind = if caps.invept_single {
+        InveptKind::SingleContext
+    } else {
+        InveptKind::AllContexts
+    };
+    instr::invept(kind, eptp)
+}
