@@ -1,5 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! x86 facts: addresses, registers, bits, vectors, exit and field numbers.
+//! x86 facts: addresses, registers, bits, vectors, MSR and CPUID numbers.
 
 pub mod addr;
+mod bits;
+pub mod cpuid;
+pub mod exception;
+pub mod msr;
+pub mod regs;
+pub mod segment;
