@@ -5,6 +5,7 @@
 use kernel::prelude::*;
 
 pub mod host;
+pub mod mmu;
 pub mod model;
 pub mod vmx;
 

@@ -95,14 +95,17 @@ pub fn smp_mb() {
     unsafe { bindings::rhv_smp_mb() };
 }
 
-/// Interrupts the CPUs whose bits are set and waits until each has taken the interrupt.
+/// Interrupts the CPUs whose bits are set, counted from `first` on, and waits until each has taken
+/// the interrupt.
 ///
-/// May be called under a spinlock that is never taken with interrupts off. `bits` holds 64 CPUs a
-/// word; offline CPUs are skipped.
-pub fn kick(bits: &[u64]) {
-    let ncpus = bits.len().saturating_mul(64).min(max_cpus());
-    // SAFETY: `bits` has at least `ncpus` bits and outlives the call.
-    unsafe { bindings::rhv_kick_cpus(bits.as_ptr().cast(), ncpus as u32) };
+/// May be called under a spinlock that is never taken with interrupts off. Offline CPUs are
+/// skipped.
+pub fn kick(first: usize, bits: &[u64]) {
+    let count = bits.len().saturating_mul(64);
+    let count = count.min(max_cpus().saturating_sub(first));
+    // SAFETY: `bits` has at least `count` bits and outlives the call; `first + count` is no more
+    // than there are CPUs.
+    unsafe { bindings::rhv_kick_cpus(first as u32, bits.as_ptr().cast(), count as u32) };
 }
 
 /// Runs `f` on `cpu` with interrupts off there, and waits for it.

@@ -17,5 +17,6 @@ pub mod pool;
 pub mod run_page;
 pub mod switch;
 pub mod sync;
+pub mod tables;
 pub mod task;
 pub mod user;

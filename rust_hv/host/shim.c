@@ -10,6 +10,7 @@
 #include <linux/pgtable.h>
 #include <linux/sched/mm.h>
 #include <linux/smp.h>
+#include <linux/uaccess.h>
 #include <asm/cpu_entry_area.h>
 #include <asm/cpufeature.h>
 #include <asm/debugreg.h>
@@ -116,7 +117,8 @@ static void rhv_nothing(void *unused)
 }
 
 /* Interrupt the CPUs of a bitmap that are online, and wait until they took it. */
-void rhv_kick_cpus(const unsigned long *cpus, unsigned int ncpus)
+void rhv_kick_cpus(unsigned int first, const unsigned long *cpus,
+		   unsigned int ncpus)
 {
 	cpumask_var_t mask;
 	unsigned int cpu;
@@ -130,8 +132,8 @@ void rhv_kick_cpus(const unsigned long *cpus, unsigned int ncpus)
 		return;
 	}
 	for_each_set_bit(cpu, cpus, ncpus)
-		if (cpu_online(cpu))
-			cpumask_set_cpu(cpu, mask);
+		if (cpu_online(first + cpu))
+			cpumask_set_cpu(first + cpu, mask);
 	preempt_disable();
 	smp_call_function_many(mask, rhv_nothing, NULL, 1);
 	preempt_enable();
@@ -498,4 +500,43 @@ void rhv_mmdrop(struct mm_struct *mm)
 u64 rhv_max_user_address(void)
 {
 	return TASK_SIZE_MAX;
+}
+
+#define RHV_CMPXCHG(type)						\
+	({								\
+		type __user *p = (type __user *)addr;			\
+		type expected = *old;					\
+									\
+		unsafe_try_cmpxchg_user(p, &expected, (type)new, fault); \
+		*old = expected;					\
+	})
+
+/* Exchange if *old is there; *old is what was found. */
+int rhv_cmpxchg_user(u64 addr, u32 size, u64 *old, u64 new)
+{
+	int ret = 0;
+
+	if (!user_access_begin((void __user *)addr, size))
+		return -EFAULT;
+	switch (size) {
+	case 1:
+		RHV_CMPXCHG(u8);
+		break;
+	case 2:
+		RHV_CMPXCHG(u16);
+		break;
+	case 4:
+		RHV_CMPXCHG(u32);
+		break;
+	case 8:
+		RHV_CMPXCHG(u64);
+		break;
+	default:
+		ret = -EINVAL;
+	}
+	user_access_end();
+	return ret;
+fault:
+	user_access_end();
+	return -EFAULT;
 }

@@ -62,7 +62,8 @@ bool rhv_work_pending(void);
 void rhv_cond_resched(void);
 void rhv_smp_mb(void);
 void rhv_schedule_away(void);
-void rhv_kick_cpus(const unsigned long *cpus, unsigned int ncpus);
+void rhv_kick_cpus(unsigned int first, const unsigned long *cpus,
+		   unsigned int ncpus);
 
 /* CPU features of the host, by X86_FEATURE_* or X86_BUG_* number */
 bool rhv_has_vmx(void);
@@ -117,5 +118,6 @@ struct mm_struct *rhv_current_mm(void);
 void rhv_mmgrab(struct mm_struct *mm);
 void rhv_mmdrop(struct mm_struct *mm);
 u64 rhv_max_user_address(void);
+int rhv_cmpxchg_user(u64 addr, u32 size, u64 *old, u64 new);
 
 #endif /* RUSTHV_SHIM_H */

@@ -141,14 +141,14 @@ pub struct UserPages {
 }
 
 impl UserPages {
-    /// The pages from `hva` on, at most `max`: those that are present at once, or else the first
-    /// alone, faulted in. With `write`, pages that user space may write and has now dirtied.
+    /// The page at `hva`, faulted in when it is absent. With `write`, a page that user space may
+    /// write and has now dirtied.
     ///
     /// # Errors
     ///
     /// `EFAULT` where nothing is mapped or the access is not allowed, `EHWPOISON`, `ENOMEM`,
     /// `EINTR` when a fatal signal came.
-    pub fn get(hva: Hva, max: usize, write: bool) -> Result<Self> {
+    pub fn get(hva: Hva, write: bool) -> Result<Self> {
         let mut held = Self {
             pages: [core::ptr::null_mut(); BATCH],
             count: 0,
@@ -156,57 +156,41 @@ impl UserPages {
         };
         let flags = if write { bindings::FOLL_WRITE } else { 0 };
         let address = hva.page_base().raw() as usize;
-        let max = max.clamp(1, BATCH);
-        // SAFETY: The array has room for `max` pages.
-        let fast = unsafe {
-            bindings::get_user_pages_fast_only(
-                address,
-                max as i32,
-                flags,
-                held.pages.as_mut_ptr(),
-            )
-        };
-        // INVARIANT: The host took one reference on each of the `fast` pages.
-        held.count = usize::try_from(fast).unwrap_or(0);
-        if held.count > 0 {
-            return Ok(held);
-        }
         // SAFETY: The array has room for one page; we may sleep here.
-        let slow = unsafe {
-            bindings::get_user_pages_fast(address, 1, flags, held.pages.as_mut_ptr())
-        };
-        if slow < 0 {
-            return Err(Error::from_errno(slow));
+        let got =
+            unsafe { bindings::get_user_pages_fast(address, 1, flags, held.pages.as_mut_ptr()) };
+        match got {
+            1 => {
+                // INVARIANT: The host took one reference on the page.
+                held.count = 1;
+                Ok(held)
+            }
+            0 => Err(EFAULT),
+            error => Err(Error::from_errno(error)),
         }
-        if slow == 0 {
-            return Err(EFAULT);
-        }
-        // INVARIANT: As above, one page.
-        held.count = 1;
-        Ok(held)
     }
 
-    /// As [`UserPages::get`] of one page that is present and writable, without faulting anything
-    /// in.
-    pub fn get_if_writable(hva: Hva) -> Option<Self> {
+    /// At most `max` pages from `hva` on that are present and writable, without faulting anything
+    /// in; `None` when the first is not.
+    pub fn get_present_writable(hva: Hva, max: usize) -> Option<Self> {
         let mut held = Self {
             pages: [core::ptr::null_mut(); BATCH],
             count: 0,
             writable: true,
         };
         let address = hva.page_base().raw() as usize;
-        // SAFETY: The array has room for one page.
+        // SAFETY: The array has room for `BATCH` pages.
         let fast = unsafe {
             bindings::get_user_pages_fast_only(
                 address,
-                1,
+                max.clamp(1, BATCH) as i32,
                 bindings::FOLL_WRITE,
                 held.pages.as_mut_ptr(),
             )
         };
-        // INVARIANT: As in `get`.
-        held.count = usize::from(fast == 1);
-        (fast == 1).then_some(held)
+        // INVARIANT: The host took one reference on each of the `fast` pages.
+        held.count = usize::try_from(fast).unwrap_or(0);
+        (held.count > 0).then_some(held)
     }
 
     /// Physical addresses of the pages, in order.
@@ -263,4 +247,22 @@ pub fn copy_to(hva: Hva, buf: &[u8]) -> Result {
 /// Bytes from an address to the end of its page.
 pub fn to_page_end(offset: u64) -> usize {
     (PAGE_SIZE - offset % PAGE_SIZE) as usize
+}
+
+/// Replaces a naturally aligned word of the VMM's memory if it still holds `old`, atomically
+/// against other CPUs; `size` is 1, 2, 4 or 8 bytes. Tells what was there.
+///
+/// # Errors
+///
+/// `EFAULT`; `EINVAL` for another size or a misaligned address.
+pub fn compare_exchange(hva: Hva, size: u8, old: u64, new: u64) -> Result<u64> {
+    if !matches!(size, 1 | 2 | 4 | 8) || hva.raw() % u64::from(size) != 0 {
+        return Err(EINVAL);
+    }
+    let mut found = old;
+    // SAFETY: The callee checks that the address is in user space and catches faults.
+    kernel::error::to_result(unsafe {
+        bindings::rhv_cmpxchg_user(hva.raw(), u32::from(size), &mut found, new)
+    })?;
+    Ok(found)
 }

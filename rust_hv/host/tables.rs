@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Page-table frames for `model::paging`: real ones.
+//!
+//! Soundness rests on the rules at the top of `model/paging/frames.rs`: a [`TableRef`] is only
+//! made from a frame that [`Tables::alloc`] gave out and that was not given to [`Tables::free`]
+//! since, because the editor alone makes them, and an entry of a tree alone leads to one.
+
+use super::frame::Frame;
+use super::pool::{Pools, Reserve};
+use crate::model::paging::frames::{TableFrame, TableMemory, TableRef, ENTRIES};
+use core::sync::atomic::AtomicU64;
+
+/// The host's memory as page tables, with a reserve to take new ones from.
+pub struct Tables<'a> {
+    reserve: Option<&'a mut Reserve>,
+    pools: &'a Pools,
+}
+
+impl<'a> Tables<'a> {
+    /// For changes that may need tables.
+    #[inline]
+    pub fn with_reserve(pools: &'a Pools, reserve: &'a mut Reserve) -> Self {
+        Self {
+            reserve: Some(reserve),
+            pools,
+        }
+    }
+
+    /// For changes that need none.
+    #[inline]
+    pub fn existing(pools: &'a Pools) -> Self {
+        Self {
+            reserve: None,
+            pools,
+        }
+    }
+}
+
+impl TableMemory for Tables<'_> {
+    #[inline]
+    fn alloc(&mut self) -> Option<TableFrame> {
+        let frame = self.reserve.as_mut()?.take()?;
+        Some(TableFrame::new(frame.into_hpa()))
+    }
+
+    fn free(&mut self, frame: TableFrame) {
+        give_back(self.pools, frame);
+    }
+
+    #[inline]
+    fn entries(&self, table: TableRef) -> &[AtomicU64; ENTRIES] {
+        // SAFETY: A living table, see the module's text: 4 KiB in the direct map that hardware and
+        // we access as aligned 64-bit words, atomically.
+        unsafe { &*Frame::direct_map(table.hpa()).cast() }
+    }
+}
+
+/// Ends the life of a table that no hardware can reach any more.
+pub fn give_back(pools: &Pools, frame: TableFrame) {
+    // SAFETY: A `TableFrame` is owned and cannot be copied; its address came from `into_hpa`.
+    pools.give(unsafe { Frame::from_hpa(frame.hpa()) });
+}

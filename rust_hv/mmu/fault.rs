@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! From a nested fault to a mapping.
+
+use super::{Mmu, Unlinked};
+use crate::host::notifier::HvaRange;
+use crate::host::pool::Reserve;
+use crate::host::tables::Tables;
+use crate::host::user::{UserPages, BATCH};
+use crate::host::{cpu, task};
+use crate::model::arch::addr::{Gpa, Hpa, Hva, PAGE_SIZE};
+use crate::model::exit::NestedFault;
+use crate::model::memory::slots::{Slot, SlotFlags};
+use crate::model::paging::format::Leaf;
+use crate::model::paging::table::{MapError, Table};
+use crate::model::paging::{ept::Ept, MemoryType, PageSize, Permissions};
+use kernel::prelude::*;
+use kernel::sync::atomic::ordering::Relaxed;
+
+/// What became of a fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Resolved {
+    /// Try the access again.
+    Mapped,
+    /// No memory is there, or memory that the guest must not write: a device's business.
+    Mmio,
+}
+
+const PAGES_2M: u64 = PageSize::Size2M.pages();
+
+impl Mmu {
+    /// Maps the page of a fault, and its neighbours that are present in the host.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` when the VMM has no memory there or may not access it so, `EHWPOISON`, `ENOMEM`,
+    /// `EINTR` for a fatal signal.
+    pub fn resolve(&self, reserve: &mut Reserve, fault: &NestedFault) -> Result<Resolved> {
+        loop {
+            let (slot, moment) = {
+                let state = self.state.lock();
+                (
+                    state.view().find(fault.gpa.gfn()).copied(),
+                    state.moment(),
+                )
+            };
+            let Some(slot) = slot else {
+                return Ok(Resolved::Mmio);
+            };
+            let read_only = slot.flags.contains(SlotFlags::READ_ONLY);
+            if read_only && fault.write {
+                return Ok(Resolved::Mmio);
+            }
+            let hva = slot.hva_of(fault.gpa.gfn()).ok_or(EFAULT)?;
+
+            let pages = lookup(&slot, fault, hva)?;
+            let large = self.large_pages
+                && slot.fits_large(fault.gpa.gfn(), PAGES_2M)
+                && self.mm.mapping_shift(hva) >= PageSize::Size2M.level().shift();
+            reserve.fill(self.pools, cpu::current_node())?;
+
+            let mut unlinked = Unlinked::new(self);
+            let mut memory = Tables::with_reserve(self.pools, reserve);
+            let mut state = self.state.lock();
+            if !state.is_current(moment, looked_up(hva, &pages, large)) {
+                drop(state);
+                self.stats.retries.add(1, Relaxed);
+                task::cond_resched();
+                continue;
+            }
+            let Some(table) = state.tree.table.as_mut() else {
+                return Err(EIO);
+            };
+            let writable = pages.writable() && !read_only;
+            let mapped = if large {
+                map_large(table, &mut memory, &mut unlinked, fault.gpa, &pages, writable)
+            } else {
+                map_small(table, &mut memory, &mut unlinked, fault.gpa, &pages, writable)
+            };
+            drop(state);
+            // After the lock: flush what was replaced, then free it.
+            drop(unlinked);
+            return match mapped {
+                Ok(()) => Ok(Resolved::Mapped),
+                Err(MapError::NoTable) => Err(ENOMEM),
+                Err(_) => Err(EFAULT),
+            };
+        }
+    }
+}
+
+/// The host's pages for a fault. Pages that may be written are mapped writable at a read, too, to
+/// save the second fault, as long as nothing has to be copied for it.
+fn lookup(slot: &Slot, fault: &NestedFault, hva: Hva) -> Result<UserPages> {
+    if slot.flags.contains(SlotFlags::READ_ONLY) {
+        return UserPages::get(hva, false);
+    }
+    if let Some(pages) = UserPages::get_present_writable(hva, room(slot, fault.gpa)) {
+        return Ok(pages);
+    }
+    let pages = UserPages::get(hva, fault.write)?;
+    if !fault.write {
+        // Just faulted in: it may well be writable.
+        if let Some(writable) = UserPages::get_present_writable(hva, 1) {
+            return Ok(writable);
+        }
+    }
+    Ok(pages)
+}
+
+/// The host range whose pages are about to be mapped.
+fn looked_up(hva: Hva, pages: &UserPages, large: bool) -> HvaRange {
+    let (start, bytes) = if large {
+        let size = PageSize::Size2M.bytes();
+        (Hva::new(hva.raw() & !(size - 1)), size)
+    } else {
+        (hva, (pages.count() as u64).wrapping_mul(PAGE_SIZE))
+    };
+    HvaRange {
+        start,
+        end: start.wrapping_add(bytes),
+    }
+}
+
+/// How many pages from a fault on may be mapped with it: to the end of the slot and of the page
+/// table.
+fn room(slot: &Slot, gpa: Gpa) -> usize {
+    let gfn = gpa.gfn().raw();
+    let in_slot = slot.gfns().end.raw().saturating_sub(gfn);
+    let in_table = PAGES_2M - gfn % PAGES_2M;
+    in_slot.min(in_table).min(BATCH as u64) as usize
+}
+
+fn leaf(hpa: Hpa, size: PageSize, writable: bool) -> Leaf {
+    let perms = if writable {
+        Permissions::RWX
+    } else {
+        Permissions::RX
+    };
+    Leaf {
+        accessed: true,
+        ..Leaf::new(hpa, size, perms).with_memory_type(MemoryType::WriteBack, true)
+    }
+}
+
+fn map_large(
+    table: &mut Table<Ept>,
+    memory: &mut Tables<'_>,
+    unlinked: &mut Unlinked<'_>,
+    gpa: Gpa,
+    pages: &UserPages,
+    writable: bool,
+) -> Result<(), MapError> {
+    let mask = PageSize::Size2M.bytes() - 1;
+    let first = pages.iter().next().ok_or(MapError::OutOfRange)?;
+    let leaf = leaf(
+        Hpa::new(first.raw() & !mask),
+        PageSize::Size2M,
+        writable,
+    );
+    table.map(memory, Gpa::new(gpa.raw() & !mask), leaf, unlinked)?;
+    Ok(())
+}
+
+fn map_small(
+    table: &mut Table<Ept>,
+    memory: &mut Tables<'_>,
+    unlinked: &mut Unlinked<'_>,
+    gpa: Gpa,
+    pages: &UserPages,
+    writable: bool,
+) -> Result<(), MapError> {
+    let mut run = pages.iter();
+    let first = run.next().ok_or(MapError::OutOfRange)?;
+    let base = gpa.page_base();
+    let like = leaf(first, PageSize::Size4K, writable);
+    match table.leaf_table(memory, base) {
+        Ok(mut table) => {
+            table.map(base, like, unlinked)?;
+            let perms = like.perms;
+            if let Some(next) = base.checked_add(PAGE_SIZE) {
+                if pages.count() > 1 {
+                    table.fill(next, like, run.map(|hpa| Some((hpa, perms))))?;
+                }
+            }
+            Ok(())
+        }
+        // The host has split a large page that we still map as one, with the same memory behind
+        // it: the notifier told before the split and it was unmapped; somebody mapped it again.
+        Err(MapError::LargePage) => Ok(()),
+        Err(error) => Err(error),
+    }
+}

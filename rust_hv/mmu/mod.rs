@@ -1,0 +1,447 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A VM's memory: slots, the tables behind its guest-physical addresses, faults, and the TLB
+//! protocol.
+//!
+//! | File | What it holds |
+//! |---|---|
+//! | `mod` | the address space and its lock; slots; notifications of the host |
+//! | `fault` | from a nested fault to a mapping |
+//! | `tlb` | which CPU must forget what, and when a frame may be freed |
+//! | `access` | reads and writes of guest memory by the hypervisor |
+//!
+//! # Locks
+//!
+//! `slots_lock` (mutex, sleeps) → `state` (spinlock) → the frame pools (spinlocks).
+//!
+//! * `slots_lock`: one change of the slots at a time.
+//! * `state`: slots, tables, and what the host has told us of changes under way. Taken inside the
+//!   host's own locks, by the notifier: nothing is allocated or copied from user space under it.
+//!   CPUs are interrupted after it is dropped; it is never taken with interrupts off.
+//!
+//! # How a host page gets into the tables, and out of them
+//!
+//! The notifier says before a page of the VMM changes, and after. A fault looks the page up
+//! without the lock, remembering `sequence` from before, and maps it under the lock only if no
+//! change has come or is under way ([`State::is_current`]). Otherwise it starts over. So no
+//! mapping outlives the host's own, and nothing is pinned.
+
+pub mod access;
+pub mod fault;
+pub mod tlb;
+
+use crate::host::notifier::{HvaRange, MmuEvents};
+use crate::host::pool::{Pools, Reserve};
+use crate::host::tables::{give_back, Tables};
+use crate::host::task;
+use crate::host::user::{self, UserMm};
+use crate::model::arch::addr::{Gfn, GfnRange, Gpa};
+use crate::model::memory::slots::{plan, Change, Limits, Request, Slot, SlotView};
+use crate::model::paging::ept::Ept;
+use crate::model::paging::format::Leaf;
+use crate::model::paging::frames::{Gather, TableFrame};
+use crate::model::paging::sweep::{Progress, Sweep};
+use crate::model::paging::table::Table;
+use crate::model::paging::Level;
+use kernel::prelude::*;
+use kernel::sync::atomic::{ordering::Relaxed, Atomic};
+use kernel::sync::{new_mutex, new_spinlock, Mutex, SpinLock};
+use tlb::Tlb;
+
+/// Entries that one step of a long change looks at before the lock is dropped.
+const STEP: usize = 4096;
+/// Tables that one step can unlink: each has 512 entries that were looked at, and one change may
+/// end with those above.
+const STEP_TABLES: usize = STEP / 512 + 8;
+
+/// What a VM's memory has been through.
+pub struct MmuStats {
+    /// Changes that made translations stale.
+    pub flushes: Atomic<u64>,
+    /// CPUs interrupted for them.
+    pub flush_ipis: Atomic<u64>,
+    /// Flushes executed before an entry.
+    pub invalidations: Atomic<u64>,
+    /// Notifications that met a slot.
+    pub notifications: Atomic<u64>,
+    /// Faults repeated as the host changed the page meanwhile.
+    pub retries: Atomic<u64>,
+}
+
+impl MmuStats {
+    const fn new() -> Self {
+        Self {
+            flushes: Atomic::new(0),
+            flush_ipis: Atomic::new(0),
+            invalidations: Atomic::new(0),
+            notifications: Atomic::new(0),
+            retries: Atomic::new(0),
+        }
+    }
+}
+
+/// The tables of a VM, freed on drop. That happens with the last reference to the address space,
+/// when no vCPU and no notifier is left, so nothing walks the tables any more.
+struct Tree {
+    /// Some until `drop`.
+    table: Option<Table<Ept>>,
+    pools: &'static Pools,
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        if let Some(table) = self.table.take() {
+            table.destroy(&mut Tables::existing(self.pools), |_, _| {});
+        }
+    }
+}
+
+/// What `Mmu::state` protects.
+struct State {
+    /// Sorted by guest address.
+    slots: KVec<Slot>,
+    /// Changes with every change of `slots`.
+    generation: u64,
+    tree: Tree,
+    /// Changes under way in the host.
+    invalidating: u64,
+    /// Union of what they touch; none without a change under way.
+    range: Option<HvaRange>,
+    /// Changes completed by the host.
+    sequence: u64,
+}
+
+/// The moment at which a fault looked at slots and host.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Moment {
+    generation: u64,
+    sequence: u64,
+}
+
+impl State {
+    fn view(&self) -> SlotView<'_> {
+        SlotView::new(&self.slots)
+    }
+
+    fn moment(&self) -> Moment {
+        Moment {
+            generation: self.generation,
+            sequence: self.sequence,
+        }
+    }
+
+    /// True when nothing that was looked up at `moment` in the host range can have changed since.
+    fn is_current(&self, moment: Moment, looked_up: HvaRange) -> bool {
+        let touched = self
+            .range
+            .is_some_and(|range| range.start < looked_up.end && looked_up.start < range.end);
+        self.moment() == moment && !touched
+    }
+}
+
+/// The address space of one VM.
+#[pin_data]
+pub struct Mmu {
+    #[pin]
+    slots_lock: Mutex<()>,
+    #[pin]
+    state: SpinLock<State>,
+    tlb: Tlb,
+    limits: Limits,
+    mm: UserMm,
+    pools: &'static Pools,
+    eptp: u64,
+    large_pages: bool,
+    /// Counters, for `RUSTHV_GET_VM_STATS`.
+    pub stats: MmuStats,
+}
+
+/// Counts of [`Mmu`]'s tables.
+pub struct TableCounts {
+    /// 4 KiB frames in tables.
+    pub tables: u64,
+    /// Mapped pages of 4 KiB, 2 MiB and 1 GiB.
+    pub leaves: [u64; 3],
+}
+
+/// Tables that were unlinked, until it is safe to free them.
+struct Unlinked<'a> {
+    tables: [Option<TableFrame>; STEP_TABLES],
+    changed: bool,
+    mmu: &'a Mmu,
+}
+
+impl<'a> Unlinked<'a> {
+    fn new(mmu: &'a Mmu) -> Self {
+        Self {
+            tables: [const { None }; STEP_TABLES],
+            changed: false,
+            mmu,
+        }
+    }
+
+    /// Makes every CPU forget what was unmapped, then frees the tables.
+    fn finish(&mut self) {
+        if self.changed {
+            self.mmu.tlb.flush(&self.mmu.stats);
+            self.changed = false;
+        }
+        for table in self.tables.iter_mut().filter_map(Option::take) {
+            give_back(self.mmu.pools, table);
+        }
+    }
+}
+
+impl Gather for Unlinked<'_> {
+    fn leaf(&mut self, _gfn: Gfn, _leaf: Leaf) {
+        // The page was marked dirty when it was mapped writable.
+        self.changed = true;
+    }
+
+    fn table(&mut self, frame: TableFrame) {
+        self.changed = true;
+        if self.tables.iter().all(Option::is_some) {
+            // More than a step should bring: flush early, which is allowed under the lock.
+            self.finish();
+            self.changed = true;
+        }
+        if let Some(place) = self.tables.iter_mut().find(|place| place.is_none()) {
+            *place = Some(frame);
+        }
+    }
+}
+
+impl Drop for Unlinked<'_> {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl Mmu {
+    /// An address space without memory, for the current task's VMs.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new(
+        format: Ept,
+        phys_bits: u32,
+        mm: UserMm,
+        pools: &'static Pools,
+        node: i32,
+    ) -> Result<impl PinInit<Self, Error>> {
+        let mut reserve = Reserve::default();
+        reserve.fill(pools, node)?;
+        let mut memory = Tables::with_reserve(pools, &mut reserve);
+        let table = Table::new(&mut memory, format, Level::Pml4).ok_or(ENOMEM)?;
+        let eptp = format.pointer(table.root(), Level::Pml4);
+        let tree = Tree {
+            table: Some(table),
+            pools,
+        };
+        let tlb = Tlb::new()?;
+        let state = State {
+            slots: KVec::new(),
+            generation: 0,
+            tree,
+            invalidating: 0,
+            range: None,
+            sequence: 0,
+        };
+        // 4-level tables map 48 bits.
+        let limits = Limits::new(phys_bits.min(48), user::max_user_address());
+        Ok(try_pin_init!(Self {
+            tlb,
+            slots_lock <- new_mutex!(()),
+            state <- new_spinlock!(state),
+            limits,
+            mm,
+            pools,
+            eptp,
+            large_pages: format.largest >= crate::model::paging::PageSize::Size2M,
+            stats: MmuStats::new(),
+        }))
+    }
+
+    /// The value that points the hardware to the tables.
+    pub fn eptp(&self) -> u64 {
+        self.eptp
+    }
+
+    /// The address space of the VMM.
+    pub fn mm(&self) -> &UserMm {
+        &self.mm
+    }
+
+    /// Where frames for tables come from.
+    pub fn pools(&self) -> &'static Pools {
+        self.pools
+    }
+
+    /// Which CPU must forget what.
+    #[inline]
+    pub fn tlb(&self) -> &Tlb {
+        &self.tlb
+    }
+
+    /// How much is mapped, and with how many tables.
+    pub fn counts(&self) -> TableCounts {
+        let state = self.state.lock();
+        let counts = state.tree.table.as_ref().map(Table::counts).unwrap_or_default();
+        TableCounts {
+            tables: counts.tables,
+            leaves: counts.leaves,
+        }
+    }
+
+    /// `KVM_SET_USER_MEMORY_REGION`.
+    ///
+    /// # Errors
+    ///
+    /// As KVM: `EINVAL`, `EEXIST`, `ENOMEM`.
+    pub fn set_slot(&self, request: &Request) -> Result {
+        let _one_at_a_time = self.slots_lock.lock();
+        // Only this lock's holder changes the slots: what is read now stays true.
+        let (change, count) = {
+            let state = self.state.lock();
+            let change = plan(state.view(), request, &self.limits);
+            (change, state.slots.len())
+        };
+        let change = change.map_err(|error| Error::from_errno(-error.errno()))?;
+        if change == Change::Nothing {
+            return Ok(());
+        }
+        let mut slots = KVec::with_capacity(count + 1, GFP_KERNEL_ACCOUNT)?;
+        {
+            let mut state = self.state.lock();
+            for slot in change.applied(SlotView::new(&state.slots)) {
+                // Within the capacity: this allocates nothing.
+                slots.push_within_capacity(slot).map_err(|_| ENOMEM)?;
+            }
+            core::mem::swap(&mut state.slots, &mut slots);
+            state.generation = state.generation.wrapping_add(1);
+        }
+        // No fault maps a page of the old slot from here on.
+        if let (true, Some(old)) = (change.unmaps(), change.before()) {
+            self.zap(old.gfns(), true);
+        }
+        Ok(())
+    }
+
+    /// The slot of a guest frame.
+    pub fn slot(&self, gpa: Gpa) -> Option<Slot> {
+        self.state.lock().view().find(gpa.gfn()).copied()
+    }
+
+    /// Unmaps everything, in steps.
+    pub fn clear(&self) {
+        self.zap(everything(), true);
+    }
+
+    /// Unmaps a range, in steps; others may run between them when `may_sleep`.
+    fn zap(&self, range: GfnRange, may_sleep: bool) {
+        let mut sweep = Sweep::new(range);
+        loop {
+            let mut unlinked = Unlinked::new(self);
+            let memory = Tables::existing(self.pools);
+            let progress = match self.state.lock().tree.table.as_mut() {
+                Some(table) => table.zap(&memory, &mut sweep, STEP, &mut unlinked),
+                None => Progress::Done,
+            };
+            // Dropped here, after the lock: flush, then free.
+            drop(unlinked);
+            if progress == Progress::Done {
+                return;
+            }
+            if may_sleep {
+                task::cond_resched();
+            }
+        }
+    }
+
+    /// Calls `f` for the guest frames of each slot behind a host range, without the lock; starts
+    /// over when the slots change meanwhile. Tells if there was one.
+    fn for_each_slot(&self, range: HvaRange, mut f: impl FnMut(GfnRange)) -> bool {
+        let mut met = false;
+        let mut index = 0;
+        let mut generation = None;
+        loop {
+            let found = {
+                let state = self.state.lock();
+                if generation.replace(state.generation) != Some(state.generation) {
+                    index = 0;
+                }
+                let mut slots = state.view().find_hva_range(range.start, range.end);
+                slots.nth(index).map(|(_, gfns)| gfns)
+            };
+            let Some(gfns) = found else { return met };
+            met = true;
+            index += 1;
+            f(gfns);
+        }
+    }
+}
+
+impl MmuEvents for Mmu {
+    fn invalidate_start(&self, range: HvaRange, blockable: bool) {
+        {
+            let mut state = self.state.lock();
+            state.invalidating = state.invalidating.wrapping_add(1);
+            state.range = Some(match state.range {
+                Some(other) => HvaRange {
+                    start: other.start.min(range.start),
+                    end: other.end.max(range.end),
+                },
+                None => range,
+            });
+        }
+        // From here on no fault maps a page of the range, until the matching end.
+        let met = self.for_each_slot(range, |gfns| self.zap(gfns, blockable));
+        if met {
+            self.stats.notifications.add(1, Relaxed);
+        }
+    }
+
+    fn invalidate_end(&self, _range: HvaRange) {
+        let mut state = self.state.lock();
+        state.sequence = state.sequence.wrapping_add(1);
+        state.invalidating = state.invalidating.saturating_sub(1);
+        if state.invalidating == 0 {
+            state.range = None;
+        }
+    }
+
+    fn young(&self, range: HvaRange, clear: bool) -> bool {
+        let mut young = false;
+        self.for_each_slot(range, |gfns| {
+            let memory = Tables::existing(self.pools);
+            let mut sweep = Sweep::new(gfns);
+            loop {
+                let mut state = self.state.lock();
+                let Some(table) = state.tree.table.as_mut() else {
+                    return;
+                };
+                let progress = if clear {
+                    table.test_and_clear_accessed(&memory, &mut sweep, STEP, |_, _| young = true)
+                } else {
+                    table.for_each_leaf(&memory, &mut sweep, STEP, |_, leaf| {
+                        young |= leaf.accessed
+                    })
+                };
+                if progress == Progress::Done {
+                    return;
+                }
+            }
+        });
+        young
+    }
+
+    fn release(&self) {
+        self.clear();
+    }
+}
+
+/// All guest frames.
+fn everything() -> GfnRange {
+    GfnRange::new(Gfn::new(0), Gfn::new(u64::MAX))
+}
