@@ -39,6 +39,28 @@ fn parse_list(text: &str) -> Vec<usize> {
     cpus
 }
 
+/// A field of /proc/meminfo, in KiB.
+pub fn meminfo(name: &str) -> Option<i64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.split(':').next() == Some(name))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// What the kernel holds for itself and what is free, once what it can give back is given back.
+pub struct KernelMemory {
+    pub slab: i64,
+    pub free: i64,
+}
+
+pub fn kernel_memory() -> Option<KernelMemory> {
+    // RCU, deferred frees and caches first, so that two readings can be compared.
+    // SAFETY: no arguments.
+    unsafe { libc::sync() };
+    let _ = fs::write("/proc/sys/vm/drop_caches", "3");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    Some(KernelMemory { slab: meminfo("Slab")?, free: meminfo("MemFree")? })
+}
+
 /// How many bytes of the mapping at `address` the host holds in huge pages.
 pub fn huge_bytes(address: u64) -> Result<u64, std::io::Error> {
     let smaps = fs::read_to_string("/proc/self/smaps")?;

@@ -7,6 +7,8 @@ pub mod runner;
 
 use crate::device::Device;
 use crate::errno::Errno;
+use crate::skip;
+use options::Options;
 use std::cell::Cell;
 use std::panic::Location;
 use std::time::Duration;
@@ -61,11 +63,44 @@ impl Test {
 pub struct Context {
     device: String,
     scale: u64,
+    exclusive: bool,
+    module: Option<String>,
 }
 
 impl Context {
-    pub fn new(device: &str, scale: u64) -> Self {
-        Self { device: device.to_owned(), scale }
+    pub fn new(options: &Options) -> Self {
+        Self {
+            device: options.device.clone(),
+            scale: options.scale,
+            exclusive: options.exclusive,
+            module: options.module.clone(),
+        }
+    }
+
+    /// For tests of what only rusthv has.
+    pub fn rusthv(&self) -> Result<Device, Failure> {
+        let device = self.device()?;
+        if device.is_kvm() {
+            skip!("{} is KVM", self.device);
+        }
+        Ok(device)
+    }
+
+    /// For tests that other users of the machine would notice, or be noticed by.
+    pub fn exclusive(&self) -> Outcome {
+        if !self.exclusive {
+            skip!("disturbs the machine: needs --exclusive");
+        }
+        Ok(())
+    }
+
+    pub fn is_exclusive(&self) -> bool {
+        self.exclusive
+    }
+
+    /// The module's file.
+    pub fn module(&self) -> Result<&str, Failure> {
+        self.module.as_deref().ok_or(Failure::Skipped("needs --module".into()))
     }
 
     pub fn path(&self) -> &str {

@@ -12,6 +12,9 @@ word that is a test's whole name means that test alone), and prints TAP.
   --list           print the names and what each shows, run nothing
   --scale N        run N percent of the repetitions (for slow kernels)
   --limit N        multiply every time limit by N percent (default 100)
+  --exclusive      the machine is the tests' own: also run those that offline
+                   processors, suspend, unload the module, or measure free memory
+  --module FILE    rust_hv.ko, for the tests that load it again
   --no-kmsg        do not fail a test over what the kernel logs meanwhile
 ";
 
@@ -21,6 +24,8 @@ pub struct Options {
     pub list: bool,
     pub scale: u64,
     pub limit: u64,
+    pub exclusive: bool,
+    pub module: Option<String>,
     pub kmsg: bool,
     pub names: Vec<String>,
 }
@@ -32,6 +37,8 @@ impl Default for Options {
             list: false,
             scale: 100,
             limit: 100,
+            exclusive: false,
+            module: None,
             kmsg: true,
             names: Vec::new(),
         }
@@ -55,6 +62,8 @@ impl Options {
                 "--list" => options.list = true,
                 "--scale" => options.scale = number(value()?)?,
                 "--limit" => options.limit = number(value()?)?,
+                "--exclusive" => options.exclusive = true,
+                "--module" => options.module = Some(value()?),
                 "--no-kmsg" => options.kmsg = false,
                 option if option.starts_with('-') => return Err(format!("unknown option {option}")),
                 _ => options.names.push(argument),

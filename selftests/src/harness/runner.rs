@@ -107,7 +107,7 @@ fn fork_test(entry: &Entry, options: &Options) -> Result<(libc::pid_t, File), Er
 
 /// Runs the test and encodes how it ended: one letter, then text.
 fn in_child(entry: &Entry, options: &Options) -> String {
-    let context = Context::new(&options.device, options.scale);
+    let context = Context::new(options);
     let outcome: Outcome = panic::catch_unwind(AssertUnwindSafe(|| (entry.test.run)(&context)))
         .unwrap_or_else(|_| Err(Failure::failed("the test panicked (message above)")));
     match outcome {
