@@ -20,12 +20,7 @@ pub fn decode(bytes: &[u8], mode: Mode) -> Result<Insn, DecodeError> {
     } else {
         opcode::one_byte(first, &prefixes)?
     };
-    let decoder = Decoder {
-        prefixes,
-        byte,
-        first,
-    };
-    decoder.finish(code, entry)
+    Decoder { prefixes, byte }.finish(code, entry)
 }
 
 /// Length in bytes of the instruction at the start of `bytes`, for the instructions that
@@ -37,7 +32,6 @@ pub fn length(bytes: &[u8], mode: Mode) -> Result<usize, DecodeError> {
 struct Decoder {
     prefixes: Prefixes,
     byte: bool,
-    first: u8,
 }
 
 impl Decoder {
@@ -85,6 +79,11 @@ impl Decoder {
             _ if self.byte => Width::Byte,
             _ if op == Op::Cmpxchg8b => Width::Qword,
             Form::StackRm => self.prefixes.stack_width(),
+            // MOVNTI has no 16-bit form, in 16-bit mode neither.
+            Form::MemReg => match self.prefixes.operand_width() {
+                Width::Qword => Width::Qword,
+                _ => Width::Dword,
+            },
             _ => self.prefixes.operand_width(),
         }
     }
@@ -113,11 +112,8 @@ impl Decoder {
             Form::Rm => (rm, Operand::None),
             Form::StackRm if op == Op::Push => (Operand::None, rm),
             Form::StackRm => (rm, Operand::None),
-            // MOVNTI, the one user of 0F C3, exists to store to memory.
-            Form::RmReg if op == Op::Mov && self.first == 0x0f && !modrm.is_memory() => {
-                return Err(DecodeError::InvalidOpcode);
-            }
-            Form::RmReg | Form::AccMoffs | Form::MoffsAcc | Form::String => {
+            Form::MemReg if !modrm.is_memory() => return Err(DecodeError::InvalidOpcode),
+            Form::RmReg | Form::MemReg | Form::AccMoffs | Form::MoffsAcc | Form::String => {
                 (rm, modrm.reg(prefixes, width))
             }
         })

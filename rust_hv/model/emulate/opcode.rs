@@ -12,6 +12,8 @@ use super::types::{Mode, Width};
 pub(super) enum Form {
     /// ModRM.rm, ModRM.reg.
     RmReg,
+    /// ModRM.rm, which must be memory, ModRM.reg; 32 bits wide, or 64.
+    MemReg,
     /// ModRM.reg, ModRM.rm.
     RegRm,
     /// ModRM.reg, ModRM.rm with a source of this width.
@@ -118,7 +120,7 @@ pub(super) fn two_byte(opcode: u8, prefixes: &Prefixes) -> Result<Found, DecodeE
         0xc0 | 0xc1 => plain(Op::Xadd, Form::RmReg),
         // MOVNTI. With one of the prefixes that choose among SSE instructions it is none we know.
         0xc3 if !prefixes.operand_override && prefixes.repeat.is_none() => {
-            wide(Op::Mov, Form::RmReg)
+            wide(Op::Mov, Form::MemReg)
         }
         0xc7 => Ok((Entry::Group(Group::Cmpxchg8b), false)),
         _ => Err(DecodeError::Unknown),
