@@ -122,8 +122,10 @@ type GuestBoard = Board<Console<Sink>, Console<Sink>>;
 pub struct Machine {
     signals: Signals,
     vcpu: VcpuFd,
+    /// Bytes of the mapping that begins with `kvm_run`.
+    run_size: usize,
     _vm: VmFd,
-    _memory: GuestMemoryMmap,
+    memory: GuestMemoryMmap,
     board: GuestBoard,
     seen: Rc<Cell<Seen>>,
     started: Instant,
@@ -164,7 +166,7 @@ impl Machine {
             .vcpu
             .get_sregs()
             .map_err(Error::ioctl("KVM_GET_SREGS"))?;
-        mode.prepare(&machine._memory, &mut regs, &mut sregs)?;
+        mode.prepare(&machine.memory, &mut regs, &mut sregs)?;
         machine
             .vcpu
             .set_sregs(&sregs)
@@ -242,6 +244,9 @@ impl Machine {
                 .map_err(Error::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
         }
 
+        let run_size = kvm
+            .get_vcpu_mmap_size()
+            .map_err(Error::ioctl("KVM_GET_VCPU_MMAP_SIZE"))?;
         let mut vcpu = vm.create_vcpu(0).map_err(Error::ioctl("KVM_CREATE_VCPU"))?;
         let mut cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
@@ -265,8 +270,9 @@ impl Machine {
         Ok(Self {
             signals,
             vcpu,
+            run_size,
             _vm: vm,
-            _memory: memory,
+            memory,
             board: Board::new(
                 Console::new(stdout, setup.until, seen.clone()),
                 Console::new(debug, setup.until, seen.clone()),
@@ -422,10 +428,15 @@ impl Machine {
         // SAFETY: KVM_RUN returned with KVM_EXIT_IO, which makes `io` the valid member.
         let io = unsafe { run.__bindgen_anon_1.io };
         let size = usize::from(io.size);
-        let length = size * io.count as usize;
+        let length = size.saturating_mul(io.count as usize);
+        let end = (io.data_offset as usize).saturating_add(length);
+        // The program is also a test of devices: one that errs is reported, not believed.
+        if !matches!(size, 1 | 2 | 4) || end > self.run_size {
+            return Err(Error::GuestDied(format!("impossible port access {io:?}")));
+        }
         let page = ptr::from_mut::<kvm_run>(run).cast::<u8>();
-        // SAFETY: the device puts the data of `count` accesses at this offset of the mapping, and
-        // nothing else refers to the mapping while the slice lives.
+        // SAFETY: the bytes lie inside the mapping, as was just checked, and nothing else refers
+        // to them while the slice lives.
         let data = unsafe { slice::from_raw_parts_mut(page.add(io.data_offset as usize), length) };
 
         self.stats.port_bytes += length as u64;
@@ -618,7 +629,8 @@ fn restrict_cpuid(cpuid: &mut CpuId) -> Result<()> {
     const SMX: u32 = 1 << 6;
     const X2APIC: u32 = 1 << 21;
     const TSC_DEADLINE: u32 = 1 << 24;
-    /// EAX bits 31..26 of leaf 4 and bits 23..16 of leaf 1's EBX: one CPU; APIC number 0.
+    const HTT: u32 = 1 << 28;
+    // In EBX of leaf 1.
     const CPU_COUNT: u32 = 0xff << 16;
     const APIC_ID: u32 = 0xff << 24;
 
@@ -633,7 +645,7 @@ fn restrict_cpuid(cpuid: &mut CpuId) -> Result<()> {
                 1 => {
                     e.ebx = e.ebx & !(CPU_COUNT | APIC_ID) | 1 << 16;
                     e.ecx &= !(MONITOR | VMX | SMX | X2APIC | TSC_DEADLINE);
-                    e.edx &= !(APIC | MTRR);
+                    e.edx &= !(APIC | MTRR | HTT);
                 }
                 // AMD repeats them here.
                 0x8000_0001 => e.edx &= !(APIC | MTRR),
