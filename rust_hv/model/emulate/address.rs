@@ -2,9 +2,10 @@
 
 //! Effective and linear addresses.
 
-use super::cpu::{Cpu, Segment};
+use super::cpu::Cpu;
 use super::types::{Access, Exception, Mode, SegmentName, Width};
 use crate::model::arch::addr::Gva;
+use crate::model::arch::segment::Segment;
 
 /// Linear address of `width` bytes at `offset` in a segment, or the exception that the segment or
 /// a non-canonical address raises.
@@ -37,12 +38,12 @@ pub(super) fn linear<C: Cpu>(
     }
     let segment = cpu.segment(name);
     if cpu.is_protected() {
-        if !segment.attributes.is_usable() {
+        if segment.rights.unusable() || !segment.rights.present() {
             return Err(fault);
         }
         let allowed = match access {
-            Access::Read => segment.attributes.is_readable(),
-            Access::Write => segment.attributes.is_writable(),
+            Access::Read => segment.rights.is_readable(),
+            Access::Write => segment.rights.is_writable(),
         };
         if !allowed {
             return Err(Exception::general_protection());
@@ -73,8 +74,8 @@ fn is_canonical(address: u64, bits: u32) -> bool {
 
 fn is_within_limit(segment: &Segment, first: u64, last: u64) -> bool {
     let limit = u64::from(segment.limit);
-    if segment.attributes.is_expand_down() {
-        let top = if segment.attributes.is_big() {
+    if segment.rights.expands_down() {
+        let top = if segment.rights.default_big() {
             Width::Dword.mask()
         } else {
             Width::Word.mask()
@@ -87,14 +88,15 @@ fn is_within_limit(segment: &Segment, first: u64, last: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::cpu::Attributes;
     use super::*;
+    use crate::model::arch::segment::AccessRights;
 
-    fn segment(limit: u32, attributes: u32) -> Segment {
+    fn segment(limit: u32, rights: u32) -> Segment {
         Segment {
             base: 0,
             limit,
-            attributes: Attributes::new(attributes),
+            selector: 8,
+            rights: AccessRights::from_raw(rights),
         }
     }
 

@@ -3,8 +3,17 @@
 //! Arithmetic with flags, as the CPU does it.
 
 use super::insn::Op;
-use super::types::rflags::{AF, CF, OF, PF, SF, STATUS, ZF};
 use super::types::Width;
+use crate::model::arch::regs::Rflags;
+
+const CF: Rflags = Rflags::CF;
+const PF: Rflags = Rflags::PF;
+const AF: Rflags = Rflags::AF;
+const ZF: Rflags = Rflags::ZF;
+const SF: Rflags = Rflags::SF;
+const OF: Rflags = Rflags::OF;
+/// The flags that arithmetic sets.
+const STATUS: Rflags = CF.union(PF).union(AF).union(ZF).union(SF).union(OF);
 
 /// A result and the RFLAGS that come with it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -12,12 +21,12 @@ pub(super) struct Computed {
     /// The result, within the operand width. Of comparisons, what they throw away.
     pub(super) value: u64,
     /// The new RFLAGS.
-    pub(super) rflags: u64,
+    pub(super) rflags: Rflags,
 }
 
 /// SF, ZF and PF of a result.
-fn result_flags(width: Width, value: u64) -> u64 {
-    let mut flags = 0;
+fn result_flags(width: Width, value: u64) -> Rflags {
+    let mut flags = Rflags::NONE;
     if value & width.mask() == 0 {
         flags |= ZF;
     }
@@ -31,9 +40,14 @@ fn result_flags(width: Width, value: u64) -> u64 {
     flags
 }
 
-fn add(width: Width, a: u64, b: u64, carry: bool) -> (u64, u64) {
+/// AF of a sum or difference: what came into bit 4 besides the operands' own bits.
+fn half_carry(a: u64, b: u64, result: u64) -> Rflags {
+    Rflags::from_raw(a ^ b ^ result).intersection(AF)
+}
+
+fn add(width: Width, a: u64, b: u64, carry: bool) -> (u64, Rflags) {
     let sum = a.wrapping_add(b).wrapping_add(u64::from(carry)) & width.mask();
-    let mut flags = result_flags(width, sum) | ((a ^ b ^ sum) & AF);
+    let mut flags = result_flags(width, sum) | half_carry(a, b, sum);
     if sum < a || (carry && sum == a) {
         flags |= CF;
     }
@@ -43,9 +57,9 @@ fn add(width: Width, a: u64, b: u64, carry: bool) -> (u64, u64) {
     (sum, flags)
 }
 
-fn subtract(width: Width, a: u64, b: u64, borrow: bool) -> (u64, u64) {
+fn subtract(width: Width, a: u64, b: u64, borrow: bool) -> (u64, Rflags) {
     let difference = a.wrapping_sub(b).wrapping_sub(u64::from(borrow)) & width.mask();
-    let mut flags = result_flags(width, difference) | ((a ^ b ^ difference) & AF);
+    let mut flags = result_flags(width, difference) | half_carry(a, b, difference);
     if a < b || (borrow && a == b) {
         flags |= CF;
     }
@@ -57,10 +71,10 @@ fn subtract(width: Width, a: u64, b: u64, borrow: bool) -> (u64, u64) {
 
 /// Computes `op` for the operations of one or two operands that set the status flags, and for
 /// NOT, which sets none. Any other operation returns `a` and leaves the flags alone.
-pub(super) fn compute(op: Op, width: Width, a: u64, b: u64, rflags: u64) -> Computed {
+pub(super) fn compute(op: Op, width: Width, a: u64, b: u64, rflags: Rflags) -> Computed {
     let a = a & width.mask();
     let b = b & width.mask();
-    let carry = rflags & CF != 0;
+    let carry = rflags.contains(CF);
     // AF is documented as undefined after logic; CPUs clear it.
     let logic = |value| (value, result_flags(width, value));
     let (value, flags) = match op {
@@ -75,7 +89,7 @@ pub(super) fn compute(op: Op, width: Width, a: u64, b: u64, rflags: u64) -> Comp
                 _ => subtract(width, a, 1, false),
             };
             // They leave carry alone, so that loops can count between ADCs.
-            (value, (flags & !CF) | (rflags & CF))
+            (value, flags.with(CF, carry))
         }
         Op::And | Op::Test => logic(a & b),
         Op::Or => logic(a | b),
@@ -88,12 +102,12 @@ pub(super) fn compute(op: Op, width: Width, a: u64, b: u64, rflags: u64) -> Comp
     };
     Computed {
         value,
-        rflags: (rflags & !STATUS) | flags,
+        rflags: rflags.without(STATUS) | flags,
     }
 }
 
 /// Computes BT, BTS, BTR or BTC: tests bit `index` of `a`, modulo the width, then changes it.
-pub(super) fn bit_test(op: Op, width: Width, a: u64, index: u64, rflags: u64) -> Computed {
+pub(super) fn bit_test(op: Op, width: Width, a: u64, index: u64, rflags: Rflags) -> Computed {
     let bit = 1u64.wrapping_shl((index as u32) & width.bits().wrapping_sub(1));
     let value = match op {
         Op::Bts => a | bit,
@@ -101,11 +115,10 @@ pub(super) fn bit_test(op: Op, width: Width, a: u64, index: u64, rflags: u64) ->
         Op::Btc => a ^ bit,
         _ => a,
     };
-    let carry = if a & bit != 0 { CF } else { 0 };
     // ZF is documented to stay; the other four are "undefined", and stay on every CPU we know.
     Computed {
         value,
-        rflags: (rflags & !CF) | carry,
+        rflags: rflags.with(CF, a & bit != 0),
     }
 }
 
@@ -113,7 +126,9 @@ pub(super) fn bit_test(op: Op, width: Width, a: u64, index: u64, rflags: u64) ->
 mod tests {
     use super::*;
 
-    fn flags(op: Op, width: Width, a: u64, b: u64, rflags: u64) -> (u64, u64) {
+    const NONE: Rflags = Rflags::NONE;
+
+    fn flags(op: Op, width: Width, a: u64, b: u64, rflags: Rflags) -> (u64, Rflags) {
         let computed = compute(op, width, a, b, rflags);
         (computed.value, computed.rflags)
     }
@@ -121,10 +136,10 @@ mod tests {
     #[test]
     fn carry_and_overflow_are_told_apart() {
         let byte = Width::Byte;
-        assert_eq!(flags(Op::Add, byte, 0xff, 1, 0), (0, CF | ZF | PF | AF));
-        assert_eq!(flags(Op::Add, byte, 0x7f, 1, 0), (0x80, OF | SF | AF));
-        assert_eq!(flags(Op::Sub, byte, 0x80, 1, 0), (0x7f, OF | AF));
-        assert_eq!(flags(Op::Sub, byte, 0, 1, 0), (0xff, CF | SF | AF | PF));
+        assert_eq!(flags(Op::Add, byte, 0xff, 1, NONE), (0, CF | ZF | PF | AF));
+        assert_eq!(flags(Op::Add, byte, 0x7f, 1, NONE), (0x80, OF | SF | AF));
+        assert_eq!(flags(Op::Sub, byte, 0x80, 1, NONE), (0x7f, OF | AF));
+        assert_eq!(flags(Op::Sub, byte, 0, 1, NONE), (0xff, CF | SF | AF | PF));
     }
 
     #[test]
@@ -139,7 +154,7 @@ mod tests {
     fn inc_and_dec_keep_carry_and_not_keeps_all() {
         let word = Width::Word;
         assert_eq!(flags(Op::Inc, word, 0xffff, 0, CF), (0, CF | ZF | PF | AF));
-        assert_eq!(flags(Op::Dec, word, 1, 0, 0), (0, ZF | PF));
+        assert_eq!(flags(Op::Dec, word, 1, 0, NONE), (0, ZF | PF));
         assert_eq!(flags(Op::Not, word, 0xff, 0, STATUS), (0xff00, STATUS));
     }
 
@@ -147,7 +162,7 @@ mod tests {
     fn bit_index_wraps_at_the_width() {
         let computed = bit_test(Op::Bts, Width::Word, 0, 17, ZF);
         assert_eq!((computed.value, computed.rflags), (2, ZF));
-        let computed = bit_test(Op::Btr, Width::Qword, !0, 63, 0);
+        let computed = bit_test(Op::Btr, Width::Qword, !0, 63, NONE);
         assert_eq!((computed.value, computed.rflags), (!0 >> 1, CF));
     }
 }

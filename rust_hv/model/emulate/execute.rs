@@ -8,8 +8,8 @@ use super::insn::{Insn, Op, Operand};
 use super::memory::{Memory, MmioLog, MmioRead, MmioWrites, Stop};
 use super::string;
 use super::transaction::{Halt, Transaction};
-use super::types::rflags::{RF, TF, ZF};
 use super::types::{Access, Exception, Gpr, Mode, SegmentName, Width};
+use crate::model::arch::regs::Rflags;
 
 /// How far execution came.
 ///
@@ -24,7 +24,8 @@ pub enum Outcome<E> {
         trap: bool,
     },
     /// Not done yet, but consistent: RIP is still at the instruction and all else says how far it
-    /// came. Look after signals and interrupts, then execute again or enter the guest.
+    /// came. Look after signals and interrupts, then execute again with the same log, or clear
+    /// the log and enter the guest.
     Again {
         /// A single-step trap is due.
         trap: bool,
@@ -59,17 +60,19 @@ pub fn execute<M: Cpu + Memory>(
 ) -> Outcome<M::Error> {
     let mut left = limit;
     loop {
-        let trap = machine.rflags() & TF != 0;
+        let trap = machine.rflags().contains(Rflags::TF);
         let (finished, writes) = match step(machine, insn, log) {
             Ok(stepped) => stepped,
             Err(Halt::MmioRead(read)) => return Outcome::MmioRead(read),
-            Err(Halt::Raced) => return Outcome::Again { trap: false },
-            Err(Halt::Stop(stop)) => {
+            // Devices that have answered keep their answers in the log.
+            Err(Halt::Stop(Stop::Retry)) => return Outcome::Again { trap: false },
+            Err(Halt::Stop(Stop::Fault(exception))) => {
                 log.clear();
-                return match stop {
-                    Stop::Fault(exception) => Outcome::Fault(exception),
-                    Stop::Failed(error) => Outcome::Failed(error),
-                };
+                return Outcome::Fault(exception);
+            }
+            Err(Halt::Stop(Stop::Failed(error))) => {
+                log.clear();
+                return Outcome::Failed(error);
             }
         };
         if !writes.is_empty() {
@@ -105,11 +108,11 @@ fn step<M: Cpu + Memory>(
     };
     let flags = transaction.rflags();
     let writes = if finished {
-        transaction.set_rflags(flags & !RF);
+        transaction.set_rflags(flags.without(Rflags::RF));
         transaction.commit(next_rip(insn, rip))?
     } else {
         // An instruction breakpoint fires before the first iteration only.
-        transaction.set_rflags(flags | RF);
+        transaction.set_rflags(flags | Rflags::RF);
         transaction.commit(rip)?
     };
     Ok((finished, writes))
@@ -256,12 +259,10 @@ fn compare_exchange_8_bytes<M: Cpu + Memory>(
     let dst = t.locate(insn, insn.dst, Width::Qword, Access::Write, 0)?;
     let old = t.load(dst)?;
     let equal = old == pair(t, Gpr::RDX, Gpr::RAX);
-    let flags = t.rflags() & !ZF;
+    t.set_rflags(t.rflags().with(Rflags::ZF, equal));
     let new = if equal {
-        t.set_rflags(flags | ZF);
         pair(t, Gpr::RCX, Gpr::RBX)
     } else {
-        t.set_rflags(flags);
         t.set_gpr(Gpr::RAX, Width::Dword, old);
         t.set_gpr(Gpr::RDX, Width::Dword, old.wrapping_shr(32));
         old

@@ -30,6 +30,8 @@ pub struct Place {
 pub enum Stop<E> {
     /// The guest gets this exception.
     Fault(Exception),
+    /// Other CPUs got in the way; trying again later may help.
+    Retry,
     /// The host failed; the guest is not to blame.
     Failed(E),
 }

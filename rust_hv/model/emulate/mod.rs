@@ -35,10 +35,10 @@ mod string;
 mod transaction;
 mod types;
 
-pub use cpu::{Attributes, Cpu, Segment};
+pub use cpu::Cpu;
 pub use decode::{decode, length};
 pub use execute::{execute, Outcome};
 pub use insn::{Base, DecodeError, Insn, Mem, Op, Operand, Reg, Rep};
 pub use memory::{Backing, LogFull, Memory, MmioLog, MmioRead, MmioWrite, MmioWrites, Place, Stop};
 pub use prefix::MAX_LEN;
-pub use types::{rflags, Access, Exception, Gpr, Mode, SegmentName, Width};
+pub use types::{Access, Exception, Gpr, Mode, SegmentName, Width};

@@ -7,8 +7,8 @@ use super::cpu::Cpu;
 use super::insn::{Base, Insn, Op, Operand, Rep};
 use super::memory::Memory;
 use super::transaction::{Halt, Transaction};
-use super::types::rflags::{DF, ZF};
 use super::types::{Access, Gpr};
+use crate::model::arch::regs::Rflags;
 
 /// One iteration. Tells if it was the last one.
 pub(super) fn iterate<M: Cpu + Memory>(
@@ -59,7 +59,7 @@ fn advance<M: Cpu + Memory>(t: &mut Transaction<'_, M>, operand: Operand, insn: 
     };
     let size = u64::from(insn.width.bytes());
     let index = t.gpr(register);
-    let next = if t.rflags() & DF != 0 {
+    let next = if t.rflags().contains(Rflags::DF) {
         index.wrapping_sub(size)
     } else {
         index.wrapping_add(size)
@@ -69,7 +69,7 @@ fn advance<M: Cpu + Memory>(t: &mut Transaction<'_, M>, operand: Operand, insn: 
 
 /// True if a comparison ends the repetition early.
 fn is_decided<M: Cpu + Memory>(t: &Transaction<'_, M>, insn: &Insn, rep: Rep) -> bool {
-    let equal = t.rflags() & ZF != 0;
+    let equal = t.rflags().contains(Rflags::ZF);
     matches!(insn.op, Op::Cmps | Op::Scas)
         && match rep {
             Rep::WhileEqual => !equal,

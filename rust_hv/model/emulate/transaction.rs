@@ -8,14 +8,13 @@ use super::insn::{Base, Insn, Mem, Operand, Reg};
 use super::memory::{Backing, Memory, MmioLog, MmioRead, MmioWrite, MmioWrites, Place, Stop};
 use super::types::{Access, Exception, Gpr, Mode, SegmentName, Width};
 use crate::model::arch::addr::{Gpa, PAGE_SIZE};
+use crate::model::arch::regs::Rflags;
 
 /// Why a transaction cannot go on.
 pub(super) enum Halt<E> {
     Stop(Stop<E>),
     /// A device has to answer first.
     MmioRead(MmioRead),
-    /// Another virtual CPU changed the operand of a locked instruction meanwhile.
-    Raced,
 }
 
 impl<E> From<Exception> for Halt<E> {
@@ -91,7 +90,7 @@ pub(super) struct Transaction<'a, M> {
     gprs: [u64; 16],
     /// Bit n is set where `gprs[n]` is a new value.
     changed: u16,
-    rflags: u64,
+    rflags: Rflags,
     store: Option<Store>,
 }
 
@@ -131,18 +130,18 @@ impl<'a, M: Cpu + Memory> Transaction<'a, M> {
     pub(super) fn stack_width(&self) -> Width {
         if self.mode == Mode::Bits64 {
             Width::Qword
-        } else if self.machine.segment(SegmentName::Ss).attributes.is_big() {
+        } else if self.machine.segment(SegmentName::Ss).rights.default_big() {
             Width::Dword
         } else {
             Width::Word
         }
     }
 
-    pub(super) fn rflags(&self) -> u64 {
+    pub(super) fn rflags(&self) -> Rflags {
         self.rflags
     }
 
-    pub(super) fn set_rflags(&mut self, rflags: u64) {
+    pub(super) fn set_rflags(&mut self, rflags: Rflags) {
         self.rflags = rflags;
     }
 
@@ -314,7 +313,8 @@ impl<'a, M: Cpu + Memory> Transaction<'a, M> {
             let new = store.value & width.mask();
             return match self.machine.compare_exchange(gpa, width, expected, new) {
                 Ok(true) => Ok(writes),
-                Ok(false) => Err(Halt::Raced),
+                // Another virtual CPU was faster.
+                Ok(false) => Err(Stop::Retry.into()),
                 Err(error) => Err(Stop::Failed(error).into()),
             };
         }

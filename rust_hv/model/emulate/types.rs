@@ -3,30 +3,7 @@
 //! Small facts that decoder and executor share.
 
 use crate::model::arch::addr::Gva;
-
-/// RFLAGS bits that the executor reads or writes.
-pub mod rflags {
-    /// Carry.
-    pub const CF: u64 = 1 << 0;
-    /// Parity of the low result byte.
-    pub const PF: u64 = 1 << 2;
-    /// Carry out of bit 3.
-    pub const AF: u64 = 1 << 4;
-    /// Zero.
-    pub const ZF: u64 = 1 << 6;
-    /// Sign.
-    pub const SF: u64 = 1 << 7;
-    /// Single-step trap.
-    pub const TF: u64 = 1 << 8;
-    /// Direction of string instructions: set is downwards.
-    pub const DF: u64 = 1 << 10;
-    /// Signed overflow.
-    pub const OF: u64 = 1 << 11;
-    /// Resume: instruction breakpoints are ignored for one instruction.
-    pub const RF: u64 = 1 << 16;
-    /// The six flags that arithmetic sets.
-    pub const STATUS: u64 = CF | PF | AF | ZF | SF | OF;
-}
+use crate::model::arch::exception::{PageFaultError, Vector};
 
 /// How the code segment makes the CPU decode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,7 +45,12 @@ pub enum Width {
 impl Width {
     /// Size in bytes: 1, 2, 4 or 8.
     pub const fn bytes(self) -> u8 {
-        1 << self.log2()
+        match self {
+            Self::Byte => 1,
+            Self::Word => 2,
+            Self::Dword => 4,
+            Self::Qword => 8,
+        }
     }
 
     /// log2 of the size in bytes.
@@ -83,23 +65,32 @@ impl Width {
 
     /// Size in bits: 8, 16, 32 or 64.
     pub const fn bits(self) -> u32 {
-        8 << self.log2()
+        (self.bytes() as u32).wrapping_mul(8)
     }
 
     /// A value with all bits of this width set.
     pub const fn mask(self) -> u64 {
-        u64::MAX >> 64u32.wrapping_sub(self.bits())
+        match self {
+            Self::Byte => u8::MAX as u64,
+            Self::Word => u16::MAX as u64,
+            Self::Dword => u32::MAX as u64,
+            Self::Qword => u64::MAX,
+        }
     }
 
     /// The top bit of this width.
     pub const fn sign_bit(self) -> u64 {
-        1 << self.bits().wrapping_sub(1)
+        self.mask() ^ (self.mask() >> 1)
     }
 
     /// `value`'s low bits of this width, sign-extended to 64 bits.
     pub const fn sign_extend(self, value: u64) -> u64 {
-        let shift = 64u32.wrapping_sub(self.bits());
-        (((value << shift) as i64) >> shift) as u64
+        match self {
+            Self::Byte => value as i8 as u64,
+            Self::Word => value as i16 as u64,
+            Self::Dword => value as i32 as u64,
+            Self::Qword => value,
+        }
     }
 
     /// `old` after a register write of this width: 32 bits clear the upper half, 8 and 16 keep
@@ -172,54 +163,50 @@ pub enum Access {
 /// injecting side drops it. All of these are faults: the pushed RFLAGS image has RF set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Exception {
-    /// Vector number.
-    pub vector: u8,
+    /// Which one.
+    pub vector: Vector,
     /// Error code, for the vectors that have one.
     pub error_code: Option<u32>,
     /// Faulting linear address, for page faults.
-    pub cr2: Option<u64>,
+    pub cr2: Option<Gva>,
 }
 
 impl Exception {
-    const fn with_code(vector: u8, code: u32) -> Self {
+    const fn new(vector: Vector, error_code: Option<u32>) -> Self {
         Self {
             vector,
-            error_code: Some(code),
+            error_code,
             cr2: None,
         }
     }
 
     /// #UD.
     pub const fn invalid_opcode() -> Self {
-        Self {
-            vector: 6,
-            error_code: None,
-            cr2: None,
-        }
+        Self::new(Vector::UD, None)
     }
 
     /// #SS(0).
     pub const fn stack_fault() -> Self {
-        Self::with_code(12, 0)
+        Self::new(Vector::SS, Some(0))
     }
 
     /// #GP(0).
     pub const fn general_protection() -> Self {
-        Self::with_code(13, 0)
+        Self::new(Vector::GP, Some(0))
     }
 
     /// #PF at `gva`, with the error code that the walk of the guest's tables gave.
-    pub const fn page_fault(gva: Gva, error_code: u32) -> Self {
+    pub const fn page_fault(gva: Gva, error: PageFaultError) -> Self {
         Self {
-            vector: 14,
-            error_code: Some(error_code),
-            cr2: Some(gva.raw()),
+            vector: Vector::PF,
+            error_code: Some(error.raw()),
+            cr2: Some(gva),
         }
     }
 
     /// #AC(0).
     pub const fn alignment_check() -> Self {
-        Self::with_code(17, 0)
+        Self::new(Vector::AC, Some(0))
     }
 }
 

@@ -6,7 +6,7 @@ mod emulate_support;
 
 use emulate_support::*;
 use rusthv_model::arch::addr::Gpa;
-use rusthv_model::emulate::rflags::{CF, ZF};
+use rusthv_model::arch::regs::Rflags;
 use rusthv_model::emulate::*;
 
 mod crossing {
@@ -196,10 +196,14 @@ mod devices {
             &[0xf6, 0x07, 0],
             &[0x0f, 0xba, 0x27, 0],
         ] {
-            machine.rflags = 2;
+            machine.rflags = Rflags::FIXED;
             assert_eq!(machine.run(bytes, Mode::Bits32), DONE);
-            let flag = if bytes[0] == 0x0f { CF } else { ZF };
-            assert_ne!(machine.rflags & flag, 0, "{bytes:02x?}");
+            let flag = if bytes[0] == 0x0f {
+                Rflags::CF
+            } else {
+                Rflags::ZF
+            };
+            assert!(machine.rflags.contains(flag), "{bytes:02x?}");
         }
         assert_eq!(machine.mmio_reads.len(), 3);
         assert!(machine.mmio_writes.is_empty());
@@ -286,11 +290,11 @@ mod locked {
         machine.set(Gpr::RCX, 0x7777_8888);
         let bytes = [0xf0, 0x0f, 0xc7, 0x0f];
         assert_eq!(machine.run(&bytes, Mode::Bits32), DONE);
-        assert_eq!(machine.rflags & ZF, 0);
+        assert!(!machine.rflags.contains(Rflags::ZF));
         let (high, low) = (machine.reg(Gpr::RDX), machine.reg(Gpr::RAX));
         assert_eq!((high, low), (0x1111_2222, 0x3333_4444));
         assert_eq!(machine.run(&bytes, Mode::Bits32), DONE);
-        assert_eq!(machine.rflags & ZF, ZF);
+        assert!(machine.rflags.contains(Rflags::ZF));
         let expected = 0x7777_8888_5555_6666u64.to_le_bytes();
         assert_eq!(machine.peek(0x9_1008, 8), expected);
     }

@@ -5,17 +5,19 @@
 mod emulate_support;
 
 use emulate_support::*;
+use rusthv_model::arch::segment::{AccessRights, Segment};
 use rusthv_model::emulate::*;
 
 mod segments {
     use super::*;
 
-    fn with(name: SegmentName, limit: u32, attributes: u32) -> Machine {
+    fn with(name: SegmentName, limit: u32, rights: u32) -> Machine {
         let mut machine = machine();
         machine.segments[name as usize] = Segment {
             base: 0,
             limit,
-            attributes: Attributes::new(attributes),
+            selector: 8,
+            rights: AccessRights::from_raw(rights),
         };
         machine.set(Gpr::RDI, 0x1ffe);
         machine.set(Gpr::RBP, 0x1ffe);
@@ -61,7 +63,7 @@ mod segments {
 
     #[test]
     fn types_are_checked_in_protected_mode() {
-        for (attributes, load, store) in [
+        for (rights, load, store) in [
             (0x4093, DONE, DONE), // data
             (0x4091, DONE, GP),   // read-only data
             (0x409b, DONE, GP),   // code
@@ -69,10 +71,10 @@ mod segments {
             (0x1_0093, GP, GP),   // unusable
             (0x4013, GP, GP),     // not present
         ] {
-            let machine = with(SegmentName::Ds, u32::MAX, attributes);
+            let machine = with(SegmentName::Ds, u32::MAX, rights);
             let run = |bytes: &[u8]| machine.clone().run(bytes, Mode::Bits32);
-            assert_eq!(run(&LOAD), load, "{attributes:x}");
-            assert_eq!(run(&STORE), store, "{attributes:x}");
+            assert_eq!(run(&LOAD), load, "{rights:x}");
+            assert_eq!(run(&STORE), store, "{rights:x}");
         }
     }
 
@@ -234,7 +236,7 @@ mod stack {
     fn a_16_bit_stack_wraps_in_its_low_half() {
         let mut machine = machine();
         machine.ram(0xf000, 0x7000);
-        machine.segments[SegmentName::Ss as usize].attributes = Attributes::new(0x93);
+        machine.segments[SegmentName::Ss as usize].rights = AccessRights::from_raw(0x93);
         machine.set(Gpr::RSP, 0x1234_0000);
         machine.set(Gpr::RBX, 0x1000);
         machine.poke(0x9_1000, &[0xcd, 0xab]);

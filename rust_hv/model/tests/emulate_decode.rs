@@ -421,7 +421,7 @@ fn the_last_repeat_prefix_counts() {
 
 #[test]
 fn errors_become_the_exceptions_of_the_cpu() {
-    let vector = |error: DecodeError| error.exception().map(|e| (e.vector, e.error_code));
+    let vector = |error: DecodeError| error.exception().map(|e| (e.vector.raw(), e.error_code));
     assert_eq!(vector(DecodeError::TooLong), Some((13, Some(0))));
     assert_eq!(vector(DecodeError::InvalidOpcode), Some((6, None)));
     assert_eq!(vector(DecodeError::Unknown), None);

@@ -4,6 +4,9 @@
 
 use proptest::prelude::*;
 use rusthv_model::arch::addr::{Gpa, Gva};
+use rusthv_model::arch::exception::PageFaultError;
+use rusthv_model::arch::regs::Rflags;
+use rusthv_model::arch::segment::{AccessRights, Segment};
 use rusthv_model::emulate::*;
 
 /// A machine where a hash of the page number decides what is there.
@@ -11,7 +14,7 @@ use rusthv_model::emulate::*;
 struct Chaos {
     gprs: [u64; 16],
     rip: u64,
-    rflags: u64,
+    rflags: Rflags,
     segments: [(u64, u32, u32); 6],
     protected: bool,
     alignment_checked: bool,
@@ -29,7 +32,7 @@ impl Chaos {
         hash.wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 32
     }
 
-    fn state(&self) -> ([u64; 16], u64, u64, u32) {
+    fn state(&self) -> ([u64; 16], u64, Rflags, u32) {
         (self.gprs, self.rip, self.rflags, self.stores)
     }
 
@@ -55,18 +58,19 @@ impl Cpu for Chaos {
     fn set_rip(&mut self, rip: u64) {
         self.rip = rip;
     }
-    fn rflags(&self) -> u64 {
+    fn rflags(&self) -> Rflags {
         self.rflags
     }
-    fn set_rflags(&mut self, rflags: u64) {
+    fn set_rflags(&mut self, rflags: Rflags) {
         self.rflags = rflags;
     }
     fn segment(&self, name: SegmentName) -> Segment {
-        let (base, limit, attributes) = self.segments[name as usize];
+        let (base, limit, rights) = self.segments[name as usize];
         Segment {
             base,
             limit,
-            attributes: Attributes::new(attributes),
+            selector: 8,
+            rights: AccessRights::from_raw(rights),
         }
     }
     fn is_protected(&self) -> bool {
@@ -89,10 +93,15 @@ impl Memory for Chaos {
 
     fn translate(&mut self, gva: Gva, access: Access) -> Result<Place, Stop<()>> {
         self.calls += 1;
-        let backing = match self.hash(gva.page_base().raw()) % 8 {
-            0 => return Err(Stop::Fault(Exception::page_fault(gva, access as u32 * 2))),
-            1 | 2 => Backing::Mmio,
-            3 => Backing::Rom,
+        let backing = match self.hash(gva.page_base().raw()) % 16 {
+            0 => {
+                let error =
+                    PageFaultError::NONE.with(PageFaultError::WRITE, access == Access::Write);
+                return Err(Stop::Fault(Exception::page_fault(gva, error)));
+            }
+            1 => return Err(Stop::Retry),
+            2..=5 => Backing::Mmio,
+            6 | 7 => Backing::Rom,
             _ => Backing::Ram,
         };
         Ok(Place {
@@ -143,7 +152,7 @@ fn chaos() -> impl Strategy<Value = Chaos> {
             |(gprs, rip, rflags, segments, (protected, ac, wide, seed))| Chaos {
                 gprs,
                 rip,
-                rflags,
+                rflags: Rflags::from_raw(rflags),
                 segments,
                 protected,
                 alignment_checked: ac && seed & 7 == 0,
@@ -230,7 +239,11 @@ proptest! {
                     }
                     loads = 0;
                 }
-                Outcome::Again { .. } => loads = 0,
+                Outcome::Again { .. } => {
+                    if log.is_empty() {
+                        loads = 0;
+                    }
+                }
                 Outcome::Done { .. } => {
                     prop_assert!(log.is_empty());
                     let next = before.1.wrapping_add(u64::from(insn.len));

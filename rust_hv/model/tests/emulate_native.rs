@@ -10,7 +10,7 @@ use core::arch::asm;
 use emulate_support::Machine;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use rusthv_model::emulate::rflags::{CF, DF, STATUS};
+use rusthv_model::arch::regs::Rflags;
 use rusthv_model::emulate::*;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -26,6 +26,11 @@ const RSP: usize = 4;
 struct Arena {
     base: *mut u8,
 }
+
+const CF: u64 = Rflags::CF.raw();
+const DF: u64 = Rflags::DF.raw();
+/// The flags that arithmetic sets.
+const STATUS: u64 = 0x8d5;
 
 /// What the trampoline loads before the guest code and stores after it.
 #[repr(C)]
@@ -301,7 +306,7 @@ fn emulated(case: &Case, arena: &mut Arena) -> Machine {
     let base = arena.address(DATA);
     machine.poke(base, arena.data());
     machine.gprs = case.gprs;
-    machine.rflags = case.rflags;
+    machine.rflags = Rflags::from_raw(case.rflags);
     machine.rip = arena.address(CODE);
     machine
 }
@@ -337,7 +342,7 @@ fn compare(mut case: Case, arena: &mut Arena) -> Option<(Op, bool)> {
     assert_eq!(machine.gprs, context.gprs, "registers of {insn:?}");
     let flags = |rflags| rflags & (STATUS | DF);
     assert_eq!(
-        flags(machine.rflags),
+        flags(machine.rflags.raw()),
         flags(context.rflags),
         "flags of {insn:?}"
     );
@@ -399,7 +404,7 @@ fn agrees_with_the_cpu_on_all_bytes() {
                     context.gprs[1] = u64::from(b);
                     context.gprs[6] = address;
                     machine.gprs = context.gprs;
-                    machine.rflags = context.rflags;
+                    machine.rflags = Rflags::from_raw(context.rflags);
                     machine.poke(address, &[a]);
                     arena.data()[0] = a;
                     // SAFETY: the only memory operand is the data's first byte.
@@ -409,7 +414,7 @@ fn agrees_with_the_cpu_on_all_bytes() {
                     assert_eq!(machine.gprs, context.gprs, "{what:x?}");
                     assert_eq!(machine.peek(address, 1), arena.data()[..1], "{what:x?}");
                     assert_eq!(
-                        machine.rflags & STATUS,
+                        machine.rflags.raw() & STATUS,
                         context.rflags & STATUS,
                         "{what:x?}"
                     );

@@ -5,11 +5,15 @@
 mod emulate_support;
 
 use emulate_support::*;
-use rusthv_model::emulate::rflags::{CF, DF, RF, TF, ZF};
+use rusthv_model::arch::regs::Rflags;
+use rusthv_model::arch::segment::Segment;
 use rusthv_model::emulate::*;
 
 mod strings {
     use super::*;
+
+    const CF: Rflags = Rflags::CF;
+    const ZF: Rflags = Rflags::ZF;
 
     const REP_MOVSB: [u8; 2] = [0xf3, 0xa4];
 
@@ -27,7 +31,7 @@ mod strings {
         let indexes = [Gpr::RSI, Gpr::RDI, Gpr::RCX].map(|r| machine.reg(r));
         assert_eq!(indexes, [0x1114, 0x200c, 0]);
         assert_eq!(machine.rip, 0x10_0002);
-        assert_eq!(machine.rflags & RF, 0);
+        assert!(!machine.rflags.contains(Rflags::RF));
     }
 
     #[test]
@@ -35,7 +39,7 @@ mod strings {
         let mut machine = machine();
         let data: Vec<u8> = (1..=16).collect();
         machine.poke(0x9_1100, &data);
-        machine.rflags |= DF;
+        machine.rflags |= Rflags::DF;
         machine.set(Gpr::RSI, 0x110c);
         machine.set(Gpr::RDI, 0x2006);
         machine.set(Gpr::RCX, 4);
@@ -102,7 +106,7 @@ mod strings {
             assert_eq!(finished, left == 0);
             let rip = if finished { 0x10_0003 } else { 0x10_0000 };
             assert_eq!(machine.rip, rip);
-            assert_eq!(machine.rflags & RF != 0, !finished);
+            assert_eq!(machine.rflags.contains(Rflags::RF), !finished);
         }
     }
 
@@ -165,10 +169,11 @@ mod strings {
             assert_eq!(outcome, Outcome::Again { trap: false });
             assert_eq!(machine.reg(Gpr::RCX), left);
             assert_eq!(machine.rip, 0x10_0000);
-            assert_ne!(machine.rflags & RF, 0);
+            assert!(machine.rflags.contains(Rflags::RF));
         }
         assert_eq!(machine.step(&insn, &mut MmioLog::new(), 1), DONE);
-        assert_eq!((machine.rip, machine.rflags & RF), (0x10_0002, 0));
+        assert_eq!(machine.rip, 0x10_0002);
+        assert!(!machine.rflags.contains(Rflags::RF));
     }
 
     #[test]
@@ -211,7 +216,7 @@ mod strings {
             machine.set(Gpr::RCX, 6);
             assert_eq!(machine.run(bytes, Mode::Bits32), DONE);
             let indexes = [Gpr::RSI, Gpr::RDI, Gpr::RCX].map(|r| machine.reg(r));
-            (indexes, machine.rflags & (ZF | CF))
+            (indexes, machine.rflags.intersection(ZF | CF))
         };
         // repe cmpsb: 'X' is below 'd'
         let stopped = run(&mut machine, &[0xf3, 0xa6]);
@@ -223,7 +228,7 @@ mod strings {
         // repne scasb for what is not there
         machine.set(Gpr::RAX, u64::from(b'z'));
         let stopped = run(&mut machine, &[0xf2, 0xae]);
-        assert_eq!(stopped, ([0x1000, 0x1106, 0], 0));
+        assert_eq!(stopped, ([0x1000, 0x1106, 0], Rflags::NONE));
     }
 
     #[test]
@@ -281,9 +286,9 @@ mod bits {
                 0x5_0000
             } + expected as u64;
             assert_eq!(machine.peek(gpa, 1), [1 << bit], "{bytes:02x?} {offset}");
-            assert_eq!(machine.rflags & CF, 0);
+            assert!(!machine.rflags.contains(Rflags::CF));
             assert_eq!(machine.run(bytes, mode), DONE);
-            assert_ne!(machine.rflags & CF, 0);
+            assert!(machine.rflags.contains(Rflags::CF));
         }
     }
 
@@ -297,7 +302,7 @@ mod bits {
         // btr dword [rdi], 31
         assert_eq!(machine.run(&[0x0f, 0xba, 0x37, 31], Mode::Bits32), DONE);
         assert_eq!(machine.peek(0x9_1000, 4), [0; 4]);
-        assert_ne!(machine.rflags & CF, 0);
+        assert!(machine.rflags.contains(Rflags::CF));
     }
 
     #[test]
@@ -320,11 +325,12 @@ mod single_step {
     #[test]
     fn each_instruction_and_each_iteration_traps() {
         let mut machine = machine();
-        machine.rflags |= TF | RF;
+        machine.rflags |= Rflags::TF | Rflags::RF;
         machine.set(Gpr::RDI, 0x1000);
         machine.set(Gpr::RCX, 2);
         assert_eq!(machine.run(&[0x89, 0x07], Mode::Bits32), TRAP);
-        assert_eq!(machine.rflags & (TF | RF), TF);
+        assert!(machine.rflags.contains(Rflags::TF));
+        assert!(!machine.rflags.contains(Rflags::RF));
         let insn = decode(&[0xf3, 0xaa], Mode::Bits32).unwrap();
         let mut log = MmioLog::new();
         let outcome = machine.step(&insn, &mut log, 100);
@@ -337,7 +343,7 @@ mod single_step {
     #[test]
     fn a_trap_comes_after_the_device_store() {
         let mut machine = machine();
-        machine.rflags |= TF;
+        machine.rflags |= Rflags::TF;
         machine.set(Gpr::RDI, 0x4000);
         let insn = decode(&[0x88, 0x07], Mode::Bits32).unwrap();
         let outcome = machine.step(&insn, &mut MmioLog::new(), 1);

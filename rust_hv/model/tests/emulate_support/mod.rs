@@ -4,6 +4,9 @@
 #![allow(dead_code)] // Each test binary uses its own part.
 
 use rusthv_model::arch::addr::{Gpa, Gva, PAGE_SIZE};
+use rusthv_model::arch::exception::PageFaultError;
+use rusthv_model::arch::regs::Rflags;
+use rusthv_model::arch::segment::{AccessRights, Segment};
 use rusthv_model::emulate::*;
 use std::collections::BTreeMap;
 
@@ -11,7 +14,8 @@ use std::collections::BTreeMap;
 pub const FLAT: Segment = Segment {
     base: 0,
     limit: u32::MAX,
-    attributes: Attributes::new(0xc093),
+    selector: 8,
+    rights: AccessRights::from_raw(0xc093),
 };
 
 /// Where a page of the guest leads.
@@ -31,7 +35,7 @@ pub enum HostError {
 pub struct Machine {
     pub gprs: [u64; 16],
     pub rip: u64,
-    pub rflags: u64,
+    pub rflags: Rflags,
     pub segments: [Segment; 6],
     pub protected: bool,
     pub linear_bits: u32,
@@ -58,7 +62,7 @@ impl Machine {
         Self {
             gprs: [0; 16],
             rip: 0x10_0000,
-            rflags: 2,
+            rflags: Rflags::FIXED,
             segments: [FLAT; 6],
             protected: true,
             linear_bits: 48,
@@ -195,7 +199,7 @@ impl Machine {
         }
     }
 
-    pub fn registers(&self) -> ([u64; 16], u64, u64) {
+    pub fn registers(&self) -> ([u64; 16], u64, Rflags) {
         (self.gprs, self.rip, self.rflags)
     }
 
@@ -223,10 +227,10 @@ impl Cpu for Machine {
     fn set_rip(&mut self, rip: u64) {
         self.rip = rip;
     }
-    fn rflags(&self) -> u64 {
+    fn rflags(&self) -> Rflags {
         self.rflags
     }
-    fn set_rflags(&mut self, rflags: u64) {
+    fn set_rflags(&mut self, rflags: Rflags) {
         self.rflags = rflags;
     }
     fn segment(&self, name: SegmentName) -> Segment {
@@ -249,7 +253,11 @@ impl Memory for Machine {
     fn translate(&mut self, gva: Gva, access: Access) -> Result<Place, Stop<HostError>> {
         self.translated.push((gva.raw(), access));
         let write = access == Access::Write;
-        let code = |present| u32::from(present) | u32::from(write) << 1;
+        let code = |present| {
+            PageFaultError::NONE
+                .with(PageFaultError::PRESENT, present)
+                .with(PageFaultError::WRITE, write)
+        };
         match self.pages.get(&gva.page_base().raw()) {
             None => Err(Stop::Fault(Exception::page_fault(gva, code(false)))),
             Some(page) if write && !page.writable => {
@@ -318,11 +326,11 @@ impl Memory for Machine {
 pub const DONE: Outcome<HostError> = Outcome::Done { trap: false };
 pub const GP: Outcome<HostError> = Outcome::Fault(Exception::general_protection());
 pub const SS: Outcome<HostError> = Outcome::Fault(Exception::stack_fault());
-pub const READ: u32 = 0;
-pub const WRITE: u32 = 2;
-pub const PRESENT: u32 = 1;
+pub const READ: PageFaultError = PageFaultError::NONE;
+pub const WRITE: PageFaultError = PageFaultError::WRITE;
+pub const PRESENT: PageFaultError = PageFaultError::PRESENT;
 
-pub fn page_fault(gva: u64, code: u32) -> Outcome<HostError> {
+pub fn page_fault(gva: u64, code: PageFaultError) -> Outcome<HostError> {
     Outcome::Fault(Exception::page_fault(Gva::new(gva), code))
 }
 
