@@ -185,8 +185,6 @@ pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
 pub const TSC_AUX: u32 = 0xc000_0103;
 /// AMD: hardware configuration.
 pub const HWCR: u32 = 0xc001_0015;
-/// AMD: microcode revision, in the place of another on Intel.
-pub const PATCH_LEVEL: u32 = 0xc001_008b;
 /// AMD: host save area of SVM.
 pub const VM_HSAVE_PA: u32 = 0xc001_0117;
 /// AMD: decode configuration.

@@ -6,8 +6,10 @@
 pub mod ept;
 pub mod format;
 pub mod frames;
+pub mod state;
 pub mod sweep;
 pub mod table;
+pub mod walk;
 
 /// What may be done with a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
