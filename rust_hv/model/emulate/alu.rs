@@ -154,6 +154,7 @@ mod tests {
     fn inc_and_dec_keep_carry_and_not_keeps_all() {
         let word = Width::Word;
         assert_eq!(flags(Op::Inc, word, 0xffff, 0, CF), (0, CF | ZF | PF | AF));
+        assert_eq!(flags(Op::Inc, word, 0xffff, 0, NONE), (0, ZF | PF | AF));
         assert_eq!(flags(Op::Dec, word, 1, 0, NONE), (0, ZF | PF));
         assert_eq!(flags(Op::Not, word, 0xff, 0, STATUS), (0xff00, STATUS));
     }

@@ -159,6 +159,35 @@ mod devices {
     }
 
     #[test]
+    fn a_contended_translation_comes_back_with_the_answers_kept() {
+        let mut machine = machine();
+        machine.set(Gpr::RSI, 0x4ffe);
+        machine.set(Gpr::RDI, 0x1000);
+        // movsd from two device pages
+        let insn = decode(&[0xa5], Mode::Bits64).unwrap();
+        let mut log = MmioLog::new();
+        let Outcome::MmioRead(read) = machine.step(&insn, &mut log, 1) else {
+            panic!("not a device load");
+        };
+        log.record(read, [0x11; 8]).unwrap();
+        let before = machine.registers();
+        machine.contended = Some(0x1000);
+        for _ in 0..2 {
+            let outcome = machine.step(&insn, &mut log, 9);
+            assert_eq!(outcome, Outcome::Again { trap: false });
+            assert_eq!(machine.registers(), before);
+        }
+        machine.contended = None;
+        let Outcome::MmioRead(read) = machine.step(&insn, &mut log, 1) else {
+            panic!("not a device load");
+        };
+        assert_eq!(read.gpa.raw(), 0xfed0_5000);
+        log.record(read, [0x22; 8]).unwrap();
+        assert_eq!(machine.step(&insn, &mut log, 1), DONE);
+        assert_eq!(machine.peek(0x9_1000, 4), [0x11, 0x11, 0x22, 0x22]);
+    }
+
+    #[test]
     fn no_device_is_asked_if_the_destination_faults() {
         let mut machine = machine();
         machine.set(Gpr::RSI, 0x4000);

@@ -40,6 +40,16 @@ mod segments {
     }
 
     #[test]
+    fn bases_wrap_at_4_gib() {
+        let mut machine = with(SegmentName::Ds, u32::MAX, 0x4093);
+        machine.segments[SegmentName::Ds as usize].base = 0xffff_f000;
+        machine.set(Gpr::RDI, 0x2010);
+        machine.set(Gpr::RAX, 0x77);
+        assert_eq!(machine.run(&STORE, Mode::Bits32), DONE);
+        assert_eq!(machine.peek(0x9_1010, 1), [0x77]);
+    }
+
+    #[test]
     fn real_mode_has_64_kib_and_no_types() {
         // mov cs:[di], ax at 0xffff crosses the end
         let mut machine = with(SegmentName::Cs, 0xffff, 0x9b);

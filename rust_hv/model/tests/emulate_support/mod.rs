@@ -53,6 +53,8 @@ pub struct Machine {
     pub races: u32,
     /// Host failure on loads and stores of this page.
     pub broken: Option<u64>,
+    /// Translations of this guest-virtual page are refused for now.
+    pub contended: Option<u64>,
     /// Translations of the last execution.
     pub translated: Vec<(u64, Access)>,
 }
@@ -74,6 +76,7 @@ impl Machine {
             exchanges: Vec::new(),
             races: 0,
             broken: None,
+            contended: None,
             translated: Vec::new(),
         }
     }
@@ -252,6 +255,9 @@ impl Memory for Machine {
 
     fn translate(&mut self, gva: Gva, access: Access) -> Result<Place, Stop<HostError>> {
         self.translated.push((gva.raw(), access));
+        if self.contended == Some(gva.page_base().raw()) {
+            return Err(Stop::Retry);
+        }
         let write = access == Access::Write;
         let code = |present| {
             PageFaultError::NONE
