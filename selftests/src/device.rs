@@ -296,6 +296,17 @@ impl Vcpu {
         target[..data.len()].copy_from_slice(data);
     }
 
+    /// The number alone of why KVM_RUN came back.
+    pub fn exit_reason(&self) -> u32 {
+        // SAFETY: the area is mapped as long as the vCPU lives.
+        unsafe { (&raw const (*self.kvm_run()).exit_reason).read_volatile() }
+    }
+
+    /// Overwrites part of the shared area.
+    pub fn scribble(&self, offset: usize, bytes: &[u8]) {
+        self.run.write(offset, bytes);
+    }
+
     /// Where the data of the last port access is inside the shared area.
     pub fn io_data_offset(&self) -> u64 {
         // SAFETY: as in `exit`.

@@ -205,8 +205,19 @@ pub fn flat_segment(selector: u16, code: bool, long: bool) -> kvm_segment {
     }
 }
 
+/// RFLAGS that guests start with: interrupts on, which nothing sends.
+///
+/// Bochs 2.7 does not end a guest for an external interrupt while the guest has interrupts off, so
+/// that a guest which spins then takes the whole emulated processor with it.
+pub const START_FLAGS: u64 = 1 << 9 | 1 << 1;
+
 fn start_registers() -> kvm_regs {
-    kvm_regs { rip: layout::CODE as u64, rsp: layout::STACK as u64, rflags: 2, ..Default::default() }
+    kvm_regs {
+        rip: layout::CODE as u64,
+        rsp: layout::STACK as u64,
+        rflags: START_FLAGS,
+        ..Default::default()
+    }
 }
 
 /// Real mode, code segment base 0.

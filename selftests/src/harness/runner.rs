@@ -145,7 +145,7 @@ fn watch(pid: libc::pid_t, mut pipe: File, limit: Duration) -> Verdict {
 }
 
 /// True when the pipe has data or its end before the deadline.
-fn wait_readable(pipe: &File, deadline: Instant) -> bool {
+pub fn wait_readable(pipe: &File, deadline: Instant) -> bool {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let mut entry = libc::pollfd { fd: pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 };
@@ -161,7 +161,7 @@ fn wait_readable(pipe: &File, deadline: Instant) -> bool {
 }
 
 /// The wait status, if the child ends before the deadline.
-fn reap(pid: libc::pid_t, deadline: Instant) -> Option<libc::c_int> {
+pub fn reap(pid: libc::pid_t, deadline: Instant) -> Option<libc::c_int> {
     let mut status = 0;
     loop {
         // SAFETY: the status is ours.

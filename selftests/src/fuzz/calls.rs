@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Random ioctls with random arguments.
+
+use crate::ioctl::*;
+use crate::memory::{Memory, PAGE};
+use crate::random::Random;
+use crate::rusthv::*;
+
+/// On which kind of file.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Target {
+    Device,
+    Vm,
+    Vcpu,
+}
+
+const DEVICE: &[u64] = &[
+    KVM_GET_API_VERSION,
+    KVM_CHECK_EXTENSION,
+    KVM_GET_VCPU_MMAP_SIZE,
+    KVM_GET_SUPPORTED_CPUID,
+    RUSTHV_GET_INFO,
+    RUSTHV_GET_HOST_STATS,
+];
+const VM: &[u64] = &[
+    KVM_SET_USER_MEMORY_REGION,
+    KVM_SET_USER_MEMORY_REGION,
+    KVM_SET_TSS_ADDR,
+    KVM_SET_IDENTITY_MAP_ADDR,
+    RUSTHV_GET_VM_STATS,
+];
+const VCPU: &[u64] = &[
+    KVM_RUN,
+    KVM_RUN,
+    KVM_GET_REGS,
+    KVM_SET_REGS,
+    KVM_GET_SREGS,
+    KVM_SET_SREGS,
+    KVM_SET_CPUID2,
+    RUSTHV_GET_VCPU_STATS,
+];
+
+/// A request that mostly means something on `target`.
+pub fn request(target: Target, random: &mut Random) -> u64 {
+    let own = match target {
+        Target::Device => DEVICE,
+        Target::Vm => VM,
+        Target::Vcpu => VCPU,
+    };
+    match random.below(30) {
+        // Not on this kind of file. None that makes objects: those are `round`'s, which closes them.
+        0 => random.pick(DEVICE),
+        1 => random.pick(VCPU),
+        // Numbers that nobody has, in rusthv's space. KVM's own space is full of things that a
+        // fuzzer of tier T0 has no documentation to check against.
+        2 => iowr::<u64>(RUSTHV_IO, 0x30 + random.below(0x10)),
+        3 => io(0xB8, random.below(256)),
+        _ => random.pick(own),
+    }
+}
+
+/// Memory that arguments are in. The kernel may write all of it.
+pub struct Sandbox(pub Memory);
+
+impl Sandbox {
+    const SIZE: usize = 16 * PAGE;
+
+    pub fn new() -> Result<Self, crate::errno::Errno> {
+        let memory = Memory::new(Self::SIZE)?;
+        // Its last page cannot be touched, so that arguments can be cut off.
+        memory.protect(Self::SIZE - PAGE, PAGE, libc::PROT_NONE)?;
+        Ok(Self(memory))
+    }
+
+    /// An address to pass: good, odd, cut off, or none at all. Never one that Rust uses.
+    pub fn address(&self, random: &mut Random) -> u64 {
+        let start = self.0.address();
+        match random.below(12) {
+            0 => 0,
+            1 => random.pick(&[u64::MAX, 1 << 63, 0xFFFF_FFFF_8000_0000, 0xFFFF_8880_0000_0000, 8]),
+            2 => start + (Self::SIZE - PAGE) as u64 - random.below(64),
+            3 => start + 1 + random.below(4000),
+            _ => start + 8 * random.below(64),
+        }
+    }
+
+    /// Structure-like contents: words near edges, addresses, small counts.
+    pub fn fill(&self, random: &mut Random) {
+        for index in 0..80 {
+            let word = match random.below(5) {
+                0 => random.edge(),
+                1 => self.host_address(random),
+                2 => random.below(64) << 12,
+                _ => random.below(8),
+            };
+            self.0.write_u64(8 * index, word);
+        }
+    }
+
+    /// Host memory for a slot: part of the sandbox, or no memory at all.
+    pub fn host_address(&self, random: &mut Random) -> u64 {
+        match random.below(8) {
+            0 => 0,
+            1 => 0x7FFF_FFFF_F000,
+            2 => u64::MAX << 12,
+            _ => self.0.address() + (random.below(16) << 12),
+        }
+    }
+
+    /// A `kvm_userspace_memory_region` at the start of the sandbox.
+    pub fn region(&self, random: &mut Random) {
+        let slot = if random.one_in(10) { random.edge() as u32 } else { random.below(6) as u32 };
+        let flags = if random.one_in(10) { random.word() as u32 & 15 } else { 0 };
+        self.0.write_u64(0, u64::from(slot) | u64::from(flags) << 32);
+        let gpa = if random.one_in(6) { random.edge() } else { random.below(64) << 12 };
+        let size = if random.one_in(6) { random.edge() } else { random.below(8) << 12 };
+        self.0.write_u64(8, gpa);
+        self.0.write_u64(16, size);
+        self.0.write_u64(24, self.host_address(random));
+    }
+}

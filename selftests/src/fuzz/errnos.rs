@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which errno each ioctl may give. What is not here is a finding.
+
+use crate::errno::Errno;
+use crate::ioctl::*;
+use crate::rusthv::*;
+
+/// The documented ones of `request`; for what does not exist, those of an unknown ioctl.
+pub fn documented(request: u64) -> &'static [Errno] {
+    const MISSING: &[Errno] = &[Errno::ENOTTY, Errno::EINVAL];
+    match request {
+        KVM_GET_API_VERSION | KVM_GET_VCPU_MMAP_SIZE => &[Errno::EINVAL],
+        KVM_CHECK_EXTENSION => &[],
+        // EINTR: registering an MMU notifier gives way to a pending signal.
+        KVM_CREATE_VM => &[Errno::EINVAL, Errno::ENOMEM, Errno::EMFILE, Errno::EINTR],
+        KVM_GET_SUPPORTED_CPUID => &[Errno::E2BIG, Errno::EFAULT, Errno::ENOMEM],
+        KVM_CREATE_VCPU => &[Errno::EINVAL, Errno::EEXIST, Errno::ENOMEM, Errno::EMFILE],
+        KVM_SET_USER_MEMORY_REGION => &[Errno::EINVAL, Errno::EEXIST, Errno::EFAULT, Errno::ENOMEM],
+        KVM_SET_TSS_ADDR => &[Errno::EINVAL, Errno::EEXIST, Errno::ENOMEM],
+        KVM_SET_IDENTITY_MAP_ADDR => &[Errno::EINVAL, Errno::EFAULT],
+        KVM_RUN => &[Errno::EINVAL, Errno::EINTR, Errno::EFAULT, Errno::ENOMEM],
+        KVM_GET_REGS | KVM_GET_SREGS => &[Errno::EFAULT, Errno::ENOMEM, Errno::EINTR],
+        KVM_SET_REGS => &[Errno::EFAULT, Errno::ENOMEM, Errno::EINTR],
+        KVM_SET_SREGS => &[Errno::EINVAL, Errno::EFAULT, Errno::ENOMEM, Errno::EINTR],
+        KVM_SET_CPUID2 => &[Errno::EINVAL, Errno::E2BIG, Errno::EFAULT, Errno::ENOMEM, Errno::EINTR],
+        RUSTHV_GET_INFO | RUSTHV_GET_HOST_STATS | RUSTHV_GET_VM_STATS | RUSTHV_GET_VCPU_STATS => {
+            // ENOTTY or EINVAL from a device that is not rusthv.
+            &[Errno::EFAULT, Errno::EINTR, Errno::ENOTTY, Errno::EINVAL]
+        }
+        _ => MISSING,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_is_enotty() {
+        assert!(documented(io(KVMIO, 0xFF)).contains(&Errno::ENOTTY));
+        assert!(!documented(KVM_RUN).contains(&Errno::ENOTTY));
+    }
+}

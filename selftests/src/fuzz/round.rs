@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One round: a VM, its vCPUs, and threads that do random things to them.
+
+use super::calls::{self, Sandbox, Target};
+use super::options::Options;
+use super::{errnos, guests, Counts};
+use crate::device::{Device, Vcpu, Vm};
+use crate::errno::Errno;
+use crate::host::{self, Thread};
+use crate::ioctl::*;
+use crate::machine::layout;
+use crate::memory::{Memory, PAGE};
+use crate::random::Random;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Steps of each thread.
+const STEPS: u64 = 150;
+/// How long the threads of a round go on at most.
+const ROUND: Duration = Duration::from_millis(600);
+
+struct Shared {
+    device: Device,
+    vm: Vm,
+    vcpus: Vec<Vcpu>,
+    memory: Memory,
+    /// Threads stop at their next step.
+    over: AtomicBool,
+    /// Threads that are through.
+    done: AtomicUsize,
+    /// Nothing refers to the threads any more: they may go.
+    release: AtomicBool,
+}
+
+pub fn run(options: &Options, seed: u64) -> Result<Counts, String> {
+    host::interruptible_by_sigusr1();
+    let mut random = Random::new(seed);
+    let shared = set_up(options, &mut random).map_err(|errno| format!("setting up: {errno}"))?;
+    let seeds: Vec<u64> = (0..options.threads).map(|_| random.word()).collect();
+    thread::scope(|scope| {
+        let shared = &shared;
+        let (sender, receiver) = mpsc::channel();
+        let threads: Vec<_> = seeds
+            .iter()
+            .map(|&seed| {
+                let sender = sender.clone();
+                scope.spawn(move || {
+                    let _ = sender.send(Thread::current());
+                    let result = panic::catch_unwind(AssertUnwindSafe(|| work(shared, seed)));
+                    shared.done.fetch_add(1, Ordering::AcqRel);
+                    // The watchdog may still send signals here.
+                    while !shared.release.load(Ordering::Acquire) {
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    result.unwrap_or(Err("a thread panicked".into()))
+                })
+            })
+            .collect();
+        let handles: Vec<Thread> = seeds.iter().filter_map(|_| receiver.recv().ok()).collect();
+        watch(shared, &handles);
+        let mut counts = Counts::default();
+        for thread in threads {
+            let done = thread.join().map_err(|_| "a thread panicked".to_owned())??;
+            counts.calls += done.calls;
+            counts.exits += done.exits;
+        }
+        Ok(counts)
+    })
+}
+
+/// Takes threads out of guests again and again, ends the round after a while.
+fn watch(shared: &Shared, threads: &[Thread]) {
+    let end = Instant::now() + ROUND;
+    let mut tick = 0u64;
+    while shared.done.load(Ordering::Acquire) < threads.len() {
+        thread::sleep(Duration::from_millis(2));
+        tick += 1;
+        let over = Instant::now() > end;
+        shared.over.store(over, Ordering::Release);
+        for vcpu in &shared.vcpus {
+            // Now and then, so that KVM_RUN meets both.
+            vcpu.set_immediate_exit(u8::from(over || tick % 3 == 0));
+        }
+        threads.iter().for_each(|thread| thread.interrupt());
+    }
+    shared.release.store(true, Ordering::Release);
+}
+
+fn set_up(options: &Options, random: &mut Random) -> Result<Shared, Errno> {
+    let device = Device::open(&options.device)?;
+    let vm = device.vm()?;
+    let memory = Memory::new(layout::SIZE)?;
+    guests::fill(&memory, random);
+    vm.map(100, 0, &memory)?;
+    let cpuid = device.supported_cpuid(256)?;
+    let vcpus = (0..1 + random.below(3))
+        .map(|id| {
+            let vcpu = vm.vcpu(id)?;
+            vcpu.set_cpuid(&cpuid)?;
+            guests::set_state(&vcpu, random)?;
+            Ok(vcpu)
+        })
+        .collect::<Result<_, Errno>>()?;
+    Ok(Shared {
+        device,
+        vm,
+        vcpus,
+        memory,
+        over: AtomicBool::new(false),
+        done: AtomicUsize::new(0),
+        release: AtomicBool::new(false),
+    })
+}
+
+/// The errno of a call, checked against what is documented.
+fn checked(request: u64, result: Result<i32, Errno>, counts: &mut Counts) -> Result<Option<i32>, String> {
+    counts.calls += 1;
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(errno) if errnos::documented(request).contains(&errno) => Ok(None),
+        Err(errno) => Err(format!("ioctl {request:#x} gave {errno}, which is not documented for it")),
+    }
+}
+
+fn work(shared: &Shared, seed: u64) -> Result<Counts, String> {
+    let mut random = Random::new(seed);
+    let mut counts = Counts::default();
+    let sandbox = Sandbox::new().map_err(|errno| errno.to_string())?;
+    for _ in 0..STEPS {
+        if shared.over.load(Ordering::Acquire) {
+            break;
+        }
+        let vcpu = &shared.vcpus[random.below(shared.vcpus.len() as u64) as usize];
+        match random.below(20) {
+            0..=8 => enter(vcpu, &mut random, &mut counts)?,
+            9 => set(vcpu, &mut random, &mut counts)?,
+            10 => guests::fill(&shared.memory, &mut random),
+            11 => {
+                let page = random.below((layout::SIZE / PAGE) as u64) as usize * PAGE;
+                let length = PAGE.min(layout::SIZE - page);
+                let _ = shared.memory.advise(page, length, libc::MADV_DONTNEED);
+            }
+            12 => objects(shared, &mut random, &mut counts)?,
+            _ => call(shared, vcpu, &sandbox, &mut random, &mut counts)?,
+        }
+    }
+    Ok(counts)
+}
+
+/// KVM_RUN, and an answer to what it asks.
+fn enter(vcpu: &Vcpu, random: &mut Random, counts: &mut Counts) -> Result<(), String> {
+    for _ in 0..1 + random.below(10) {
+        if checked(KVM_RUN, vcpu.ioctl(KVM_RUN, 0), counts)?.is_none() {
+            continue;
+        }
+        counts.exits += 1;
+        // Other threads run the same vCPU: the rest of the area may be theirs by now.
+        let reason = vcpu.exit_reason();
+        if reason > 64 {
+            return Err(format!("exit reason {reason} does not exist"));
+        }
+        match random.below(6) {
+            0..=2 => vcpu.answer_mmio(&random.bytes(8)),
+            // The fields of the exit: the kernel must not believe what it finds there.
+            3 => vcpu.scribble(0x20 + random.below(0x120) as usize, &random.bytes(8)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A new state for a vCPU that may be running.
+fn set(vcpu: &Vcpu, random: &mut Random, counts: &mut Counts) -> Result<(), String> {
+    match guests::set_state(vcpu, random) {
+        Ok(()) => counts.calls += 6,
+        Err(errno) => {
+            checked(KVM_SET_SREGS, Err(errno), counts)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes objects and drops them again.
+fn objects(shared: &Shared, random: &mut Random, counts: &mut Counts) -> Result<(), String> {
+    let id = if random.one_in(3) { random.edge() } else { 10 + random.below(4) };
+    match random.below(3) {
+        0 => match shared.device.vm() {
+            Ok(vm) => drop(vm.vcpu(id)),
+            Err(errno) => {
+                checked(KVM_CREATE_VM, Err(errno), counts)?;
+            }
+        },
+        1 => {
+            if let Some(fd) = checked(KVM_CREATE_VCPU, shared.vm.ioctl(KVM_CREATE_VCPU, id), counts)? {
+                // SAFETY: a new descriptor that nobody else has.
+                unsafe { libc::close(fd) };
+            }
+        }
+        _ => {
+            let kind = 2 + (random.edge() >> 1);
+            if let Some(fd) = checked(KVM_CREATE_VM, shared.device.ioctl(KVM_CREATE_VM, kind), counts)? {
+                // SAFETY: as above.
+                unsafe { libc::close(fd) };
+            }
+        }
+    }
+    Ok(())
+}
+
+fn call(
+    shared: &Shared,
+    vcpu: &Vcpu,
+    sandbox: &Sandbox,
+    random: &mut Random,
+    counts: &mut Counts,
+) -> Result<(), String> {
+    let target = random.pick(&[Target::Device, Target::Vm, Target::Vm, Target::Vcpu, Target::Vcpu]);
+    let request = calls::request(target, random);
+    let mut argument = sandbox.address(random);
+    match request {
+        KVM_SET_USER_MEMORY_REGION if random.one_in(2) => {
+            sandbox.region(random);
+            argument = sandbox.0.address();
+        }
+        KVM_RUN | KVM_GET_API_VERSION | KVM_CHECK_EXTENSION | KVM_GET_VCPU_MMAP_SIZE | KVM_SET_TSS_ADDR => {
+            argument = if random.one_in(2) { 0 } else { random.edge() };
+        }
+        _ => sandbox.fill(random),
+    }
+    let result = match target {
+        Target::Device => shared.device.ioctl(request, argument),
+        Target::Vm => shared.vm.ioctl(request, argument),
+        Target::Vcpu => vcpu.ioctl(request, argument),
+    };
+    // The set is that of the kind of file the request belongs to; elsewhere it is an unknown one.
+    match result {
+        Err(Errno::ENOTTY | Errno::EINVAL) if !belongs(target, request) => {
+            counts.calls += 1;
+            Ok(())
+        }
+        other => checked(request, other, counts).map(drop),
+    }
+}
+
+fn belongs(target: Target, request: u64) -> bool {
+    let number = request & 0xFF;
+    match target {
+        Target::Device => number < 0x40,
+        Target::Vm => (0x40..0x80).contains(&number),
+        Target::Vcpu => number >= 0x80,
+    }
+}

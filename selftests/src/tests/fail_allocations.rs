@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Every allocation of every ioctl fails once: ENOMEM or success, nothing leaked, and it works the next time.
+
+use crate::faults;
+use crate::machine::enter_long;
+use crate::prelude::*;
+
+pub const TEST: Test = Test::new(600, run);
+
+guest!(fail_allocations, code64, "mov [0x100000], al", "out 0x10, al", "mov [0x180000], al", "hlt");
+
+/// More allocations than any of these has: past that, counting does not work.
+const MANY: u64 = 2000;
+
+fn run(t: &Context) -> Outcome {
+    if let Err(reason) = faults::enable() {
+        skip!("{reason}");
+    }
+    let device = t.device()?;
+    let before = if device.has_extensions() { Some(device.host_stats()?) } else { None };
+    let cpuid = device.supported_cpuid(256)?;
+    let mut injected = 0;
+
+    injected += each("open", || Device::open(t.path()).map(drop))?;
+    injected += each("CREATE_VM", || device.vm().map(drop))?;
+    injected += each("GET_SUPPORTED_CPUID", || device.supported_cpuid(256).map(drop))?;
+    injected += each("VM with a vCPU", || device.vm()?.vcpu(0).map(drop))?;
+
+    let vm = device.vm()?;
+    let mut id = 0;
+    injected += each("CREATE_VCPU", || {
+        id += 1;
+        vm.vcpu(id % 200).map(drop).or_else(|errno| if errno == Errno::EEXIST { Ok(()) } else { Err(errno) })
+    })?;
+    let memory = Memory::new(16 << 20)?;
+    injected += each("SET_USER_MEMORY_REGION, new", || {
+        vm.map(7, 0x4000_0000, &memory)?;
+        while vm.set_slot(7, 0, 0, 0, 0) == Err(Errno::ENOMEM) {}
+        Ok(())
+    })?;
+    vm.map(8, 0x8000_0000, &memory)?;
+    let mut side = 0;
+    injected += each("SET_USER_MEMORY_REGION, move", || {
+        side ^= 1;
+        vm.map(8, 0x8000_0000 + (side << 30), &memory).map(drop)
+    })?;
+    let vcpu = device.vm()?.vcpu(0)?;
+    injected += each("SET_CPUID2", || vcpu.set_cpuid(&cpuid).map(drop))?;
+    injected += each("GET_REGS", || vcpu.regs().map(drop))?;
+    let regs = vcpu.regs()?;
+    injected += each("SET_REGS", || vcpu.set_regs(&regs).map(drop))?;
+    injected += each("GET_SREGS", || vcpu.sregs().map(drop))?;
+    let sregs = vcpu.sregs()?;
+    injected += each("SET_SREGS", || vcpu.set_sregs(&sregs).map(drop))?;
+
+    // Entry, and faults with nothing mapped yet: the guest stands still where memory is short, and goes on.
+    for n in 1..MANY {
+        let machine = Machine::long(&device, fail_allocations())?;
+        enter_long(&machine.vcpu)?;
+        let (result, hit) = faults::with_failure(n, || machine.run())?;
+        match &result {
+            Err(Errno::ENOMEM | Errno::EFAULT) => {}
+            Ok(Exit::Io { port: 0x10, .. }) => {}
+            other => fail!("RUN, allocation {n}: {other:x?}"),
+        }
+        if result.is_err() {
+            check!(matches!(machine.run()?, Exit::Io { port: 0x10, .. }), "RUN after allocation {n} failed");
+        }
+        check_eq!(machine.run()?, Exit::Hlt);
+        check_eq!(machine.memory.read(0x10_0000, 1), machine.memory.read(0x18_0000, 1));
+        injected += u64::from(hit);
+        if !hit {
+            break;
+        }
+    }
+    check!(injected > 20, "only {injected} failures were injected");
+    drop((vm, vcpu));
+    if let Some(before) = before {
+        let after = device.host_stats()?;
+        check_eq!(
+            (after.vms, after.vcpus, after.frames_in_use),
+            (before.vms, before.vcpus, before.frames_in_use),
+            "after {injected} failures"
+        );
+    }
+    Ok(())
+}
+
+/// Fails the first allocation of `work`, then the second, until there is none to fail.
+fn each(what: &str, mut work: impl FnMut() -> Result<(), Errno>) -> Result<u64, Failure> {
+    for n in 1..MANY {
+        let (result, hit) = faults::with_failure(n, &mut work)?;
+        if !hit {
+            // With no failure it works.
+            check_eq!(result, Ok(()), "{what} without a failure");
+            return Ok(n - 1);
+        }
+        check!(matches!(result, Ok(()) | Err(Errno::ENOMEM)), "{what}, allocation {n}: {result:?}");
+    }
+    Err(Failure::failed(format!("{what} has more than {MANY} allocations")))
+}

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A VMM that is killed at any moment, a thousand times, leaves nothing behind: no object, frame or memory.
+
+use crate::host;
+use crate::machine::enter_long;
+use crate::prelude::*;
+use crate::random::Random;
+use std::thread;
+use std::time::Duration;
+
+pub const TEST: Test = Test::new(400, run);
+
+guest!(
+    kill_vmm,
+    code64,
+    // Touches memory, exits now and then.
+    "2: mov rbx, 0x40000000",
+    "3: mov [rbx], rax",
+    "add rbx, 0x1000",
+    "cmp rbx, 0x40200000",
+    "jne 3b",
+    "out 0x10, al",
+    "mov edi, 0xd0000000",
+    "mov [rdi], al",
+    "jmp 2b",
+);
+
+/// What a thousand kills may cost the host in KiB: less than half a page for each.
+const SLACK: i64 = 2000;
+
+fn run(t: &Context) -> Outcome {
+    let kills = t.repetitions(1000);
+    let mut random = Random::new(0x6B69_6C6C);
+    // What is allocated once (caches, pools, per-CPU data) is there after the first of them.
+    for _ in 0..kills.min(50) {
+        one(t, random.below(3000))?;
+    }
+    let device = t.device()?;
+    let before = if device.has_extensions() { Some(device.host_stats()?) } else { None };
+    let memory = host::kernel_memory();
+    for _ in 0..kills {
+        one(t, random.below(3000))?;
+    }
+    if let Some(before) = before {
+        let mut after = device.host_stats()?;
+        // The last one's objects go with its last file, which a worker may still have to close.
+        for _ in 0..100 {
+            if (after.vms, after.vcpus) == (before.vms, before.vcpus) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(20));
+            after = device.host_stats()?;
+        }
+        check_eq!(
+            (after.vms, after.vcpus, after.frames_in_use),
+            (before.vms, before.vcpus, before.frames_in_use),
+            "VMs, vCPUs and frames in use"
+        );
+    }
+    if let (true, Some(before), Some(after)) = (t.is_exclusive(), memory, host::kernel_memory()) {
+        check!(after.slab - before.slab < SLACK, "slab grew by {} KiB", after.slab - before.slab);
+        check!(before.free - after.free < SLACK, "{} KiB of free memory are gone", before.free - after.free);
+    }
+    check!(Machine::long(&device, kill_vmm())?.run().is_ok(), "the device works");
+    Ok(())
+}
+
+/// A VMM with two vCPUs and a thread that changes slots, killed after so many microseconds.
+fn one(t: &Context, microseconds: u64) -> Outcome {
+    // SAFETY: this test has one thread here; the child never comes back.
+    let pid = Errno::check(unsafe { libc::fork() })?;
+    if pid == 0 {
+        let _ = vmm(t);
+        // SAFETY: ends the child: only reached when it failed.
+        unsafe { libc::_exit(1) };
+    }
+    thread::sleep(Duration::from_micros(microseconds));
+    // SAFETY: our child, not waited for yet.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    let status = host::wait(pid)?;
+    check!(libc::WIFSIGNALED(status), "the VMM ended by itself, with status {status:#x}");
+    Ok(())
+}
+
+fn vmm(t: &Context) -> Outcome {
+    let device = t.device()?;
+    loop {
+        let machine = Machine::long(&device, kill_vmm())?;
+        let memory = Memory::new(2 << 20)?;
+        machine.vm.map(1, 0x4000_0000, &memory)?;
+        let second = machine.vm.vcpu(1)?;
+        second.set_cpuid(&device.supported_cpuid(256)?)?;
+        enter_long(&second)?;
+        thread::scope(|scope| {
+            for vcpu in [&machine.vcpu, &second] {
+                scope.spawn(move || (0..200).all(|_| vcpu.run().is_ok()));
+            }
+            for page in 0..40 {
+                let _ = memory.advise(page * 0x8000, 0x8000, libc::MADV_DONTNEED);
+                let _ = machine.vm.set_slot(2, 0, 0x8000_0000, 0x10000, memory.address());
+                let _ = machine.vm.set_slot(2, 0, 0, 0, 0);
+            }
+        });
+    }
+}
