@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The test machine: one kernel, one initramfs, one emulator, from power-on to power-off.
+
+Two emulators can run VMX in a guest: QEMU with the host's KVM, where the host has
+VT-x and lets guests use it, and Bochs, which implements VMX in software and so works
+on any computer. Both give the same two serial ports: the first is the kernel's
+console, the second is written by programs only.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import pty
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import time
+from pathlib import Path
+
+import image
+import ui
+
+HOST, TEST = "host", "test"
+
+CONSOLE = "console=ttyS0,115200"
+# Quiet until init says otherwise: each line on the console costs the emulated CPU
+# a busy wait for the port.
+# An idle CPU halts: Bochs does not always see the write that should end an MWAIT.
+CMDLINE = f"{CONSOLE} quiet panic=-1 oops=panic rdinit=/init idle=halt"
+
+# `sync=none` in Bochs makes its TSC count instructions, and this is how many make
+# one emulated second.
+BOCHS_IPS = 100_000_000
+
+
+def host_nests_vmx():
+    """Can a KVM guest of this host use VMX itself? Returns (bool, why not)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError as error:
+        return False, str(error)
+    if "vmx" not in flags.split():
+        return False, "this CPU shows no VMX"
+    try:
+        kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        return False, f"/dev/kvm: {error.strerror}"
+    try:
+        # KVM_GET_SUPPORTED_CPUID answers with what a guest may be given: leaf 1
+        # has VMX in ECX bit 5 only where nesting is on.
+        entries = 256
+        buffer = bytearray(8 + 40 * entries)
+        struct.pack_into("II", buffer, 0, entries, 0)
+        fcntl.ioctl(kvm, 0xC008AE05, buffer)
+        count = struct.unpack_from("I", buffer, 0)[0]
+        for i in range(count):
+            function, _, _, _, _, ecx, _ = struct.unpack_from("7I", buffer, 8 + 40 * i)
+            if function == 1 and ecx & (1 << 5):
+                return True, ""
+        return False, "KVM here gives its guests no VMX (nested=0)"
+    except OSError as error:
+        return False, f"KVM_GET_SUPPORTED_CPUID: {error.strerror}"
+    finally:
+        os.close(kvm)
+
+
+def choose(wanted=None):
+    """Pick the emulator; returns (name, reason)."""
+    wanted = wanted or os.environ.get("MACHINE") or "auto"
+    if wanted in ("bochs", "qemu", "qemu-tcg"):
+        return wanted, "as asked"
+    if wanted != "auto":
+        raise ui.Failure(f"MACHINE={wanted}: bochs, qemu or auto")
+    nests, why_not = host_nests_vmx()
+    if not nests:
+        return "bochs", why_not
+    if not shutil.which("qemu-system-x86_64"):
+        return "bochs", "the host nests VMX, but qemu-system-x86_64 is not installed"
+    return "qemu", "this host has VMX and lets guests use it"
+
+
+def _die_with_parent():
+    # However the tool ends, no emulator is left behind spinning.
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+class Tail:
+    """Follows a file that grows, and cuts it into lines."""
+
+    def __init__(self, path):
+        self.path = path
+        self._file = None
+        self._partial = b""
+
+    def lines(self, final=False):
+        if self._file is None:
+            try:
+                self._file = open(self.path, "rb")
+            except FileNotFoundError:
+                return
+        data = self._partial + self._file.read()
+        *whole, self._partial = data.split(b"\n")
+        if final and self._partial:
+            whole.append(self._partial)
+            self._partial = b""
+        for raw in whole:
+            yield raw.rstrip(b"\r").decode("utf-8", "replace")
+
+
+class Result:
+    def __init__(self):
+        self.exit_code = None  # of /command; None when the machine never got there
+        self.ready_after = None  # seconds from power-on to the end of boot
+        self.seconds = None
+        self.stopped = None  # why the machine was killed, if it was
+
+
+class Machine:
+    def __init__(self, work, kernel, initramfs, *, cpus=1, memory=1024, append="", kind=None):
+        self.work = Path(work)
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.kernel, self.initramfs = kernel, initramfs
+        self.cpus, self.memory = cpus, memory
+        self.cmdline = f"{CMDLINE} {append}".strip()
+        self.kind, self.reason = choose(kind)
+        self.console = self.work / "console.log"
+        self.output = self.work / "output.log"
+        self._process = None
+
+    def describe(self):
+        what = {
+            "bochs": "Bochs (VMX emulated in software)",
+            "qemu": "QEMU/KVM with nested VT-x",
+            "qemu-tcg": "QEMU TCG (no VMX: for AMD-V)",
+        }[self.kind]
+        cpus = "1 CPU" if self.cpus == 1 else f"{self.cpus} CPUs"
+        return f"{what}, {cpus}, {self.memory} MiB: {self.reason}"
+
+    def run(self, on_line, limit, idle_limit=None):
+        """Power on; call on_line(channel, text) for each line; return when it is off.
+
+        `limit` bounds the whole run in seconds, `idle_limit` the silence on the
+        second port once the machine is up. on_line may return a string: the machine
+        is then switched off, with that as the reason.
+        """
+        result = Result()
+        for path in (self.console, self.output):
+            path.unlink(missing_ok=True)
+        command, needs_terminal = self._command()
+        start = time.monotonic()
+        terminal = self._start(command, needs_terminal)
+        tails = ((HOST, Tail(self.console)), (TEST, Tail(self.output)))
+        try:
+            heard = start
+            exited_at = None
+            while result.stopped is None:
+                over = self._process.poll() is not None
+                for channel, tail in tails:
+                    for text in tail.lines(final=over):
+                        if channel == TEST:
+                            heard = time.monotonic()
+                            if text.startswith("@ready"):
+                                result.ready_after = heard - start
+                            elif text.startswith("@exit "):
+                                result.exit_code = int(text.split()[1])
+                                exited_at = heard
+                        stop = on_line(channel, text)
+                        if stop:
+                            result.stopped = stop
+                if over:
+                    break
+                now = time.monotonic()
+                if now - start > limit:
+                    result.stopped = f"not finished after {ui.duration(limit)}"
+                elif exited_at and now - exited_at > 30:
+                    result.stopped = "did not power off within 30 s"
+                elif idle_limit and result.ready_after and now - heard > idle_limit:
+                    result.stopped = f"nothing heard for {ui.duration(idle_limit)}"
+                self._wait(terminal)
+        finally:
+            self._kill()
+            if terminal is not None:
+                os.close(terminal)
+        result.seconds = time.monotonic() - start
+        return result
+
+    def cpu_seconds(self):
+        """CPU time the emulator has used: unlike wall time, the same on a busy host."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        except (AttributeError, OSError):
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    # The emulators
+
+    def _command(self):
+        if self.kind == "bochs":
+            return self._bochs(), True
+        return self._qemu(), False
+
+    def _qemu(self):
+        accel = (
+            ["-accel", "kvm", "-cpu", "host"]
+            if self.kind == "qemu"
+            else ["-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt"]
+        )
+        return [
+            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
+            "-machine", "q35", *accel, "-smp", str(self.cpus), "-m", str(self.memory),
+            "-no-reboot", "-kernel", str(self.kernel), "-initrd", str(self.initramfs),
+            "-append", self.cmdline,
+            "-serial", f"file:{self.console}", "-serial", f"file:{self.output}",
+        ]
+
+    def _bochs(self):
+        disc = self.work / "boot.iso"
+        image.iso(disc, self.kernel, self.initramfs, self.cmdline, self.work)
+        share = Path("/usr/share")
+        vga = next(
+            (p for p in (share / "vgabios/vgabios.bin", share / "bochs/VGABIOS-lgpl-latest")
+             if p.exists()), None)
+        bios = share / "bochs/BIOS-bochs-latest"
+        if vga is None or not bios.exists():
+            raise ui.Failure("Bochs' BIOS files are missing; run tools/setup")
+        config = self.work / "bochsrc"
+        # quantum: how long one CPU runs before the next has its turn.
+        config.write_text(f"""\
+# Written by tools/lib/machine.py
+display_library: term
+config_interface: textconfig
+romimage: file={bios}
+vgaromimage: file={vga}
+megs: {self.memory}
+cpu: model=corei7_haswell_4770, count={self.cpus}, ips={BOCHS_IPS}, quantum=16, \
+ignore_bad_msrs=1, reset_on_triple_fault=0
+clock: sync=none, time0=utc
+ata0: enabled=1
+ata0-master: type=cdrom, path={disc}, status=inserted
+boot: cdrom
+com1: enabled=1, mode=file, dev={self.console}
+com2: enabled=1, mode=file, dev={self.output}
+log: {self.work / "bochs.log"}
+debugger_log: /dev/null
+panic: action=fatal
+error: action=report
+info: action=ignore
+debug: action=ignore
+""")
+        # Debian builds Bochs with its debugger, which waits for a command first.
+        script = self.work / "bochs.start"
+        script.write_text("c\n")
+        return ["bochs", "-q", "-f", str(config), "-rc", str(script)]
+
+    # Processes
+
+    def _start(self, command, needs_terminal):
+        log = open(self.work / "emulator.log", "wb")
+        master = slave = None
+        if needs_terminal:
+            master, slave = pty.openpty()
+            fcntl.ioctl(slave, 0x5414, struct.pack("4H", 50, 132, 0, 0))  # TIOCSWINSZ
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=slave if slave is not None else subprocess.DEVNULL,
+                stdout=slave if slave is not None else log,
+                stderr=log if slave is None else slave,
+                cwd=self.work,
+                env={**os.environ, "TERM": "vt100"},
+                # Ctrl-C is for us: we then end the emulator ourselves.
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+        except FileNotFoundError:
+            if master is not None:
+                os.close(master)
+            raise ui.Failure(f"{command[0]} is missing; run tools/setup") from None
+        finally:
+            log.close()
+            if slave is not None:
+                os.close(slave)
+        return master
+
+    def _wait(self, terminal, seconds=0.05):
+        if terminal is None:
+            time.sleep(seconds)
+            return
+        # What Bochs draws on its terminal is thrown away, but has to be read: a
+        # full terminal buffer would stop it.
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if select.select([terminal], [], [], left)[0]:
+                try:
+                    if not os.read(terminal, 65536):
+                        time.sleep(left)
+                except OSError as error:
+                    if error.errno != errno.EIO:
+                        raise
+                    time.sleep(left)
+
+    def _kill(self):
+        # A stuck Bochs ignores SIGTERM, so it is not asked first.
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Building rust_hv.ko against a kernel build tree."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import paths
+import toolchain
+import ui
+
+
+def _kdir_variables(kdir):
+    """How the kernel was compiled decides how its modules are: clang or gcc."""
+    config = (Path(kdir) / ".config")
+    variables = toolchain.make_variables()
+    if config.exists() and "CONFIG_CC_IS_GCC=y" in config.read_text():
+        variables = [v for v in variables if not v.startswith("LLVM=")]
+    return variables
+
+
+def output(name):
+    """Each kernel has its own objects, so that going from one to the other rebuilds nothing."""
+    return paths.BUILD / "module" / name
+
+
+def make(kdir, name, *arguments):
+    """Run kbuild on the module; returns the finished process's exit status."""
+    out = output(name)
+    out.mkdir(parents=True, exist_ok=True)
+    jobs = os.environ.get("JOBS") or str(os.cpu_count() or 1)
+    # MO= keeps kbuild's output out of the sources (kernel 6.13 and later).
+    command = ["make", "-C", str(kdir), f"M={paths.TOP}", f"MO={out}", f"-j{jobs}",
+               "--no-print-directory", *_kdir_variables(kdir), *arguments]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, env=toolchain.environment(),
+                          check=False).returncode
+
+
+def build(kdir, name):
+    if not (paths.TOP / "Kbuild").exists():
+        raise ui.Failure("there is no Kbuild file: no module to build")
+    if make(kdir, name, "modules"):
+        raise ui.Failure("building the module failed (messages above)")
+    out = output(name)
+    found = [p for p in (out / "rust_hv.ko", out / "rust_hv/rust_hv.ko") if p.exists()]
+    if not found:
+        raise ui.Failure(f"kbuild was content, but made no rust_hv.ko in {out}")
+    return found[0]
