@@ -65,6 +65,32 @@ impl Drop for IrqsOff {
     }
 }
 
+/// Interrupts are off until the value is dropped, when they are as they were before.
+pub struct IrqsSaved {
+    flags: usize,
+    _pinned: NotThreadSafe,
+}
+
+impl IrqsSaved {
+    /// Turns interrupts off, if they are on.
+    #[inline]
+    pub fn new() -> Self {
+        Self {
+            // SAFETY: No preconditions.
+            flags: unsafe { bindings::rhv_irq_save() },
+            _pinned: NotThreadSafe,
+        }
+    }
+}
+
+impl Drop for IrqsSaved {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: `new` saved them, on the same thread.
+        unsafe { bindings::rhv_irq_restore(self.flags) };
+    }
+}
+
 /// NUMA node of a CPU.
 pub fn node_of(cpu: Cpu) -> i32 {
     // SAFETY: No preconditions; a number out of range reads node 0's entry of a static table only

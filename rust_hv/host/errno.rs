@@ -14,3 +14,8 @@ pub fn unsupported() -> Error {
 pub fn no_such_device() -> Error {
     Error::from_errno(-(bindings::ENXIO as i32))
 }
+
+/// `ENOTTY`: no such ioctl.
+pub fn not_a_typewriter() -> Error {
+    kernel::error::code::ENOTTY
+}

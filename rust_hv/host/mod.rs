@@ -7,10 +7,13 @@
 
 pub mod bindings;
 pub mod cpu;
+pub mod cpuid;
+pub mod debug;
 pub mod errno;
 pub mod file;
 pub mod fpu;
 pub mod frame;
+pub mod global;
 pub mod msr;
 pub mod notifier;
 pub mod pool;
@@ -19,4 +22,5 @@ pub mod switch;
 pub mod sync;
 pub mod tables;
 pub mod task;
+pub mod tsc;
 pub mod user;

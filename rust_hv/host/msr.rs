@@ -41,6 +41,9 @@ pub fn host_xcr0() -> u64 {
     unsafe { bindings::rhv_xgetbv0() }
 }
 
+/// For guests that do not use XSAVE: they run with the host's XCR0.
+pub const SAME_XCR0: u64 = 0;
+
 /// Loads XCR0 for a guest, or the host's back.
 ///
 /// # Safety

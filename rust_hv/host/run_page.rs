@@ -70,6 +70,8 @@ pub enum UserExit {
     Intr,
     /// `KVM_EXIT_IRQ_WINDOW_OPEN`
     IrqWindowOpen,
+    /// `KVM_EXIT_SET_TPR`: the guest has lowered CR8.
+    SetTpr,
 }
 
 /// The shared pages of one vCPU.
@@ -272,6 +274,7 @@ impl RunPages {
             }
             UserExit::Intr => bindings::KVM_EXIT_INTR,
             UserExit::IrqWindowOpen => bindings::KVM_EXIT_IRQ_WINDOW_OPEN,
+            UserExit::SetTpr => bindings::KVM_EXIT_SET_TPR,
         };
         store!(self, exit_reason, reason);
     }

@@ -11,7 +11,7 @@
 //! touched with interrupts off by that task or by its own `sched_out`.
 
 use super::bindings;
-use super::cpu::IrqsOff;
+use super::cpu::{IrqsOff, IrqsSaved};
 use super::msr;
 use core::cell::UnsafeCell;
 use kernel::container_of;
@@ -108,15 +108,13 @@ impl HostSwitch {
     }
 
     /// The current task is inside `KVM_RUN` until the value is dropped.
-    ///
-    /// # Safety
-    ///
-    /// The caller has the vCPU to itself: there is one `Running` of a vCPU at a time.
-    pub unsafe fn begin(self: Pin<&Self>) -> Running<'_> {
-        // SAFETY: Initialised, not registered, and unregistered in `drop` on the same task.
-        unsafe { bindings::preempt_notifier_register(self.notifier.get()) };
+    pub fn begin(self: Pin<&mut Self>) -> Running<'_> {
+        let switch = self.into_ref().get_ref();
+        // SAFETY: Initialised, not registered as the borrow is exclusive, and unregistered in
+        // `drop` on the same task.
+        unsafe { bindings::preempt_notifier_register(switch.notifier.get()) };
         Running {
-            switch: self.get_ref(),
+            switch,
             _not_send: NotThreadSafe,
         }
     }
@@ -189,6 +187,14 @@ impl Running<'_> {
     }
 }
 
+impl core::ops::Deref for Running<'_> {
+    type Target = HostSwitch;
+
+    fn deref(&self) -> &HostSwitch {
+        self.switch
+    }
+}
+
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         let irqs = IrqsOff::new();
@@ -203,7 +209,7 @@ impl Drop for Running<'_> {
 /// Values of the guest, for its own accesses and for the ioctls.
 impl HostSwitch {
     fn with<R>(&self, f: impl FnOnce(&mut State) -> R) -> R {
-        let _irqs = IrqsOff::new();
+        let _irqs = IrqsSaved::new();
         // SAFETY: Interrupts are off, so no `sched_out` comes between; callers hold the vCPU's
         // mutex, so no other task has the state.
         let state = unsafe { &mut *self.state.get() };

@@ -14,12 +14,16 @@ pub fn work_pending(_irqs: &IrqsOff) -> bool {
     unsafe { bindings::rhv_work_pending() }
 }
 
-/// Does that work.
+/// Does that work, if there is any.
 ///
 /// # Errors
 ///
 /// `EINTR` when a signal has to be delivered in user space first.
-pub fn do_work() -> Result {
+pub fn do_work_if_pending() -> Result {
+    // SAFETY: A look at the task's own flags.
+    if !unsafe { bindings::rhv_work_pending() } {
+        return Ok(());
+    }
     // SAFETY: Called from an ioctl, with interrupts on and no locks but sleeping ones.
     kernel::error::to_result(unsafe { bindings::xfer_to_guest_mode_handle_work() })
 }

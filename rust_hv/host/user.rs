@@ -266,3 +266,31 @@ pub fn compare_exchange(hva: Hva, size: u8, old: u64, new: u64) -> Result<u64> {
     })?;
     Ok(found)
 }
+
+/// Copies `count` structures in, once.
+///
+/// # Errors
+///
+/// `EFAULT`, `ENOMEM`.
+pub fn read_slice<T: UserData>(arg: usize, count: usize) -> Result<KVec<T>> {
+    let bytes = count
+        .checked_mul(core::mem::size_of::<T>())
+        .ok_or(EFAULT)?;
+    let mut reader = UserSlice::new(UserPtr::from_addr(arg), bytes).reader();
+    let mut values = KVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
+    for _ in 0..count {
+        values.push(reader.read()?, GFP_KERNEL_ACCOUNT)?;
+    }
+    Ok(values)
+}
+
+/// Copies structures out.
+///
+/// # Errors
+///
+/// `EFAULT`; some may have been copied.
+pub fn write_slice<T: UserData>(arg: usize, values: &[T]) -> Result {
+    let bytes = core::mem::size_of_val(values);
+    let mut writer = UserSlice::new(UserPtr::from_addr(arg), bytes).writer();
+    values.iter().try_for_each(|value| writer.write(value))
+}

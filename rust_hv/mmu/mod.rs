@@ -43,9 +43,10 @@ use crate::model::paging::frames::{Gather, TableFrame};
 use crate::model::paging::sweep::{Progress, Sweep};
 use crate::model::paging::table::Table;
 use crate::model::paging::Level;
+use crate::vmx::guest::{KeepAlive, NestedRoot};
 use kernel::prelude::*;
 use kernel::sync::atomic::{ordering::Relaxed, Atomic};
-use kernel::sync::{new_mutex, new_spinlock, Mutex, SpinLock};
+use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock};
 use tlb::Tlb;
 
 /// Entries that one step of a long change looks at before the lock is dropped.
@@ -263,9 +264,9 @@ impl Mmu {
         }))
     }
 
-    /// The value that points the hardware to the tables.
-    pub fn eptp(&self) -> u64 {
-        self.eptp
+    /// The tables, for the hardware; they live as long as the address space.
+    pub fn root(this: &Arc<Self>) -> NestedRoot {
+        NestedRoot::new(this.eptp, this.clone())
     }
 
     /// The address space of the VMM.
@@ -381,6 +382,8 @@ impl Mmu {
         }
     }
 }
+
+impl KeepAlive for Mmu {}
 
 impl MmuEvents for Mmu {
     fn invalidate_start(&self, range: HvaRange, blockable: bool) {

@@ -9,7 +9,9 @@
 
 use crate::host::bindings;
 use crate::host::msr;
+use crate::host::cpuid::cpuid;
 use crate::host::errno::unsupported;
+use crate::model::arch::cpuid::Feature;
 use kernel::prelude::*;
 
 const IA32_VMX_BASIC: u32 = 0x480;
@@ -306,5 +308,22 @@ impl Caps {
     #[inline]
     pub fn has(&self, feature: u32) -> bool {
         self.present & u64::from(feature) != 0
+    }
+}
+
+/// Says in the log why the host offers no VMX.
+pub fn explain_absence() {
+    const IA32_FEATURE_CONTROL: u32 = 0x3a;
+    const LOCKED: u64 = 1 << 0;
+    const VMX_OUTSIDE_SMX: u64 = 1 << 2;
+    if !Feature::VMX.is_in(&cpuid(Feature::VMX.leaf, 0)) {
+        pr_err!("the CPU has no VMX\n");
+        return;
+    }
+    match msr::read_safe(IA32_FEATURE_CONTROL) {
+        Some(value) if value & LOCKED != 0 && value & VMX_OUTSIDE_SMX == 0 => {
+            pr_err!("firmware has locked VMX off (IA32_FEATURE_CONTROL {:#x})\n", value);
+        }
+        _ => pr_err!("the host kernel has switched VMX off\n"),
     }
 }

@@ -175,6 +175,12 @@ fn exception(window: &Window<'_>) -> Result<Exit, VmxError> {
     }
 }
 
+/// True when the exit's exception was raised by INT1.
+pub(super) fn by_int1(window: &Window<'_>) -> Result<bool, VmxError> {
+    let info = window.read(EXIT_INTERRUPTION_INFO)?;
+    Ok(kind_of(info) == EventKind::PrivilegedSoftwareException)
+}
+
 /// SDM Vol. 3C, table "Exit Qualification for I/O Instructions".
 const fn port(qualification: u64) -> Exit {
     Exit::Port(PortAccess {

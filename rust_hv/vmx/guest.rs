@@ -13,11 +13,14 @@ use super::tlb::{self, Vpid};
 use super::vmcs::{Vmcs, Window};
 use crate::host::bindings::{self, rhv_regs};
 use crate::host::cpu::IrqsOff;
+use crate::host::debug;
 use crate::host::fpu::FpuInUse;
 use crate::host::frame::Frame;
 use crate::host::msr;
 use crate::host::switch::{self, Running};
+use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::exit::{Event, Exit};
+use kernel::sync::Arc;
 use kernel::prelude::*;
 
 /// Interruptibility bits 1:0: blocking by STI and by MOV SS.
@@ -35,23 +38,6 @@ const CR4_GUEST_OWNED: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 7 | 1 << 9 | 1 << 1
 const EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 
 const EFER_LMA: u64 = 1 << 10;
-/// Access rights of a segment register: "unusable".
-const UNUSABLE: u32 = 1 << 16;
-
-/// A segment register.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Segment {
-    /// Selector.
-    pub selector: u16,
-    /// Base.
-    pub base: u64,
-    /// Limit in bytes.
-    pub limit: u32,
-    /// Access rights: type in bits 3:0, S, DPL, P, then AVL, L, D/B, G from bit 12, and
-    /// "unusable" in bit 16.
-    pub access_rights: u32,
-}
-
 /// Segment registers, in the order of [`SegmentFields::ALL`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
@@ -127,6 +113,27 @@ impl MsrBitmap {
     }
 }
 
+/// What keeps nested tables alive.
+pub trait KeepAlive: Send + Sync {}
+
+/// The nested tables of a guest.
+#[derive(Clone)]
+pub struct NestedRoot {
+    pointer: u64,
+    _keep: Arc<dyn KeepAlive>,
+}
+
+impl NestedRoot {
+    /// `pointer` leads the hardware to tables that map memory of this guest alone, and that live
+    /// as long as `keep`. Only the room that edits the tables makes one.
+    pub fn new(pointer: u64, keep: Arc<dyn KeepAlive>) -> Self {
+        Self {
+            pointer,
+            _keep: keep,
+        }
+    }
+}
+
 /// A vCPU as the hardware sees it.
 pub struct Guest {
     vmcs: Vmcs,
@@ -134,7 +141,7 @@ pub struct Guest {
     regs: rhv_regs,
     host: HostShadow,
     caps: &'static Caps,
-    eptp: u64,
+    root: NestedRoot,
     entry_controls: u32,
     primary_controls: u32,
     secondary_controls: u32,
@@ -153,26 +160,22 @@ pub struct GuestWindow<'a> {
     entry_controls: &'a mut u32,
     primary_controls: &'a mut u32,
     secondary_controls: &'a mut u32,
+    vpid: u16,
     flush_l1d: bool,
     host_xcr0: u64,
     host_debugctl: u64,
 }
 
 impl Guest {
-    /// A guest whose memory is behind `eptp`, with its controls set and its registers all zero.
+    /// A guest whose memory is behind `root`, with its controls set and its registers all zero.
     ///
     /// # Errors
     ///
     /// `ENOMEM`; `EIO` when the CPU refuses a control.
-    ///
-    /// # Safety
-    ///
-    /// `eptp` points to tables that map nothing but memory of this guest for as long as the guest
-    /// lives; `bitmap` outlives the guest.
-    pub unsafe fn new(
+    pub fn new(
         caps: &'static Caps,
-        bitmap: &MsrBitmap,
-        eptp: u64,
+        bitmap: &'static MsrBitmap,
+        root: NestedRoot,
         tsc_offset: u64,
         node: i32,
     ) -> Result<Self> {
@@ -191,7 +194,7 @@ impl Guest {
             regs: rhv_regs::default(),
             host: HostShadow::default(),
             caps,
-            eptp,
+            root,
             entry_controls: caps.entry,
             primary_controls: caps.primary,
             secondary_controls,
@@ -200,10 +203,8 @@ impl Guest {
             host_xcr0: msr::host_xcr0(),
             host_debugctl: 0,
         };
-        let vpid = guest.vpid.as_ref().map_or(0, Vpid::number);
         let mut window = guest.open()?;
-        // SAFETY: The controls are those that `Caps` computed; the addresses by the contract.
-        unsafe { window.set_up(bitmap, vpid) }?;
+        window.set_up(bitmap)?;
         window.window.write(TSC_OFFSET, tsc_offset)?;
         drop(window);
         Ok(guest)
@@ -230,10 +231,11 @@ impl Guest {
             regs: &mut self.regs,
             host: &mut self.host,
             caps: self.caps,
-            eptp: self.eptp,
+            eptp: self.root.pointer,
             entry_controls: &mut self.entry_controls,
             primary_controls: &mut self.primary_controls,
             secondary_controls: &mut self.secondary_controls,
+            vpid: self.vpid.as_ref().map_or(0, Vpid::number),
             flush_l1d: self.flush_l1d,
             host_xcr0: self.host_xcr0,
             host_debugctl: self.host_debugctl,
@@ -272,17 +274,14 @@ impl Guest {
 
 impl GuestWindow<'_> {
     /// Writes every control field.
-    ///
-    /// # Safety
-    ///
-    /// As [`Guest::new`].
-    unsafe fn set_up(&mut self, bitmap: &MsrBitmap, vpid: u16) -> Result<(), VmxError> {
+    fn set_up(&mut self, bitmap: &'static MsrBitmap) -> Result<(), VmxError> {
         let (pin, exit) = (self.caps.pin, self.caps.exit);
         let (primary, secondary) = (*self.primary_controls, *self.secondary_controls);
-        let (entry, eptp) = (*self.entry_controls, self.eptp);
+        let (entry, eptp, vpid) = (*self.entry_controls, self.eptp, self.vpid);
         let w = &mut self.window;
-        // SAFETY: Controls that keep the guest inside its memory and every event of the host's an
-        // exit, as `caps` lists them; no MSR lists; addresses by the contract.
+        // SAFETY: Controls that keep the guest inside its memory and make every event of the
+        // host's an exit, as `caps` lists them; no MSR lists. The bitmap is never freed, the
+        // nested tables live as long as the guest holds `root`.
         unsafe {
             w.write_host(PIN_CONTROLS, pin)?;
             w.write_host(PRIMARY_CONTROLS, primary)?;
@@ -390,9 +389,35 @@ impl GuestWindow<'_> {
         fpu: &FpuInUse<'_>,
         xcr0: u64,
     ) -> Result<Exit, VmxError> {
+        let reason = self.enter_raw(running, fpu, xcr0)?;
+        exit::decode(&self.window, reason)
+    }
+
+    /// As [`GuestWindow::enter`], with the guest's breakpoints in the CPU.
+    pub fn enter_with_breakpoints(
+        &mut self,
+        running: &Running<'_>,
+        fpu: &FpuInUse<'_>,
+        xcr0: u64,
+        addresses: &[u64; 4],
+        dr6: u64,
+    ) -> Result<Exit, VmxError> {
+        debug::load(self.window.irqs(), addresses, dr6);
+        let reason = self.enter_raw(running, fpu, xcr0);
+        debug::clear(self.window.irqs());
+        exit::decode(&self.window, reason?)
+    }
+
+    #[inline]
+    fn enter_raw(
+        &mut self,
+        running: &Running<'_>,
+        fpu: &FpuInUse<'_>,
+        xcr0: u64,
+    ) -> Result<u32, VmxError> {
         self.prepare_host(running, fpu)?;
         let launched = self.window.launched();
-        let own_xcr0 = self.host_xcr0 != 0 && xcr0 != self.host_xcr0;
+        let own_xcr0 = xcr0 != msr::SAME_XCR0 && xcr0 != self.host_xcr0;
         if own_xcr0 {
             // SAFETY: The host uses XSAVE; whoever sets a guest's XCR0 checks it against the
             // host's. Restored below, with interrupts still off.
@@ -412,6 +437,7 @@ impl GuestWindow<'_> {
             // SAFETY: The host's own value, which the exit has cleared.
             unsafe { bindings::rhv_set_debugctl(self.host_debugctl) };
         }
+        debug::restore(self.window.irqs());
         match failed {
             0 => {}
             1 => return Err(self.entry_error()),
@@ -421,7 +447,7 @@ impl GuestWindow<'_> {
         if !launched && reason >> 31 == 0 {
             self.window.set_launched();
         }
-        exit::decode(&self.window, reason)
+        Ok(reason)
     }
 
     #[cold]
@@ -550,6 +576,11 @@ impl GuestWindow<'_> {
         self.window.read(EXIT_QUALIFICATION)
     }
 
+    /// True when the exit's exception was raised by INT1.
+    pub fn exited_by_int1(&self) -> Result<bool, VmxError> {
+        exit::by_int1(&self.window)
+    }
+
     /// True while STI or MOV SS keeps interrupts from the next instruction.
     #[inline]
     pub fn interrupt_shadow(&self) -> Result<bool, VmxError> {
@@ -670,7 +701,7 @@ impl GuestWindow<'_> {
             selector: self.window.read(fields.selector)?,
             base: self.window.read(fields.base)?,
             limit: self.window.read(fields.limit)?,
-            access_rights: self.window.read(fields.access_rights)?,
+            rights: AccessRights::from_raw(self.window.read(fields.access_rights)?),
         })
     }
 
@@ -684,19 +715,19 @@ impl GuestWindow<'_> {
         self.window.write(fields.selector, segment.selector)?;
         self.window.write(fields.base, segment.base)?;
         self.window.write(fields.limit, segment.limit)?;
-        let rights = if segment.access_rights & UNUSABLE != 0 {
-            UNUSABLE
+        let rights = if segment.rights.unusable() {
+            AccessRights::UNUSABLE.raw()
         } else {
-            segment.access_rights & 0xf0ff
+            segment.rights.raw()
         };
         self.window.write(fields.access_rights, rights)
     }
 
     /// Access rights of CS, and CPL from those of SS.
-    pub fn code_rights_and_cpl(&self) -> Result<(u32, u8), VmxError> {
+    pub fn code_rights_and_cpl(&self) -> Result<(AccessRights, u8), VmxError> {
         let cs = self.window.read(SegmentFields::CS.access_rights)?;
         let ss = self.window.read(SegmentFields::SS.access_rights)?;
-        Ok((cs, (ss >> 5 & 3) as u8))
+        Ok((AccessRights::from_raw(cs), AccessRights::from_raw(ss).dpl()))
     }
 
     /// GDTR.
@@ -725,6 +756,16 @@ impl GuestWindow<'_> {
     pub fn set_idtr(&mut self, table: TableRegister) -> Result<(), VmxError> {
         self.window.write(GUEST_IDTR_BASE, table.base)?;
         self.window.write(GUEST_IDTR_LIMIT, u32::from(table.limit))
+    }
+
+    /// Forgets what this CPU has cached of the guest's own tables, as a change of CR0 or CR4
+    /// demands.
+    pub fn flush_guest_tables(&self) -> Result<(), VmxError> {
+        if self.vpid == 0 {
+            // Without a VPID every entry flushes.
+            return Ok(());
+        }
+        tlb::flush_vpid(self.window.irqs(), self.vpid)
     }
 
     /// Forgets what this CPU has cached of the guest's nested tables.

@@ -49,9 +49,14 @@ impl Vpid {
     }
 
     /// Forgets this VPID's linear and combined mappings on this CPU.
-    pub fn flush(&self, _irqs: &IrqsOff) -> Result<(), VmxError> {
-        instr::invvpid(InvvpidKind::SingleContext, self.0, 0)
+    pub fn flush(&self, irqs: &IrqsOff) -> Result<(), VmxError> {
+        flush_vpid(irqs, self.0)
     }
+}
+
+/// Forgets linear and combined mappings of a VPID on this CPU.
+pub(super) fn flush_vpid(_irqs: &IrqsOff, vpid: u16) -> Result<(), VmxError> {
+    instr::invvpid(InvvpidKind::SingleContext, vpid, 0)
 }
 
 impl Drop for Vpid {

@@ -20,6 +20,9 @@
 //!    [`DecodeError::exception`];
 //! 2. [`execute`]; on [`Outcome::MmioRead`] ask the device, [`MmioLog::record`] the answer and
 //!    execute again; on [`Outcome::MmioWrite`] hand the writes to the device.
+//!
+//! Not modelled: data breakpoints, the A20 gate, and the atomicity of locked operands that are
+//! misaligned, lie in more than one page, or belong to a device.
 
 mod address;
 mod alu;
@@ -30,6 +33,7 @@ mod insn;
 mod memory;
 mod modrm;
 mod opcode;
+mod port;
 mod prefix;
 mod string;
 mod transaction;
@@ -40,5 +44,6 @@ pub use decode::{decode, length};
 pub use execute::{execute, Outcome};
 pub use insn::{Base, DecodeError, Insn, Mem, Op, Operand, Reg, Rep};
 pub use memory::{Backing, LogFull, Memory, MmioLog, MmioRead, MmioWrite, MmioWrites, Place, Stop};
+pub use port::PortString;
 pub use prefix::MAX_LEN;
 pub use types::{Access, Exception, Gpr, Mode, SegmentName, Width};

@@ -73,6 +73,7 @@ pub(super) fn one_byte(opcode: u8, prefixes: &Prefixes) -> Result<Found, DecodeE
         0x00..=0x3f if opcode & 7 < 2 => plain(arithmetic(opcode >> 3), Form::RmReg),
         0x00..=0x3f if opcode & 7 < 4 => plain(arithmetic(opcode >> 3), Form::RegRm),
         0x63 if prefixes.mode == Mode::Bits64 => {
+            // To 16 bits: as wide a load as Intel's. AMD CPUs load 32 bits and drop half.
             let from = match prefixes.operand_width() {
                 Width::Word => Width::Word,
                 _ => Width::Dword,

@@ -89,7 +89,7 @@ impl<F: Format, M: TableMemory> Walk<'_, F, M> {
                 break;
             }
             if self.budget == 0 {
-                let next = Gfn::new(gfn.max(next));
+                let next = Gfn::new(gfn);
                 self.sweep.next = next;
                 return Progress::More(next);
             }

@@ -323,6 +323,11 @@ fn compare(mut case: Case, arena: &mut Arena) -> Option<(Op, bool)> {
     if insn.op == Op::Cmpxchg && matches!(insn.dst, Operand::Reg(_)) && insn.width == Width::Dword {
         return None;
     }
+    // Of MOVSXD to 16 bits, Intel's load is 16 bits wide, as ours, and AMD's 32: at the very end of
+    // the data, that faults.
+    if insn.op == Op::Movsx && insn.width == insn.source_width {
+        return None;
+    }
     aim(&insn, &mut case, arena)?;
     fill(arena.data(), case.seed);
     let mut machine = emulated(&case, arena);

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `/dev/rusthv`: ioctl numbers to method calls, and nothing else.
+//!
+//! One table per kind of file. Numbers and structures are KVM's
+//! (`Documentation/virt/kvm/api.rst`), and those of `uapi/rusthv.h`; an unknown number is
+//! `ENOTTY`.
+
+pub mod numbers;
+pub mod vcpu;
+pub mod vm;
+
+use crate::host::bindings::{self, kvm_cpuid_entry2, rusthv_host_stats, rusthv_info};
+use crate::host::errno::not_a_typewriter;
+use crate::host::file::{install, Device};
+use crate::host::global::Global;
+use crate::host::{cpu, frame, pool, user};
+use crate::vcpu::{cpuid, Machine};
+use crate::vm::{self as machines, Vm};
+use kernel::prelude::*;
+use kernel::sync::Arc;
+use numbers::*;
+
+/// What all VMs share, from load to unload.
+pub static MACHINE: Global<Machine> = Global::new();
+
+/// The device.
+pub enum RustHvDevice {}
+
+impl Device for RustHvDevice {
+    const NAME: &'static CStr = c"rusthv";
+
+    fn ioctl(cmd: u32, arg: usize) -> Result<isize> {
+        match cmd {
+            KVM_GET_API_VERSION => {
+                no_argument(arg)?;
+                Ok(API_VERSION)
+            }
+            KVM_CREATE_VM => create_vm(arg),
+            KVM_CHECK_EXTENSION => Ok(check_extension(arg)),
+            KVM_GET_VCPU_MMAP_SIZE => {
+                no_argument(arg)?;
+                Ok(vcpu::MMAP_SIZE)
+            }
+            KVM_GET_SUPPORTED_CPUID => get_supported_cpuid(arg),
+            RUSTHV_GET_INFO => user::write(arg, &info()?).map(|()| 0),
+            RUSTHV_GET_HOST_STATS => user::write(arg, &host_stats()).map(|()| 0),
+            _ => Err(not_a_typewriter()),
+        }
+    }
+}
+
+/// The API that the numbers and structures belong to (KVM API section 4.1).
+const API_VERSION: isize = 12;
+
+fn no_argument(arg: usize) -> Result {
+    if arg == 0 {
+        Ok(())
+    } else {
+        Err(EINVAL)
+    }
+}
+
+/// KVM API section 4.2. There is one machine type: 0.
+fn create_vm(machine_type: usize) -> Result<isize> {
+    no_argument(machine_type)?;
+    let vm = Vm::new(MACHINE.get()?)?;
+    let file = Arc::new(vm::VmFile::new(vm), GFP_KERNEL_ACCOUNT)?;
+    install(file).map(|fd| fd as isize)
+}
+
+/// KVM API section 4.4.
+pub(crate) fn check_extension(number: usize) -> isize {
+    const YES: isize = 1;
+    match u32::try_from(number).unwrap_or(0) {
+        bindings::KVM_CAP_USER_MEMORY
+        | bindings::KVM_CAP_SET_TSS_ADDR
+        | bindings::KVM_CAP_EXT_CPUID
+        | bindings::KVM_CAP_IMMEDIATE_EXIT
+        | bindings::KVM_CAP_DESTROY_MEMORY_REGION_WORKS
+        | bindings::KVM_CAP_JOIN_MEMORY_REGIONS_WORKS
+        | bindings::KVM_CAP_SYNC_MMU
+        | bindings::KVM_CAP_READONLY_MEM
+        | bindings::KVM_CAP_SET_IDENTITY_MAP_ADDR
+        | bindings::KVM_CAP_INTERNAL_ERROR_DATA
+        | bindings::KVM_CAP_CHECK_EXTENSION_VM => YES,
+        bindings::KVM_CAP_NR_VCPUS => (cpu::max_cpus().min(machines::MAX_VCPUS)) as isize,
+        bindings::KVM_CAP_MAX_VCPUS => machines::MAX_VCPUS as isize,
+        bindings::KVM_CAP_MAX_VCPU_ID => machines::MAX_VCPU_IDS as isize,
+        bindings::KVM_CAP_NR_MEMSLOTS => crate::model::memory::slots::USER_SLOTS as isize,
+        bindings::RUSTHV_CAP_EXTENSIONS => bindings::RUSTHV_EXTENSIONS_VERSION as isize,
+        _ => 0,
+    }
+}
+
+/// KVM API section 4.46.
+fn get_supported_cpuid(arg: usize) -> Result<isize> {
+    let room: u32 = user::read(arg)?;
+    if room == 0 {
+        return Err(E2BIG);
+    }
+    let room = (room as usize).min(cpuid::MAX_ENTRIES);
+    let entries = cpuid::supported(&MACHINE.get()?.caps, room)?;
+    let first = first_entry(arg)?;
+    user::write_slice(first, &entries)?;
+    user::write(arg, &(entries.len() as u32))?;
+    Ok(0)
+}
+
+/// Address of the entries behind a `struct kvm_cpuid2`.
+pub(crate) fn first_entry(arg: usize) -> Result<usize> {
+    const HEADER: usize = core::mem::size_of::<bindings::kvm_cpuid2>();
+    const _: () = assert!(HEADER % core::mem::align_of::<kvm_cpuid_entry2>() == 0);
+    arg.checked_add(HEADER).ok_or(EFAULT)
+}
+
+fn info() -> Result<rusthv_info> {
+    let caps = &MACHINE.get()?.caps;
+    Ok(rusthv_info {
+        present: caps.present,
+        missing: caps.missing,
+        vmcs_revision: caps.revision,
+        phys_bits: cpu::phys_bits(),
+        reserved: [0; 5],
+    })
+}
+
+fn host_stats() -> rusthv_host_stats {
+    let (vms, vcpus) = machines::alive();
+    let pooled = pool::pooled();
+    rusthv_host_stats {
+        frames_in_use: frame::alive().saturating_sub(pooled),
+        frames_pooled: pooled,
+        vms,
+        vcpus,
+        reserved: [0; 4],
+    }
+}

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! ioctl numbers, made from the structures that they carry.
+//!
+//! bindgen cannot evaluate the `_IOR` family of macros, so the encoding is applied here to the
+//! type letters and structures that it does generate.
+
+use crate::host::bindings::{
+    kvm_cpuid2, kvm_interrupt, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
+    rusthv_host_stats, rusthv_info, rusthv_vcpu_stats, rusthv_vm_stats, KVMIO, RUSTHV_IO,
+};
+use kernel::ioctl::{_IO, _IOR, _IOW, _IOWR};
+
+macro_rules! numbers {
+    ($($name:ident = $value:expr;)*) => {$(
+        #[allow(missing_docs)]
+        pub const $name: u32 = $value;
+    )*};
+}
+
+numbers! {
+    KVM_GET_API_VERSION = _IO(KVMIO, 0x00);
+    KVM_CREATE_VM = _IO(KVMIO, 0x01);
+    KVM_CHECK_EXTENSION = _IO(KVMIO, 0x03);
+    KVM_GET_VCPU_MMAP_SIZE = _IO(KVMIO, 0x04);
+    KVM_GET_SUPPORTED_CPUID = _IOWR::<kvm_cpuid2>(KVMIO, 0x05);
+
+    KVM_CREATE_VCPU = _IO(KVMIO, 0x41);
+    KVM_SET_USER_MEMORY_REGION = _IOW::<kvm_userspace_memory_region>(KVMIO, 0x46);
+    KVM_SET_TSS_ADDR = _IO(KVMIO, 0x47);
+    KVM_SET_IDENTITY_MAP_ADDR = _IOW::<u64>(KVMIO, 0x48);
+
+    KVM_RUN = _IO(KVMIO, 0x80);
+    KVM_GET_REGS = _IOR::<kvm_regs>(KVMIO, 0x81);
+    KVM_SET_REGS = _IOW::<kvm_regs>(KVMIO, 0x82);
+    KVM_GET_SREGS = _IOR::<kvm_sregs>(KVMIO, 0x83);
+    KVM_SET_SREGS = _IOW::<kvm_sregs>(KVMIO, 0x84);
+    KVM_INTERRUPT = _IOW::<kvm_interrupt>(KVMIO, 0x86);
+    KVM_SET_CPUID2 = _IOW::<kvm_cpuid2>(KVMIO, 0x90);
+
+    RUSTHV_GET_INFO = _IOR::<rusthv_info>(RUSTHV_IO, 0x00);
+    RUSTHV_GET_HOST_STATS = _IOR::<rusthv_host_stats>(RUSTHV_IO, 0x01);
+    RUSTHV_GET_VM_STATS = _IOR::<rusthv_vm_stats>(RUSTHV_IO, 0x40);
+    RUSTHV_GET_VCPU_STATS = _IOR::<rusthv_vcpu_stats>(RUSTHV_IO, 0x80);
+}

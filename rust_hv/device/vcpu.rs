@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The ioctls and the mapping of a vCPU's file.
+
+use super::first_entry;
+use super::numbers::*;
+use crate::host::bindings::{kvm_cpuid_entry2, kvm_interrupt, kvm_regs, kvm_sregs};
+use crate::host::errno::not_a_typewriter;
+use crate::host::file::{FdObject, NewArea};
+use crate::host::run_page::PAGES;
+use crate::host::user;
+use crate::model::arch::addr::PAGE_SIZE;
+use crate::vcpu::cpuid::{Cpuid, MAX_ENTRIES};
+use crate::vcpu::Vcpu;
+use crate::vm::Vm;
+use kernel::prelude::*;
+use kernel::sync::{Arc, ArcBorrow};
+
+/// Bytes of the mapping: `struct kvm_run`, then port I/O data.
+pub const MMAP_SIZE: isize = PAGES as isize * PAGE_SIZE as isize;
+
+/// A vCPU's file. It keeps the VM alive.
+pub struct VcpuFile {
+    vcpu: Arc<Vcpu>,
+    vm: Arc<Vm>,
+}
+
+impl VcpuFile {
+    /// For a new vCPU of `vm`.
+    pub fn new(vm: Arc<Vm>, vcpu: Arc<Vcpu>) -> Self {
+        Self { vcpu, vm }
+    }
+}
+
+impl FdObject for VcpuFile {
+    const NAME: &'static CStr = c"rusthv-vcpu";
+
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: usize) -> Result<isize> {
+        if !this.vm.is_ours() {
+            return Err(EIO);
+        }
+        let vcpu = &this.vcpu;
+        match cmd {
+            KVM_RUN => {
+                if arg != 0 {
+                    return Err(EINVAL);
+                }
+                vcpu.run()
+            }
+            KVM_GET_REGS => user::write(arg, &vcpu.regs()?).map(|()| 0),
+            KVM_SET_REGS => {
+                let regs: kvm_regs = user::read(arg)?;
+                vcpu.set_regs(&regs).map(|()| 0)
+            }
+            KVM_GET_SREGS => user::write(arg, &vcpu.sregs()?).map(|()| 0),
+            KVM_SET_SREGS => {
+                let sregs: kvm_sregs = user::read(arg)?;
+                vcpu.set_sregs(&sregs).map(|()| 0)
+            }
+            KVM_SET_CPUID2 => set_cpuid(vcpu, arg),
+            KVM_INTERRUPT => {
+                let interrupt: kvm_interrupt = user::read(arg)?;
+                vcpu.interrupt(interrupt.irq).map(|()| 0)
+            }
+            RUSTHV_GET_VCPU_STATS => user::write(arg, &vcpu.counters().read()).map(|()| 0),
+            _ => Err(not_a_typewriter()),
+        }
+    }
+
+    fn mmap(this: ArcBorrow<'_, Self>, area: &NewArea) -> Result {
+        this.vcpu.map(area)
+    }
+}
+
+/// KVM API section 4.86.
+fn set_cpuid(vcpu: &Vcpu, arg: usize) -> Result<isize> {
+    let count: u32 = user::read(arg)?;
+    let count = count as usize;
+    if count > MAX_ENTRIES {
+        return Err(E2BIG);
+    }
+    let entries: KVec<kvm_cpuid_entry2> = user::read_slice(first_entry(arg)?, count)?;
+    vcpu.set_cpuid(Cpuid::new(entries)).map(|()| 0)
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The ioctls of a VM's file.
+
+use super::numbers::*;
+use super::vcpu::VcpuFile;
+use super::check_extension;
+use crate::host::bindings::kvm_userspace_memory_region;
+use crate::host::errno::not_a_typewriter;
+use crate::host::file::{install, FdObject};
+use crate::host::user;
+use crate::vm::Vm;
+use kernel::prelude::*;
+use kernel::sync::{Arc, ArcBorrow};
+
+/// A VM's file.
+pub struct VmFile {
+    vm: Arc<Vm>,
+}
+
+impl VmFile {
+    /// For a new VM.
+    pub fn new(vm: Arc<Vm>) -> Self {
+        Self { vm }
+    }
+}
+
+impl FdObject for VmFile {
+    const NAME: &'static CStr = c"rusthv-vm";
+
+    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: usize) -> Result<isize> {
+        let vm = &this.vm;
+        if !vm.is_ours() {
+            return Err(EIO);
+        }
+        match cmd {
+            KVM_CREATE_VCPU => {
+                let vcpu = vm.create_vcpu(arg)?;
+                let file = Arc::new(VcpuFile::new(vm.clone(), vcpu), GFP_KERNEL_ACCOUNT)?;
+                install(file).map(|fd| fd as isize)
+            }
+            KVM_SET_USER_MEMORY_REGION => {
+                let region: kvm_userspace_memory_region = user::read(arg)?;
+                vm.set_memory_region(&region).map(|()| 0)
+            }
+            KVM_CHECK_EXTENSION => Ok(check_extension(arg)),
+            // Where older CPUs need three pages of guest-physical memory for real mode. Ours run
+            // it as it is; the address is checked and not used.
+            KVM_SET_TSS_ADDR => set_tss_address(arg),
+            KVM_SET_IDENTITY_MAP_ADDR => user::read::<u64>(arg).map(|_| 0),
+            RUSTHV_GET_VM_STATS => user::write(arg, &vm.stats()).map(|()| 0),
+            _ => Err(not_a_typewriter()),
+        }
+    }
+}
+
+/// Three pages must fit below 4 GiB (KVM API section 4.31).
+fn set_tss_address(address: usize) -> Result<isize> {
+    const PAGES: usize = 3 << 12;
+    if address > (1 << 32) - PAGES {
+        return Err(EINVAL);
+    }
+    Ok(0)
+}

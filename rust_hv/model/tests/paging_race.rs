@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Hardware sets flags while the editor changes entries: none may be lost, none seen twice.
+//!
+//! Two threads would seldom meet on a busy machine. Instead, the entry format that is given to the
+//! editor lets the CPU in: each time the editor asks the format for something, it is between a
+//! look at an entry and a change of it. Every operation is run again and again, with a write of
+//! the guest at one more of these points each time, until all were had.
+
+use std::cell::{Cell, RefCell};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rusthv_model::arch::addr::{Gfn, GfnRange, Gpa, Hpa};
+use rusthv_model::paging::ept::Ept;
+use rusthv_model::paging::format::{Entry, Format, Leaf};
+use rusthv_model::paging::frames::{Gather, TableFrame, TableMemory, TableRef, ENTRIES};
+use rusthv_model::paging::sweep::{Progress, Sweep};
+use rusthv_model::paging::table::{MapError, Mapped, Table};
+use rusthv_model::paging::{Level, PageSize, Permissions};
+
+const EPT: Ept = Ept {
+    accessed_dirty: true,
+    execute_only: false,
+    largest: PageSize::Size2M,
+};
+
+/// The page that the guest writes to.
+const PAGE: u64 = 3;
+
+/// Host memory, and the CPU beside it.
+struct Host {
+    frames: Vec<[AtomicU64; ENTRIES]>,
+    used: Cell<usize>,
+    root: Cell<u64>,
+    /// Points that are left until the guest writes.
+    countdown: Cell<Option<usize>>,
+    cpu: RefCell<Cpu>,
+}
+
+/// What the CPU did.
+#[derive(Default, Debug)]
+struct Cpu {
+    /// Dirty flags turned on in 4 KiB and in 2 MiB entries.
+    small: u32,
+    large: u32,
+    faults: u32,
+}
+
+impl Host {
+    fn at(&self, hpa: u64) -> &[AtomicU64; ENTRIES] {
+        &self.frames[(hpa >> 12) as usize]
+    }
+
+    /// A write by the guest: a walk as in the SDM, with the flags set.
+    fn write(&self) {
+        let mut cpu = self.cpu.borrow_mut();
+        let mut table = self.root.get();
+        for shift in [39, 30, 21, 12] {
+            let entry = &self.at(table)[(PAGE << 12 >> shift & 0x1ff) as usize];
+            let raw = entry.load(Ordering::Relaxed);
+            if raw & 0b11 != 0b11 {
+                cpu.faults += 1;
+                return;
+            }
+            if shift == 12 || raw & 1 << 7 != 0 {
+                let new = u32::from(raw & 1 << 9 == 0);
+                *(if shift == 12 {
+                    &mut cpu.small
+                } else {
+                    &mut cpu.large
+                }) += new;
+                entry.store(raw | 1 << 8 | 1 << 9, Ordering::Relaxed);
+                return;
+            }
+            table = raw & 0x000f_ffff_ffff_f000;
+        }
+    }
+
+    /// One point at which the guest may write.
+    fn point(&self) {
+        match self.countdown.get() {
+            Some(0) => {
+                self.countdown.set(None);
+                self.write();
+            }
+            Some(left) => self.countdown.set(Some(left - 1)),
+            None => {}
+        }
+    }
+}
+
+impl TableMemory for &Host {
+    fn alloc(&mut self) -> Option<TableFrame> {
+        self.used.set(self.used.get() + 1);
+        Some(TableFrame::new(Hpa::new(
+            (self.used.get() as u64 - 1) << 12,
+        )))
+    }
+
+    fn free(&mut self, _frame: TableFrame) {}
+
+    fn entries(&self, table: TableRef) -> &[AtomicU64; ENTRIES] {
+        self.at(table.hpa().raw())
+    }
+}
+
+/// EPT entries, with a point before everything that is asked of them.
+#[derive(Clone, Copy)]
+struct Interrupted<'a>(&'a Host);
+
+impl Interrupted<'_> {
+    fn ept(&self) -> Ept {
+        self.0.point();
+        EPT
+    }
+}
+
+impl Format for Interrupted<'_> {
+    fn decode(&self, raw: u64, level: Level) -> Entry {
+        self.ept().decode(raw, level)
+    }
+
+    fn leaf(&self, leaf: &Leaf) -> Option<u64> {
+        self.ept().leaf(leaf)
+    }
+
+    fn table(&self, table: Hpa) -> u64 {
+        self.ept().table(table)
+    }
+
+    fn accessed_mask(&self) -> u64 {
+        self.ept().accessed_mask()
+    }
+
+    fn dirty_mask(&self) -> u64 {
+        self.ept().dirty_mask()
+    }
+
+    fn write_mask(&self) -> u64 {
+        self.ept().write_mask()
+    }
+
+    fn address_mask(&self) -> u64 {
+        self.ept().address_mask()
+    }
+}
+
+/// How often each page was reported dirty.
+struct Seen([u32; ENTRIES]);
+
+impl Seen {
+    fn see(&mut self, gfn: Gfn, leaf: Leaf) {
+        let first = gfn.raw() as usize;
+        for times in &mut self.0[first..first + leaf.size.pages() as usize] {
+            *times += u32::from(leaf.dirty);
+        }
+    }
+}
+
+impl Gather for Seen {
+    fn leaf(&mut self, gfn: Gfn, leaf: Leaf) {
+        self.see(gfn, leaf);
+    }
+
+    fn table(&mut self, _frame: TableFrame) {}
+}
+
+type Edit = fn(&mut &Host, &mut Table<Interrupted<'_>>, &mut Seen);
+
+/// Runs `edit` on a mapped page with a write at each point in turn. Returns how many writes turned
+/// a flag on, and how many came too late.
+fn at_every_point(size: PageSize, edit: Edit) -> (u32, u32) {
+    let (mut hits, mut faults) = (0, 0);
+    for point in 0.. {
+        let host = Host {
+            frames: (0..8)
+                .map(|_| [const { AtomicU64::new(0) }; ENTRIES])
+                .collect(),
+            used: Cell::new(0),
+            root: Cell::new(0),
+            countdown: Cell::new(None),
+            cpu: RefCell::default(),
+        };
+        let mut memory = &host;
+        let mut table = Table::new(&mut memory, Interrupted(&host), Level::Pml4).unwrap();
+        host.root.set(table.root().raw());
+        let mut seen = Seen([0; ENTRIES]);
+        for gfn in (0..ENTRIES as u64).step_by(size.pages() as usize) {
+            let page = leaf(gfn, size, Permissions::RW);
+            map(&mut memory, &mut table, gfn, page, &mut seen).unwrap();
+        }
+
+        host.countdown.set(Some(point));
+        edit(&mut memory, &mut table, &mut seen);
+        let more = host.countdown.take().is_none();
+        table.destroy(&mut memory, |gfn, leaf| seen.see(gfn, leaf));
+
+        let cpu = host.cpu.borrow();
+        // A write to a large page counts for all of it, a write to a small one for itself.
+        let others = seen.0[PAGE as usize + 1];
+        assert_eq!(
+            seen.0[PAGE as usize],
+            cpu.small + cpu.large,
+            "point {point}"
+        );
+        assert_eq!(others, cpu.large, "point {point}");
+        hits += cpu.small + cpu.large;
+        faults += cpu.faults;
+        if !more {
+            break;
+        }
+    }
+    (hits, faults)
+}
+
+fn leaf(gfn: u64, size: PageSize, perms: Permissions) -> Leaf {
+    Leaf::new(Hpa::new(gfn << 12), size, perms)
+}
+
+fn map(
+    memory: &mut &Host,
+    table: &mut Table<Interrupted<'_>>,
+    gfn: u64,
+    leaf: Leaf,
+    seen: &mut Seen,
+) -> Result<Mapped, MapError> {
+    table.map(memory, Gpa::new(gfn << 12), leaf, seen)
+}
+
+fn whole() -> Sweep {
+    Sweep::new(GfnRange::ALL)
+}
+
+const BUDGET: usize = usize::MAX;
+
+#[test]
+fn zap_reports_the_last_state() {
+    for size in [PageSize::Size4K, PageSize::Size2M] {
+        let (hits, faults) = at_every_point(size, |memory, table, seen| {
+            let done = table.zap(memory, &mut whole(), BUDGET, seen);
+            assert_eq!(done, Progress::Done);
+        });
+        assert!(hits > 0 && faults > 0, "{hits} hits, {faults} faults");
+    }
+}
+
+#[test]
+fn cleared_flags_are_reported() {
+    for size in [PageSize::Size4K, PageSize::Size2M] {
+        let (hits, _) = at_every_point(size, |memory, table, seen| {
+            let on_leaf = |gfn, leaf| seen.see(gfn, leaf);
+            let done = table.test_and_clear_dirty(memory, &mut whole(), BUDGET, on_leaf);
+            assert_eq!(done, Progress::Done);
+        });
+        assert!(hits > 0);
+    }
+}
+
+#[test]
+fn flags_survive_a_change_of_rights() {
+    for size in [PageSize::Size4K, PageSize::Size2M] {
+        // The page gets a right more: the fault handler's way.
+        let (hits, _) = if size == PageSize::Size4K {
+            at_every_point(size, |memory, table, seen| {
+                let more = leaf(PAGE, PageSize::Size4K, Permissions::RWX);
+                let mapped = map(memory, table, PAGE, more, seen);
+                assert_eq!(mapped, Ok(Mapped::Relaxed));
+            })
+        } else {
+            at_every_point(size, |memory, table, seen| {
+                let more = leaf(0, PageSize::Size2M, Permissions::RWX);
+                assert_eq!(map(memory, table, 0, more, seen), Ok(Mapped::Relaxed));
+            })
+        };
+        assert!(hits > 0);
+        let (hits, faults) = at_every_point(size, |memory, table, _| {
+            let done = table.protect(memory, &mut whole(), BUDGET, |_, _| {});
+            assert_eq!(done, Progress::Done);
+        });
+        assert!(hits > 0 && faults > 0);
+    }
+}
+
+#[test]
+fn a_replaced_page_goes_with_its_flags() {
+    let (hits, _) = at_every_point(PageSize::Size4K, |memory, table, seen| {
+        let other = leaf(PAGE + 1, PageSize::Size4K, Permissions::RW);
+        let mapped = map(memory, table, PAGE, other, seen);
+        assert_eq!(mapped, Ok(Mapped::Replaced));
+    });
+    assert!(hits > 0);
+    // All of them at once, by a large page: writes after it are to the large page.
+    let (hits, _) = at_every_point(PageSize::Size4K, |memory, table, seen| {
+        let large = leaf(0, PageSize::Size2M, Permissions::RW);
+        assert_eq!(map(memory, table, 0, large, seen), Ok(Mapped::Replaced));
+    });
+    assert!(hits > 0);
+}
+
+#[test]
+fn parts_of_a_large_page_inherit_its_flag() {
+    let (hits, _) = at_every_point(PageSize::Size2M, |memory, table, _| {
+        assert_eq!(table.split(memory, Gpa::new(0)), Ok(true));
+        let size = table.lookup(memory, Gpa::new(0)).map(|leaf| leaf.size);
+        assert_eq!(size, Some(PageSize::Size4K));
+    });
+    // Each of the 512 parts that is being written is a point.
+    assert!(hits > 512);
+}

@@ -1,0 +1,459 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! CPUID: what we can offer, and what a VMM has chosen.
+
+use crate::host::bindings::{self, kvm_cpuid_entry2};
+use crate::host::cpu;
+use crate::host::cpuid::cpuid;
+use crate::host::msr;
+use crate::model::arch::cpuid::*;
+use crate::model::arch::regs::{Cr4, Efer};
+use crate::vmx::caps::Caps;
+use kernel::prelude::*;
+
+/// Entries of a guest's CPUID at most: KVM's limit.
+pub const MAX_ENTRIES: usize = 256;
+
+/// The subleaf counts (`KVM_CPUID_FLAG_SIGNIFCANT_INDEX`).
+const INDEXED: u32 = 1;
+
+/// Leaf 1, EDX: the bits that have no feature name of their own in `model::arch::cpuid`, as every
+/// 64-bit CPU has them: FPU, CX8, CMOV, CLFLUSH, MMX.
+const BASE_EDX: u32 = 1 << 0 | 1 << 8 | 1 << 15 | 1 << 19 | 1 << 23;
+/// Leaf 1, EBX bits 15:8: the CLFLUSH line size; the rest depends on the vCPU.
+const CLFLUSH_LINE: u32 = 0xff00;
+
+const LEAF_1: &[Feature] = &[
+    Feature::SSE3,
+    Feature::PCLMULQDQ,
+    Feature::SSSE3,
+    Feature::FMA,
+    Feature::CX16,
+    Feature::PCID,
+    Feature::SSE4_1,
+    Feature::SSE4_2,
+    Feature::MOVBE,
+    Feature::POPCNT,
+    Feature::AES,
+    Feature::XSAVE,
+    Feature::AVX,
+    Feature::F16C,
+    Feature::RDRAND,
+    Feature::VME,
+    Feature::DE,
+    Feature::PSE,
+    Feature::TSC,
+    Feature::MSR,
+    Feature::PAE,
+    Feature::MCE,
+    Feature::SEP,
+    Feature::MTRR,
+    Feature::PGE,
+    Feature::MCA,
+    Feature::PAT,
+    Feature::PSE36,
+    Feature::FXSR,
+    Feature::SSE,
+    Feature::SSE2,
+];
+
+const LEAF_7: &[Feature] = &[
+    Feature::FSGSBASE,
+    Feature::BMI1,
+    Feature::AVX2,
+    Feature::SMEP,
+    Feature::BMI2,
+    Feature::ERMS,
+    Feature::INVPCID,
+    Feature::RDSEED,
+    Feature::ADX,
+    Feature::SMAP,
+    Feature::CLFLUSHOPT,
+    Feature::CLWB,
+    Feature::SHA_NI,
+    Feature::UMIP,
+];
+
+const LEAF_80000001: &[Feature] = &[
+    Feature::LAHF_LM,
+    Feature::LZCNT,
+    Feature::PREFETCHW,
+    Feature::SYSCALL,
+    Feature::NX,
+    Feature::PAGES_1G,
+    Feature::RDTSCP,
+    Feature::LM,
+];
+
+/// XCR0 components that guests may use: x87, SSE, AVX, and AVX-512's three.
+const XFEATURES: u64 = 0b1110_0111;
+/// Leaf 0xD, subleaf 1, EAX: XSAVEOPT, XSAVEC, XGETBV with ECX = 1. Not XSAVES: IA32_XSS stays 0.
+const XSAVE_EXTENSIONS: u32 = 0b111;
+
+/// XCR0 bits that a guest can have at most.
+pub fn supported_xcr0() -> u64 {
+    msr::host_xcr0() & XFEATURES
+}
+
+fn entry(function: u32, index: u32, flags: u32, registers: Registers) -> kvm_cpuid_entry2 {
+    kvm_cpuid_entry2 {
+        function,
+        index,
+        flags,
+        eax: registers.eax,
+        ebx: registers.ebx,
+        ecx: registers.ecx,
+        edx: registers.edx,
+        padding: [0; 3],
+    }
+}
+
+/// Keeps the named features and clears every other bit of the registers they are in.
+fn keep(host: Registers, wanted: &[Feature]) -> Registers {
+    let mut kept = Registers::default();
+    for feature in wanted {
+        feature.set_in(&mut kept, feature.is_in(&host));
+    }
+    kept
+}
+
+/// A list of at most so many entries.
+struct List {
+    entries: KVec<kvm_cpuid_entry2>,
+    room: usize,
+}
+
+impl List {
+    fn push(&mut self, function: u32, index: u32, flags: u32, registers: Registers) -> Result {
+        if self.entries.len() >= self.room {
+            return Err(E2BIG);
+        }
+        self.entries
+            .push(entry(function, index, flags, registers), GFP_KERNEL)?;
+        Ok(())
+    }
+
+    fn plain(&mut self, function: u32, registers: Registers) -> Result {
+        self.push(function, 0, 0, registers)
+    }
+}
+
+/// `KVM_GET_SUPPORTED_CPUID`, of at most `room` entries.
+///
+/// # Errors
+///
+/// `E2BIG` when they are more, `ENOMEM`.
+pub fn supported(caps: &Caps, room: usize) -> Result<KVec<kvm_cpuid_entry2>> {
+    let mut list = List {
+        entries: KVec::new(),
+        room,
+    };
+    basic(caps, &mut list)?;
+    extended(caps, &mut list)?;
+    list.plain(
+        LEAF_HYPERVISOR,
+        Registers {
+            eax: LEAF_KVM_FEATURES,
+            ebx: u32::from_le_bytes(*b"KVMK"),
+            ecx: u32::from_le_bytes(*b"VMKV"),
+            edx: u32::from_le_bytes(*b"M\0\0\0"),
+        },
+    )?;
+    list.plain(LEAF_KVM_FEATURES, Registers::default())?;
+    Ok(list.entries)
+}
+
+fn basic(caps: &Caps, list: &mut List) -> Result {
+    let host = cpuid(LEAF_VENDOR, 0);
+    let last = host.eax.min(LEAF_XSAVE);
+    list.plain(LEAF_VENDOR, Registers { eax: last, ..host })?;
+
+    let xcr0 = supported_xcr0();
+    let host = cpuid(LEAF_FEATURES, 0);
+    let mut ours = keep(host, LEAF_1);
+    ours.eax = host.eax;
+    ours.ebx = host.ebx & CLFLUSH_LINE;
+    ours.edx |= host.edx & BASE_EDX;
+    Feature::HYPERVISOR.set_in(&mut ours, true);
+    if xcr0 & 1 == 0 {
+        Feature::XSAVE.set_in(&mut ours, false);
+    }
+    if xcr0 & 1 << 2 == 0 {
+        for feature in [Feature::AVX, Feature::F16C, Feature::FMA] {
+            feature.set_in(&mut ours, false);
+        }
+    }
+    list.plain(LEAF_FEATURES, ours)?;
+
+    if last >= LEAF_CACHES {
+        for index in 0..8 {
+            let mut host = cpuid(LEAF_CACHES, index);
+            if host.eax & 0x1f == 0 {
+                break;
+            }
+            // Bits 31:14: who shares the cache. A vCPU shares it with nobody that it knows of.
+            host.eax &= 0x3fff;
+            list.push(LEAF_CACHES, index, INDEXED, host)?;
+        }
+    }
+    if last >= LEAF_EXTENDED_FEATURES {
+        let mut ours = keep(cpuid(LEAF_EXTENDED_FEATURES, 0), LEAF_7);
+        if !caps.has(bindings::RUSTHV_FEAT_INVPCID) {
+            Feature::INVPCID.set_in(&mut ours, false);
+        }
+        if xcr0 & 1 << 2 == 0 {
+            Feature::AVX2.set_in(&mut ours, false);
+        }
+        list.push(LEAF_EXTENDED_FEATURES, 0, INDEXED, ours)?;
+    }
+    if last >= LEAF_XSAVE && xcr0 != 0 {
+        xsave(xcr0, list)?;
+    }
+    Ok(())
+}
+
+fn xsave(xcr0: u64, list: &mut List) -> Result {
+    let mut size = 576;
+    for bit in 2..63 {
+        if xcr0 & 1 << bit != 0 {
+            let host = cpuid(LEAF_XSAVE, bit);
+            size = size.max(host.eax.saturating_add(host.ebx));
+        }
+    }
+    let ours = Registers {
+        eax: xcr0 as u32,
+        ebx: size,
+        ecx: size,
+        edx: (xcr0 >> 32) as u32,
+    };
+    list.push(LEAF_XSAVE, 0, INDEXED, ours)?;
+    let host = cpuid(LEAF_XSAVE, 1);
+    let ours = Registers {
+        eax: host.eax & XSAVE_EXTENSIONS,
+        ..Registers::default()
+    };
+    list.push(LEAF_XSAVE, 1, INDEXED, ours)?;
+    for bit in 2..63 {
+        if xcr0 & 1 << bit != 0 {
+            list.push(LEAF_XSAVE, bit, INDEXED, cpuid(LEAF_XSAVE, bit))?;
+        }
+    }
+    Ok(())
+}
+
+fn extended(caps: &Caps, list: &mut List) -> Result {
+    let last = cpuid(LEAF_EXTENDED_MAX, 0).eax.min(LEAF_ADDRESS_SIZES);
+    if last < LEAF_EXTENDED {
+        return Ok(());
+    }
+    let max = Registers {
+        eax: last,
+        ..Registers::default()
+    };
+    list.plain(LEAF_EXTENDED_MAX, max)?;
+    let mut ours = keep(cpuid(LEAF_EXTENDED, 0), LEAF_80000001);
+    if !caps.has(bindings::RUSTHV_FEAT_RDTSCP) {
+        Feature::RDTSCP.set_in(&mut ours, false);
+    }
+    list.plain(LEAF_EXTENDED, ours)?;
+    for leaf in LEAF_BRAND..=last.min(0x8000_0006) {
+        list.plain(leaf, cpuid(leaf, 0))?;
+    }
+    if last >= LEAF_ADVANCED_POWER {
+        let host = cpuid(LEAF_ADVANCED_POWER, 0);
+        list.plain(LEAF_ADVANCED_POWER, keep(host, &[Feature::INVARIANT_TSC]))?;
+    }
+    if last >= LEAF_ADDRESS_SIZES {
+        let host = cpuid(LEAF_ADDRESS_SIZES, 0);
+        // Physical and linear address widths; the tables under a guest map 48 bits.
+        let phys = (host.eax & 0xff).min(48).min(cpu::phys_bits());
+        let ours = Registers {
+            eax: host.eax & 0xff00 | phys,
+            ..Registers::default()
+        };
+        list.plain(LEAF_ADDRESS_SIZES, ours)?;
+    }
+    Ok(())
+}
+
+/// What follows from a guest's CPUID for its registers.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts {
+    /// CR4 bits that the guest may set.
+    pub cr4: u64,
+    /// EFER bits that the guest may set, LMA aside.
+    pub efer: u64,
+    /// XCR0 bits that the guest may set.
+    pub xcr0: u64,
+    /// MAXPHYADDR.
+    pub phys_bits: u8,
+    /// 1 GiB pages.
+    pub pages_1g: bool,
+    /// RDTSCP, and so IA32_TSC_AUX.
+    pub rdtscp: bool,
+    /// INVPCID.
+    pub invpcid: bool,
+    /// PSE-36.
+    pub pse36: bool,
+}
+
+/// A guest's CPUID.
+pub struct Cpuid {
+    entries: KVec<kvm_cpuid_entry2>,
+    facts: Facts,
+}
+
+impl Cpuid {
+    /// None: every leaf reads as zeros.
+    pub fn empty() -> Self {
+        let entries = KVec::new();
+        let facts = facts(&entries);
+        Self { entries, facts }
+    }
+
+    /// As the VMM sets it. Flags but the one for subleaves are dropped.
+    pub fn new(mut entries: KVec<kvm_cpuid_entry2>) -> Self {
+        for entry in entries.iter_mut() {
+            entry.flags &= INDEXED;
+        }
+        let facts = facts(&entries);
+        Self { entries, facts }
+    }
+
+    /// What follows from it.
+    #[inline]
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn find(&self, leaf: u32, subleaf: u32) -> Option<Registers> {
+        find(&self.entries, leaf, subleaf)
+    }
+
+    /// What CPUID returns to the guest, with CR4 and XCR0 as they are now.
+    pub fn query(&self, leaf: u32, subleaf: u32, cr4: u64, xcr0: u64) -> Registers {
+        let found = self.find(leaf, subleaf);
+        let (leaf, found) = match found {
+            Some(registers) => (leaf, Some(registers)),
+            None => self.out_of_range(leaf, subleaf),
+        };
+        let mut registers = found.unwrap_or_default();
+        match (leaf, subleaf) {
+            (LEAF_FEATURES, _) => {
+                if Feature::XSAVE.is_in(&registers) {
+                    Feature::OSXSAVE.set_in(&mut registers, cr4 & Cr4::OSXSAVE.raw() != 0);
+                }
+            }
+            (LEAF_XSAVE, 0) if found.is_some() => registers.ebx = self.xsave_size(xcr0),
+            _ => {}
+        }
+        registers
+    }
+
+    /// Intel CPUs answer a leaf beyond the last with the last basic one (SDM Vol. 2A, "CPUID—CPU
+    /// Identification"); other vendors with zeros.
+    fn out_of_range(&self, leaf: u32, subleaf: u32) -> (u32, Option<Registers>) {
+        let Some(basic) = self.find(LEAF_VENDOR, 0) else {
+            return (leaf, None);
+        };
+        let genuine_intel = [basic.ebx, basic.edx, basic.ecx]
+            == [
+                u32::from_le_bytes(*b"Genu"),
+                u32::from_le_bytes(*b"ineI"),
+                u32::from_le_bytes(*b"ntel"),
+            ];
+        let class = match leaf {
+            LEAF_HYPERVISOR..=0x4fff_ffff => leaf & 0xffff_ff00,
+            LEAF_EXTENDED_MAX..=0xbfff_ffff => LEAF_EXTENDED_MAX,
+            0xc000_0000.. => 0xc000_0000,
+            _ => LEAF_VENDOR,
+        };
+        let in_range = self
+            .find(class, 0)
+            .is_some_and(|registers| leaf <= registers.eax);
+        if in_range || !genuine_intel {
+            (leaf, None)
+        } else {
+            (basic.eax, self.find(basic.eax, subleaf))
+        }
+    }
+
+    /// Bytes that XSAVE writes with this XCR0, in the standard format.
+    fn xsave_size(&self, xcr0: u64) -> u32 {
+        let mut size = 576;
+        for bit in (2..63).filter(|bit| xcr0 & 1 << bit != 0) {
+            if let Some(component) = self.find(LEAF_XSAVE, bit) {
+                size = size.max(component.eax.saturating_add(component.ebx));
+            }
+        }
+        size
+    }
+}
+
+fn find(entries: &[kvm_cpuid_entry2], leaf: u32, subleaf: u32) -> Option<Registers> {
+    entries
+        .iter()
+        .find(|entry| {
+            entry.function == leaf && (entry.flags & INDEXED == 0 || entry.index == subleaf)
+        })
+        .map(|entry| Registers {
+            eax: entry.eax,
+            ebx: entry.ebx,
+            ecx: entry.ecx,
+            edx: entry.edx,
+        })
+}
+
+/// CR4 bits that need no feature here: PVI and TSD come with VME and TSC, PCE with any counter,
+/// OSFXSR and OSXMMEXCPT with SSE. All 64-bit CPUs have them.
+const CR4_ALWAYS: Cr4 = Cr4::from_raw(
+    Cr4::VME.raw()
+        | Cr4::PVI.raw()
+        | Cr4::TSD.raw()
+        | Cr4::DE.raw()
+        | Cr4::PSE.raw()
+        | Cr4::PAE.raw()
+        | Cr4::MCE.raw()
+        | Cr4::PGE.raw()
+        | Cr4::PCE.raw()
+        | Cr4::OSFXSR.raw()
+        | Cr4::OSXMMEXCPT.raw(),
+);
+
+fn facts(entries: &[kvm_cpuid_entry2]) -> Facts {
+    let has = |feature: Feature| {
+        find(entries, feature.leaf, 0).is_some_and(|registers| feature.is_in(&registers))
+    };
+    let mut cr4 = CR4_ALWAYS;
+    for (bit, feature) in [
+        (Cr4::OSXSAVE, Feature::XSAVE),
+        (Cr4::SMEP, Feature::SMEP),
+        (Cr4::SMAP, Feature::SMAP),
+        (Cr4::FSGSBASE, Feature::FSGSBASE),
+        (Cr4::UMIP, Feature::UMIP),
+        (Cr4::PCIDE, Feature::PCID),
+    ] {
+        cr4 = cr4.with(bit, has(feature));
+    }
+    let mut efer = Efer::NONE;
+    for (bit, feature) in [
+        (Efer::SCE, Feature::SYSCALL),
+        (Efer::LME, Feature::LM),
+        (Efer::NXE, Feature::NX),
+    ] {
+        efer = efer.with(bit, has(feature));
+    }
+    let xcr0 = find(entries, LEAF_XSAVE, 0)
+        .map_or(0, |leaf| u64::from(leaf.eax) | u64::from(leaf.edx) << 32);
+    let phys_bits = find(entries, LEAF_ADDRESS_SIZES, 0).map_or(36, |leaf| leaf.eax as u8);
+    Facts {
+        cr4: cr4.raw(),
+        efer: efer.raw(),
+        xcr0: xcr0 & supported_xcr0(),
+        phys_bits: phys_bits.clamp(32, 52),
+        pages_1g: has(Feature::PAGES_1G),
+        rdtscp: has(Feature::RDTSCP),
+        invpcid: has(Feature::INVPCID),
+        pse36: has(Feature::PSE36),
+    }
+}

@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Guest memory as a vCPU sees it: for the walk of its page tables and for the emulator.
+
+use super::snapshot::Snapshot;
+use crate::host::user;
+use crate::mmu::access::Backing as MmuBacking;
+use crate::mmu::Mmu;
+use crate::model::arch::addr::{Gpa, Gva};
+use crate::model::arch::exception::Vector;
+use crate::model::arch::regs::Rflags;
+use crate::model::arch::segment::Segment;
+use crate::model::emulate::{
+    self, Access, Backing, Cpu, Exception, Gpr, Memory, Place, SegmentName, Stop, Width,
+};
+use crate::model::paging::state::{Access as WalkAccess, AccessKind};
+use crate::model::paging::walk::{self, EntrySize, GuestPhys, WalkError};
+use kernel::prelude::*;
+
+/// Guest-physical memory, for walks.
+pub struct GuestPhysical<'a> {
+    mmu: &'a Mmu,
+}
+
+impl<'a> GuestPhysical<'a> {
+    /// That of an address space.
+    pub fn new(mmu: &'a Mmu) -> Self {
+        Self { mmu }
+    }
+}
+
+const fn bytes_of(size: EntrySize) -> u8 {
+    match size {
+        EntrySize::Four => 4,
+        EntrySize::Eight => 8,
+    }
+}
+
+impl GuestPhys for GuestPhysical<'_> {
+    type Error = Error;
+
+    fn read_entry(&mut self, at: Gpa, size: EntrySize) -> Result<u64> {
+        let mut bytes = [0; 8];
+        let part = bytes.get_mut(..bytes_of(size).into()).ok_or(EINVAL)?;
+        self.mmu.read(at, part)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn cmpxchg_entry(&mut self, at: Gpa, size: EntrySize, old: u64, new: u64) -> Result<bool> {
+        if let MmuBacking::Rom(_) = self.mmu.backing(at) {
+            return Ok(true);
+        }
+        let found = self
+            .mmu
+            .compare_exchange(at, bytes_of(size), old, new)?;
+        Ok(found == old)
+    }
+}
+
+/// A vCPU's state and memory, for the emulator.
+pub struct Machine<'a> {
+    /// The registers, as they were at the exit and as the instruction changes them.
+    pub snapshot: &'a mut Snapshot,
+    mmu: &'a Mmu,
+}
+
+impl<'a> Machine<'a> {
+    /// A machine to execute on.
+    pub fn new(snapshot: &'a mut Snapshot, mmu: &'a Mmu) -> Self {
+        Self { snapshot, mmu }
+    }
+
+    /// Translates a linear address, as an access at the vCPU's privilege level.
+    pub fn translate_kind(
+        &mut self,
+        gva: Gva,
+        kind: AccessKind,
+    ) -> Result<Gpa, Stop<Error>> {
+        let access = WalkAccess::explicit(kind, self.snapshot.cpl, self.snapshot.rflags);
+        let mut memory = GuestPhysical::new(self.mmu);
+        match walk::walk(&mut memory, &self.snapshot.paging, gva, access) {
+            Ok(translation) => Ok(translation.gpa),
+            Err(WalkError::Fault(code)) => Err(Stop::Fault(Exception {
+                vector: Vector::PF,
+                error_code: Some(code.raw()),
+                cr2: Some(gva),
+            })),
+            Err(WalkError::NonCanonical) => Err(Stop::Fault(Exception {
+                vector: Vector::GP,
+                error_code: Some(0),
+                cr2: None,
+            })),
+            Err(WalkError::Memory { error, .. }) => Err(Stop::Failed(error)),
+            Err(WalkError::Contended) => Err(Stop::Retry),
+        }
+    }
+
+    /// Does something to each part of a linear range that lies in one page, once all of it has
+    /// been translated: a fault leaves everything as it was. At most two pages.
+    fn in_parts(
+        &mut self,
+        gva: Gva,
+        len: usize,
+        kind: AccessKind,
+        mut f: impl FnMut(&Mmu, Gpa, usize, usize) -> Result,
+    ) -> Result<(), Stop<Error>> {
+        let first = user::to_page_end(gva.page_offset()).min(len);
+        let low = self.translate_kind(gva, kind)?;
+        let high = if first < len {
+            let next = gva.wrapping_add(first as u64);
+            Some(self.translate_kind(self.snapshot.wrap(next), kind)?)
+        } else {
+            None
+        };
+        f(self.mmu, low, 0, first).map_err(Stop::Failed)?;
+        if let Some(high) = high {
+            f(self.mmu, high, first, len).map_err(Stop::Failed)?;
+        }
+        Ok(())
+    }
+
+    /// Checks that a linear range of at most two pages can be accessed.
+    pub fn probe(&mut self, gva: Gva, len: usize, kind: AccessKind) -> Result<(), Stop<Error>> {
+        self.in_parts(gva, len, kind, |_, _, _, _| Ok(()))
+    }
+
+    /// Reads a linear range of at most two pages.
+    pub fn load(&mut self, gva: Gva, buf: &mut [u8]) -> Result<(), Stop<Error>> {
+        self.in_parts(gva, buf.len(), AccessKind::Read, |mmu, gpa, from, to| {
+            mmu.read(gpa, buf.get_mut(from..to).unwrap_or_default())
+        })
+    }
+
+    /// Writes a linear range of at most two pages.
+    pub fn store(&mut self, gva: Gva, buf: &[u8]) -> Result<(), Stop<Error>> {
+        self.in_parts(gva, buf.len(), AccessKind::Write, |mmu, gpa, from, to| {
+            mmu.write(gpa, buf.get(from..to).unwrap_or_default())
+        })
+    }
+
+    /// Fetches up to 15 instruction bytes at CS:RIP; what lies behind a page that cannot be
+    /// fetched from is left out.
+    pub fn fetch(&mut self, bytes: &mut [u8; emulate::MAX_LEN]) -> Result<usize, Stop<Error>> {
+        let mut have = 0;
+        while have < bytes.len() {
+            let gva = self.snapshot.linear_rip(have as u64);
+            let room = user::to_page_end(gva.page_offset());
+            let got = self
+                .translate_kind(gva, AccessKind::Fetch)
+                .and_then(|gpa| {
+                    let rest = bytes.get_mut(have..).unwrap_or_default();
+                    let len = rest.len().min(room);
+                    let part = rest.get_mut(..len).unwrap_or_default();
+                    self.mmu.read(gpa, part).map_err(Stop::Failed)?;
+                    Ok(len)
+                });
+            match got {
+                Ok(len) => have += len,
+                Err(stop) if have == 0 => return Err(stop),
+                Err(_) => break,
+            }
+        }
+        Ok(have)
+    }
+}
+
+impl Cpu for Machine<'_> {
+    fn gpr(&self, register: Gpr) -> u64 {
+        self.snapshot.gpr(register)
+    }
+
+    fn set_gpr(&mut self, register: Gpr, value: u64) {
+        self.snapshot.set_gpr(register, value);
+    }
+
+    fn rip(&self) -> u64 {
+        self.snapshot.rip
+    }
+
+    fn set_rip(&mut self, rip: u64) {
+        self.snapshot.rip = rip;
+    }
+
+    fn rflags(&self) -> Rflags {
+        self.snapshot.rflags
+    }
+
+    fn set_rflags(&mut self, rflags: Rflags) {
+        self.snapshot.rflags = rflags;
+    }
+
+    fn segment(&self, name: SegmentName) -> Segment {
+        self.snapshot.segment(name)
+    }
+
+    fn is_protected(&self) -> bool {
+        self.snapshot.is_protected()
+    }
+
+    fn linear_bits(&self) -> u32 {
+        48
+    }
+
+    fn is_alignment_checked(&self) -> bool {
+        self.snapshot.is_alignment_checked()
+    }
+}
+
+impl Memory for Machine<'_> {
+    type Error = Error;
+
+    fn translate(&mut self, gva: Gva, access: Access) -> Result<Place, Stop<Error>> {
+        let kind = match access {
+            Access::Read => AccessKind::Read,
+            Access::Write => AccessKind::Write,
+        };
+        let gpa = self.translate_kind(gva, kind)?;
+        let backing = match self.mmu.backing(gpa) {
+            MmuBacking::Ram(_) => Backing::Ram,
+            MmuBacking::Rom(_) => Backing::Rom,
+            MmuBacking::Mmio => Backing::Mmio,
+        };
+        Ok(Place { gpa, backing })
+    }
+
+    fn read(&mut self, gpa: Gpa, bytes: &mut [u8]) -> Result {
+        self.mmu.read(gpa, bytes)
+    }
+
+    fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result {
+        self.mmu.write(gpa, bytes)
+    }
+
+    fn compare_exchange(&mut self, gpa: Gpa, width: Width, old: u64, new: u64) -> Result<bool> {
+        let found = self.mmu.compare_exchange(gpa, width.bytes(), old, new)?;
+        Ok(found == old)
+    }
+}

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Virtual CPUs.
+//!
+//! | File | What it holds |
+//! |---|---|
+//! | `mod` | the object and its state |
+//! | `run` | `KVM_RUN`: the loop around the entry |
+//! | `exits` | what each exit does |
+//! | `control` | writes of control registers, and their checks |
+//! | `cpuid`, `msr` | what the guest's CPU has |
+//! | `port`, `mmio` | accesses that user space answers |
+//! | `snapshot`, `memory` | registers and memory for the emulator |
+//! | `regs` | the register ioctls, and reset |
+//!
+//! # Locks
+//!
+//! [`Vcpu::state`] (a mutex that a killed task does not wait for) is held through every vCPU
+//! ioctl, all of `KVM_RUN` included. It comes before the locks of `mmu`.
+
+pub mod control;
+pub mod cpuid;
+pub mod exits;
+pub mod memory;
+pub mod mmio;
+pub mod msr;
+pub mod port;
+pub mod regs;
+pub mod run;
+pub mod snapshot;
+
+use crate::host::bindings::rusthv_vcpu_stats;
+use crate::host::file::NewArea;
+use crate::host::fpu::GuestFpu;
+use crate::host::pool::{Pools, Reserve};
+use crate::host::run_page::RunPages;
+use crate::host::switch::HostSwitch;
+use crate::host::sync::{KillableGuard, KillableMutex};
+use crate::mmu::Mmu;
+use crate::model::arch::regs::Efer;
+use crate::model::exit::Event;
+use crate::vmx::caps::Caps;
+use crate::vmx::guest::{Guest, MsrBitmap};
+use cpuid::Cpuid;
+use kernel::prelude::*;
+use kernel::sync::atomic::{ordering::Relaxed, Atomic};
+use kernel::sync::Arc;
+use mmio::PendingMmio;
+use msr::Msrs;
+use port::PendingPort;
+
+/// What all guests of the machine share.
+pub struct Machine {
+    /// What the CPU can do.
+    pub caps: Caps,
+    /// The MSR bitmap of every guest.
+    pub bitmap: MsrBitmap,
+    /// Where frames for tables come from.
+    pub pools: Pools,
+}
+
+/// What the next `KVM_RUN` has to finish first.
+enum Pending {
+    /// Nothing.
+    None,
+    /// A port access.
+    Port(PendingPort),
+    /// An instruction on MMIO.
+    Mmio(KBox<PendingMmio>),
+}
+
+/// The part of a vCPU's state that no hardware holds.
+pub struct State {
+    cpuid: Cpuid,
+    pending: Pending,
+    /// To be injected at the next entry.
+    event: Option<Event>,
+    /// An exception came up that cannot be delivered: the vCPU has shut down.
+    triple_fault: bool,
+    /// An external interrupt that user space wants delivered.
+    interrupt: Option<u8>,
+    cr8: u64,
+    apic_base: u64,
+    xcr0: u64,
+    /// CR4.OSXSAVE: the guest's XCR0 counts.
+    osxsave: bool,
+    dr: [u64; 4],
+    dr6: u64,
+    /// DR7 has breakpoints: DR0 to DR3 must be in the CPU.
+    breakpoints: bool,
+    msrs: Msrs,
+    /// For `kvm_run`, as of the last exit.
+    if_flag: bool,
+    ready_for_interrupt: bool,
+}
+
+macro_rules! counters {
+    ($($name:ident),* $(,)?) => {
+        /// Exits by kind. Written by the vCPU's own task, read by anyone.
+        pub struct Counters {
+            $(#[allow(missing_docs)] pub $name: Counter,)*
+        }
+
+        impl Counters {
+            const fn new() -> Self {
+                Self { $($name: Counter(Atomic::new(0)),)* }
+            }
+
+            /// For `RUSTHV_GET_VCPU_STATS`.
+            pub fn read(&self) -> rusthv_vcpu_stats {
+                rusthv_vcpu_stats {
+                    $($name: self.$name.0.load(Relaxed),)*
+                    reserved: [0; 12],
+                }
+            }
+        }
+    };
+}
+
+counters!(
+    exits, io, mmio, ept_faults, cpuid, hlt, msr, cr, interrupts, exceptions, other, user_exits,
+);
+
+/// One counter with a single writer.
+pub struct Counter(Atomic<u64>);
+
+impl Counter {
+    /// One more. No locked access: nobody else writes.
+    #[inline]
+    pub fn bump(&self) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+}
+
+/// A virtual CPU.
+#[pin_data]
+pub struct Vcpu {
+    /// Its number, as user space chose it.
+    pub id: u32,
+    machine: &'static Machine,
+    mmu: Arc<Mmu>,
+    run: RunPages,
+    counters: Counters,
+    #[pin]
+    state: KillableMutex<Inner>,
+}
+
+/// What a vCPU's mutex protects. In parts, as an open window borrows `guest`.
+struct Inner {
+    switch: Pin<KBox<HostSwitch>>,
+    guest: Guest,
+    fpu: GuestFpu,
+    reserve: Reserve,
+    state: State,
+}
+
+impl Vcpu {
+    /// A vCPU in its state after reset.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`; `EIO` when the hardware refuses.
+    pub fn new(
+        machine: &'static Machine,
+        mmu: Arc<Mmu>,
+        id: u32,
+        tsc_offset: u64,
+        node: i32,
+    ) -> Result<Arc<Self>> {
+        let root = Mmu::root(&mmu);
+        let guest = Guest::new(&machine.caps, &machine.bitmap, root, tsc_offset, node)?;
+        let mut inner = Inner {
+            switch: KBox::pin_init(HostSwitch::new(), GFP_KERNEL_ACCOUNT)?,
+            guest,
+            fpu: GuestFpu::new()?,
+            reserve: Reserve::default(),
+            state: State {
+                cpuid: Cpuid::empty(),
+                pending: Pending::None,
+                event: None,
+                triple_fault: false,
+                interrupt: None,
+                cr8: 0,
+                apic_base: regs::apic_base_after_reset(id),
+                xcr0: 1,
+                osxsave: false,
+                dr: [0; 4],
+                dr6: 0,
+                breakpoints: false,
+                msrs: Msrs::new(),
+                if_flag: false,
+                ready_for_interrupt: false,
+            },
+        };
+        regs::reset(&mut inner.state, &mut inner.guest)?;
+        let run = RunPages::new(node)?;
+        Arc::pin_init(
+            try_pin_init!(Self {
+                id,
+                machine,
+                mmu,
+                run,
+                counters: Counters::new(),
+                state <- KillableMutex::new(
+                    inner,
+                    c"rusthv vcpu",
+                    kernel::static_lock_class!(),
+                ),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    fn lock(&self) -> Result<KillableGuard<'_, Inner>> {
+        self.state.lock()
+    }
+
+    /// Shows the shared pages in a mapping of the vCPU's file.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn map(&self, area: &NewArea) -> Result {
+        self.run.map(area)
+    }
+
+    /// Exits by kind.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// `KVM_SET_CPUID2`.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` when killed while waiting for the vCPU; `EIO`.
+    pub fn set_cpuid(&self, cpuid: Cpuid) -> Result {
+        let mut inner = self.lock()?;
+        let inner = &mut *inner;
+        let facts = *cpuid.facts();
+        inner.state.cpuid = cpuid;
+        let mut window = inner.guest.open()?;
+        window.offer(facts.rdtscp, facts.invpcid)?;
+        let efer = window.efer()?;
+        drop(window);
+        control::want_user_msrs(&inner.state, &inner.switch, Efer::from_raw(efer));
+        Ok(())
+    }
+
+    /// `KVM_INTERRUPT`: an external interrupt for the guest, as soon as it takes one.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for a vector above 255, `EEXIST` while another one waits, `EINTR`.
+    pub fn interrupt(&self, vector: u32) -> Result {
+        let vector = u8::try_from(vector).map_err(|_| EINVAL)?;
+        let mut inner = self.lock()?;
+        if inner.state.interrupt.is_some() {
+            return Err(EEXIST);
+        }
+        inner.state.interrupt = Some(vector);
+        Ok(())
+    }
+}

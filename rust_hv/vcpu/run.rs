@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `KVM_RUN`: the loop around the entry.
+//!
+//! Outside the window (interrupts on): signals, page faults, emulation. Inside: injection, the
+//! flush check, the entry, and every exit that needs no sleep; see `exits`.
+
+use super::control::Pdptes;
+use super::exits::{Action, Handler};
+use super::port::StringStep;
+use super::snapshot::Snapshot;
+use super::{mmio, port, Inner, Pending, State, Vcpu};
+use crate::host::cpu;
+use crate::host::fpu::FpuInUse;
+use crate::host::msr;
+use crate::host::pool::Reserve;
+use crate::host::run_page::UserExit;
+use crate::host::switch::Running;
+use crate::host::task;
+use crate::mmu::fault::Resolved;
+use crate::mmu::Mmu;
+use crate::model::arch::regs::Rflags;
+use crate::model::exit::{Event, Exit, NestedFault, PortAccess};
+use crate::vmx::guest::{Guest, GuestWindow};
+use crate::vmx::instr::VmxError;
+use kernel::prelude::*;
+use kernel::sync::atomic::ordering::Relaxed;
+
+/// What a turn of the loop came to.
+enum Turn {
+    /// Look after signals, then enter (again).
+    Again,
+    /// Return to user space.
+    User(UserExit),
+}
+
+/// What entries need, for the length of a `KVM_RUN`.
+struct Entry<'a> {
+    running: &'a Running<'a>,
+    fpu: &'a FpuInUse<'a>,
+    mmu: &'a Mmu,
+    handler: Handler<'a>,
+}
+
+impl Vcpu {
+    /// `KVM_RUN`.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` for a signal or `immediate_exit`, `EFAULT` when the VMM's memory is not there,
+    /// `EINVAL` for register sets that are not there, `ENOMEM`, `EIO`.
+    pub fn run(&self) -> Result<isize> {
+        let mut inner = self.lock()?;
+        let result = self.run_locked(&mut inner);
+        let state = &inner.state;
+        self.run.finish(
+            state.if_flag,
+            state.ready_for_interrupt,
+            state.cr8,
+            state.apic_base,
+        );
+        match result {
+            Ok(exit) => {
+                self.counters.user_exits.bump();
+                self.run.set_exit(exit, cpu::current_cpu());
+                Ok(0)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn run_locked(&self, inner: &mut Inner) -> Result<UserExit> {
+        let immediate = self.run.immediate_exit();
+        self.run.begin();
+        if self.run.sync_regs() != 0 {
+            return Err(EINVAL);
+        }
+        let cr8 = self.run.cr8();
+        if cr8 & !0xf != 0 {
+            return Err(EINVAL);
+        }
+        let Inner {
+            switch,
+            guest,
+            fpu,
+            reserve,
+            state,
+        } = inner;
+        state.cr8 = cr8;
+        if let Some(exit) = self.complete(state, guest)? {
+            return Ok(exit);
+        }
+        if immediate {
+            return Err(EINTR);
+        }
+        let running = switch.as_mut().begin();
+        let fpu = fpu.enter();
+        let entry = Entry {
+            running: &running,
+            fpu: &fpu,
+            mmu: &self.mmu,
+            handler: Handler {
+                caps: &self.machine.caps,
+                run: &self.run,
+                counters: &self.counters,
+                switch: &running,
+            },
+        };
+        loop {
+            match self.turn(&entry, state, guest, reserve)? {
+                Turn::User(exit) => return Ok(exit),
+                Turn::Again => {}
+            }
+            if let Err(error) = task::do_work_if_pending() {
+                if error == EINTR {
+                    self.run.set_exit(UserExit::Intr, cpu::current_cpu());
+                }
+                return Err(error);
+            }
+        }
+    }
+
+    /// Finishes what the last exit left to user space. Some when there is more for it to do.
+    fn complete(&self, state: &mut State, guest: &mut Guest) -> Result<Option<UserExit>> {
+        match core::mem::replace(&mut state.pending, Pending::None) {
+            Pending::None => Ok(None),
+            Pending::Port(pending) => {
+                port::complete(state, guest, &self.run, &self.mmu, pending)?;
+                Ok(None)
+            }
+            Pending::Mmio(pending) => {
+                let step = mmio::complete(state, guest, &self.run, &self.mmu, pending)?;
+                Ok(self.mmio_step(state, step))
+            }
+        }
+    }
+
+    fn mmio_step(&self, state: &mut State, step: mmio::Step) -> Option<UserExit> {
+        match step {
+            mmio::Step::Enter => None,
+            mmio::Step::Exit(exit, pending) => {
+                self.counters.mmio.bump();
+                if let Some(pending) = pending {
+                    state.pending = Pending::Mmio(pending);
+                }
+                Some(exit)
+            }
+        }
+    }
+
+    /// Enters until an exit needs to sleep or goes to user space, and does what it needs.
+    fn turn(
+        &self,
+        entry: &Entry<'_>,
+        state: &mut State,
+        guest: &mut Guest,
+        reserve: &mut Reserve,
+    ) -> Result<Turn> {
+        let mut window = guest.open()?;
+        let action = entry.in_window(state, &mut window);
+        let action = match action {
+            Ok(Some(action)) => action,
+            Ok(None) => return Ok(Turn::Again),
+            Err(error) => return Err(error.into()),
+        };
+        if let Action::User(exit) = action {
+            state.note_interruptibility(&window)?;
+            return Ok(Turn::User(exit));
+        }
+        if let Action::PortString(access) = action {
+            let facts = *state.cpuid.facts();
+            let mut snapshot = Snapshot::take(&mut window, &facts)?;
+            state.note_interruptibility(&window)?;
+            drop(window);
+            return self.port_string(state, guest, &mut snapshot, access);
+        }
+        drop(window);
+        match action {
+            Action::Memory(fault) => self.memory(state, guest, reserve, &fault),
+            Action::Control { register, value } => {
+                let cr3 = guest.open()?.cr3()?;
+                let pdptes = Pdptes::read(&self.mmu, state, cr3);
+                let mut window = guest.open()?;
+                entry
+                    .handler
+                    .write_control(state, &mut window, register, value, pdptes)?;
+                Ok(Turn::Again)
+            }
+            Action::Enter | Action::User(_) | Action::PortString(_) => Ok(Turn::Again),
+        }
+    }
+
+    fn port_string(
+        &self,
+        state: &mut State,
+        guest: &mut Guest,
+        snapshot: &mut Snapshot,
+        access: PortAccess,
+    ) -> Result<Turn> {
+        match port::string_access(&self.run, &self.mmu, snapshot, access)? {
+            StringStep::Exit(exit, pending) => {
+                state.pending = Pending::Port(pending);
+                Ok(Turn::User(exit))
+            }
+            StringStep::Again => {
+                snapshot.put(&mut guest.open()?)?;
+                Ok(Turn::Again)
+            }
+            StringStep::Fault(exception) => {
+                state.raise(&mut guest.open()?, exception);
+                Ok(Turn::Again)
+            }
+        }
+    }
+
+    fn memory(
+        &self,
+        state: &mut State,
+        guest: &mut Guest,
+        reserve: &mut Reserve,
+        fault: &NestedFault,
+    ) -> Result<Turn> {
+        match self.mmu.resolve(reserve, fault)? {
+            Resolved::Mapped => {
+                self.counters.ept_faults.bump();
+                Ok(Turn::Again)
+            }
+            Resolved::Mmio => {
+                let step = mmio::emulate(state, guest, &self.mmu)?;
+                match self.mmio_step(state, step) {
+                    Some(exit) => {
+                        state.note_interruptibility(&guest.open()?)?;
+                        Ok(Turn::User(exit))
+                    }
+                    None => Ok(Turn::Again),
+                }
+            }
+        }
+    }
+}
+
+impl Entry<'_> {
+    /// Enters, and handles exits, as long as nothing needs interrupts on. `None` when there is
+    /// work for the task first.
+    #[inline]
+    fn in_window(
+        &self,
+        state: &mut State,
+        window: &mut GuestWindow<'_>,
+    ) -> Result<Option<Action>, VmxError> {
+        loop {
+            if state.triple_fault {
+                state.triple_fault = false;
+                return Ok(Some(Action::User(UserExit::Shutdown)));
+            }
+            if task::work_pending(window.irqs()) {
+                return Ok(None);
+            }
+            if let Some(exit) = self.offer_interrupt(state, window)? {
+                return Ok(Some(Action::User(exit)));
+            }
+            let here = window.irqs().cpu();
+            if self.mmu.tlb().must_flush(here) {
+                if let Err(error) = window.flush_nested() {
+                    self.mmu.tlb().spoil(here);
+                    return Err(error);
+                }
+                self.mmu.stats.invalidations.add(1, Relaxed);
+            }
+            let exit = self.enter(state, window)?;
+            self.handler.counters.exits.bump();
+            if exit == Exit::HostEvent {
+                // The host takes the interrupt when the window closes.
+                self.handler.counters.interrupts.bump();
+                return Ok(None);
+            }
+            match self.handler.handle(state, window, exit)? {
+                Action::Enter => {}
+                action => return Ok(Some(action)),
+            }
+        }
+    }
+
+    /// Brings a waiting interrupt to the guest, or asks for an exit when it can take one. Some
+    /// when user space wants to hear of that.
+    #[inline]
+    fn offer_interrupt(
+        &self,
+        state: &mut State,
+        window: &mut GuestWindow<'_>,
+    ) -> Result<Option<UserExit>, VmxError> {
+        let wants_window = self.handler.run.wants_interrupt_window();
+        if state.interrupt.is_none() && !wants_window {
+            return window.want_interrupt_window(false).map(|()| None);
+        }
+        let open = state.event.is_none() && can_interrupt(window)?;
+        if !open {
+            window.want_interrupt_window(true)?;
+            return Ok(None);
+        }
+        match state.interrupt.take() {
+            Some(vector) => {
+                state.event = Some(Event::interrupt(vector));
+                // Another one may be wanted right behind it.
+                window.want_interrupt_window(wants_window)?;
+                Ok(None)
+            }
+            None => {
+                state.note_interruptibility(window)?;
+                Ok(Some(UserExit::IrqWindowOpen))
+            }
+        }
+    }
+
+    /// One entry and exit.
+    #[inline]
+    fn enter(
+        &self,
+        state: &mut State,
+        window: &mut GuestWindow<'_>,
+    ) -> Result<Exit, VmxError> {
+        if let Some(event) = &state.event {
+            window.inject(event)?;
+        }
+        let xcr0 = if state.osxsave {
+            state.xcr0
+        } else {
+            msr::SAME_XCR0
+        };
+        let exit = if state.breakpoints {
+            let dr6 = state.dr6();
+            window.enter_with_breakpoints(self.running, self.fpu, xcr0, &state.dr, dr6)?
+        } else {
+            window.enter(self.running, self.fpu, xcr0)?
+        };
+        state.event = match exit {
+            // Nothing was delivered.
+            Exit::EntryFailed { .. } => state.event,
+            _ => window.interrupted_event()?,
+        };
+        Ok(exit)
+    }
+}
+
+/// True when the guest can take an external interrupt at its next instruction.
+fn can_interrupt(window: &GuestWindow<'_>) -> Result<bool, VmxError> {
+    let enabled = Rflags::from_raw(window.rflags()?).contains(Rflags::IF);
+    Ok(enabled && !window.interrupt_shadow()?)
+}
+
+impl State {
+    /// Notes for `kvm_run` whether the guest takes interrupts.
+    fn note_interruptibility(&mut self, window: &GuestWindow<'_>) -> Result<(), VmxError> {
+        self.if_flag = Rflags::from_raw(window.rflags()?).contains(Rflags::IF);
+        self.ready_for_interrupt = self.if_flag
+            && self.event.is_none()
+            && self.interrupt.is_none()
+            && !window.interrupt_shadow()?;
+        Ok(())
+    }
+}
