@@ -9,6 +9,7 @@ Runs the tests whose names contain one of the given words (all without any; a
 word that is a test's whole name means that test alone), and prints TAP.
 
   --device PATH    the device under test (default /dev/rusthv)
+  --skip WORD      leave out the tests whose names contain it (again for more)
   --list           print the names and what each shows, run nothing
   --scale N        run N percent of the repetitions (for slow kernels)
   --limit N        multiply every time limit by N percent (default 100)
@@ -28,6 +29,7 @@ pub struct Options {
     pub module: Option<String>,
     pub kmsg: bool,
     pub names: Vec<String>,
+    pub skip: Vec<String>,
 }
 
 impl Default for Options {
@@ -41,6 +43,7 @@ impl Default for Options {
             module: None,
             kmsg: true,
             names: Vec::new(),
+            skip: Vec::new(),
         }
     }
 }
@@ -64,6 +67,7 @@ impl Options {
                 "--limit" => options.limit = number(value()?)?,
                 "--exclusive" => options.exclusive = true,
                 "--module" => options.module = Some(value()?),
+                "--skip" => options.skip.push(value()?),
                 "--no-kmsg" => options.kmsg = false,
                 option if option.starts_with('-') => return Err(format!("unknown option {option}")),
                 _ => options.names.push(argument),
@@ -74,6 +78,9 @@ impl Options {
 
     /// True when the user asked for this one of `all`.
     pub fn selects(&self, name: &str, all: &[&str]) -> bool {
+        if self.skip.iter().any(|word| name.contains(word.as_str())) {
+            return false;
+        }
         self.names.is_empty()
             || self.names.iter().any(|word| {
                 if all.contains(&word.as_str()) {
@@ -111,5 +118,6 @@ mod tests {
         assert_eq!(of("io"), 1, "a whole name is that test alone");
         assert_eq!(of("string"), 1);
         assert_eq!(of("mm string"), 2);
+        assert_eq!(of("--skip string"), 2);
     }
 }
