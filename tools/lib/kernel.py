@@ -181,6 +181,13 @@ def tree(name, kdir=None, ksrc=None, update=False):
     return entry
 
 
+def label(name, kdir=None):
+    """What the objects built for this kernel are kept under."""
+    if kdir or os.environ.get("KDIR"):
+        return "own"
+    return f"own-{name}" if os.environ.get("KSRC") else name
+
+
 def image(kdir):
     path = Path(kdir) / "arch/x86/boot/bzImage"
     if not path.exists():

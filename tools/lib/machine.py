@@ -82,6 +82,15 @@ def choose(wanted=None):
     return "qemu", "this host has VMX and lets guests use it"
 
 
+_running = set()
+
+
+def kill_all():
+    """Switch every machine off; for the way out after Ctrl-C."""
+    for process in list(_running):
+        process.kill()
+
+
 def _die_with_parent():
     # However the tool ends, no emulator is left behind spinning.
     pr_set_pdeathsig = 1
@@ -284,6 +293,7 @@ debug: action=ignore
             log.close()
             if slave is not None:
                 os.close(slave)
+        _running.add(self._process)
         return master
 
     def _wait(self, terminal, seconds=0.05):
@@ -305,6 +315,8 @@ debug: action=ignore
 
     def _kill(self):
         # A stuck Bochs ignores SIGTERM, so it is not asked first.
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.kill()
+                self._process.wait()
+            _running.discard(self._process)

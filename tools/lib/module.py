@@ -2,6 +2,7 @@
 """Building rust_hv.ko against a kernel build tree."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -24,16 +25,36 @@ def output(name):
     return paths.BUILD / "module" / name
 
 
-def make(kdir, name, *arguments):
-    """Run kbuild on the module; returns the finished process's exit status."""
+# The host exports what a hypervisor needs "for KVM" only; using it is noted for each
+# symbol, by modpost and again by the kernel. Documentation/dev-kernel.md has the story.
+RESTRICTED = re.compile(r"uses symbol \(?(\w+)\)? from namespace module:.*does not import it")
+
+
+def make(kdir, name, *arguments, quiet=False):
+    """Run kbuild on the module; returns its exit status."""
     out = output(name)
     out.mkdir(parents=True, exist_ok=True)
     jobs = os.environ.get("JOBS") or str(os.cpu_count() or 1)
     # MO= keeps kbuild's output out of the sources (kernel 6.13 and later).
     command = ["make", "-C", str(kdir), f"M={paths.TOP}", f"MO={out}", f"-j{jobs}",
                "--no-print-directory", *_kdir_variables(kdir), *arguments]
-    return subprocess.run(command, stdin=subprocess.DEVNULL, env=toolchain.environment(),
-                          check=False).returncode
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=toolchain.environment(),
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               errors="replace")
+    restricted = 0
+    try:
+        for line in process.stdout:
+            line = line.rstrip("\n")
+            if RESTRICTED.search(line):
+                restricted += 1
+            elif not quiet or re.search(r"error|warning|^\s*(-->|\||=)|\*\*\*", line):
+                ui.line("make", line)
+    finally:
+        process.wait()
+    if restricted:
+        ui.line("make", f"{restricted} symbols are exported for KVM only "
+                        "(Documentation/dev-kernel.md)")
+    return process.returncode
 
 
 def build(kdir, name):

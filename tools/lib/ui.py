@@ -2,6 +2,7 @@
 """What the tools print: steps with their duration, and lines that say who spoke."""
 
 import contextlib
+import signal
 import sys
 import threading
 import time
@@ -41,6 +42,8 @@ def step(text):
 
 def main(function):
     """Run a tool: failures become one line and exit code 1, Ctrl-C becomes 130."""
+    # A polite kill cleans up just as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = function()
     except Failure as failure:

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=sh
+#
+# /functions.sh of the test machine, for the scripts that run in it. Lines that
+# start with '@' are for the host (tools/lib/session.py).
+
+# trouble TEXT: something that no test stands for went wrong.
+trouble() {
+	printf '\n@trouble %s\n' "$*"
+}
+
+# section NAME COMMAND...: the host reads what the command prints as NAME's.
+section() {
+	name=$1
+	shift
+	# In both streams, so that the host can say what belongs together.
+	echo "rusthv machine: section $name" >/dev/kmsg
+	printf '\n@section %s\n' "$name"
+	"$@"
+	code=$?
+	printf '\n@end %s %s\n' "$name" "$code"
+	return $code
+}
+
+# KVM runs beside rusthv in every test.
+load_kvm() {
+	insmod /modules/irqbypass.ko && insmod /modules/kvm.ko || return
+	if grep -qw vmx /proc/cpuinfo; then
+		insmod /modules/kvm-intel.ko
+	else
+		insmod /modules/kvm-amd.ko
+	fi
+}
+
+load_rusthv() {
+	insmod /rust_hv.ko && [ -c /dev/rusthv ]
+}
+
+# The device goes away with the module.
+unload_rusthv() {
+	rmmod rust_hv && [ ! -e /dev/rusthv ]
+}
+
+# leaks: prints what kmemleak suspects; fails when that is anything.
+leaks() {
+	file=/sys/kernel/debug/kmemleak
+	if [ ! -e $file ]; then
+		echo "the kernel has no kmemleak"
+		return 1
+	fi
+	# An object has to be five seconds old and seen unreferenced in two scans.
+	sleep 6
+	echo scan >$file
+	echo scan >$file
+	cat $file
+	[ ! -s $file ] && [ -z "$(cat $file)" ]
+}

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What in the host kernel's log means that the host is not well."""
+
+import re
+
+# Init writes this when boot is over. What came before (a firmware warning in Bochs)
+# is not ours.
+BOOTED = "rusthv machine: boot ended"
+
+TIMESTAMP = re.compile(r"^(?:<\d+>)?\[ *\d+\.\d+\](?:\[ *[CT]\d+\])? ?")
+
+COMPLAINT = re.compile(
+    r"WARNING:|BUG:|BUG at |\bOops\b|Kernel panic|general protection fault|unable to handle"
+    r"|INFO: task |blocked for more than|INFO: rcu|rcu: INFO|detected stall|self-detected stall"
+    r"|soft lockup|hard LOCKUP|possible (circular|recursive|irq|deadlock|unsafe)"
+    r"|inconsistent lock state|suspicious RCU|bad unlock balance|held lock|lock held when"
+    r"|INFO: trying to register non-static key|INFO: lockdep|lockdep is turned off|MAX_LOCK"
+    r"|sleeping function called|scheduling while atomic|corruption|KASAN:|UBSAN:|KCSAN:"
+    r"|new suspected memory leaks|refcount_t:|rust_kernel: panicked|panicked at|Bad page"
+    r"|Bad rss-counter|unchecked MSR|invalid opcode:|stack guard page|page_owner tracks"
+    r"|nobody cared|Call Trace:|kmemleak: (Cannot|Memory pool|Kernel memory leak detector disabled)"
+)
+
+# A test that makes an allocation fail on purpose gets the place of it logged, with
+# the trace that leads there.
+INJECTED = re.compile(r"FAULT_INJECTION: forcing a failure")
+
+
+def strip(line):
+    return TIMESTAMP.sub("", line)
+
+
+class Scanner:
+    """Reads the console after boot and remembers each complaint with its context."""
+
+    CONTEXT = 60
+
+    def __init__(self):
+        self.booted = False
+        self.complaints = []
+        self._open = None
+        self._injected = 0
+
+    def feed(self, line):
+        """Returns True when this line is a complaint."""
+        text = strip(line)
+        if not self.booted:
+            self.booted = BOOTED in text
+            # Dying before init is a complaint whatever else happens.
+            if not re.search(r"Kernel panic|BUG:|\bOops\b", text):
+                return False
+        if INJECTED.search(text):
+            self._injected = 3
+        if self._injected and text.startswith("Call Trace:"):
+            self._injected = 0
+            return False
+        if COMPLAINT.search(text):
+            report = [line]
+            self.complaints.append(report)
+            self._open = report
+            return True
+        if self._open is not None:
+            self._open.append(line)
+            if len(self._open) >= self.CONTEXT:
+                self._open = None
+        return False
+
+    def first_lines(self):
+        return [strip(report[0]) for report in self.complaints]

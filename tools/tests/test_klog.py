@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The kernel's complaints are seen, and only those."""
+
+import unittest
+
+import klog
+
+BOOTED = "[    2.5] rusthv machine: boot ended"
+
+
+def complaints(*lines, booted=True):
+    scanner = klog.Scanner()
+    for line in ([BOOTED] if booted else []) + list(lines):
+        scanner.feed(line)
+    return scanner.first_lines()
+
+
+class Complaints(unittest.TestCase):
+    def test_each_kind(self):
+        for text in (
+            "WARNING: CPU: 0 PID: 7 at arch/x86/kvm/x86.c:1 f+0x1/0x2",
+            "WARNING: possible circular locking dependency detected",
+            "WARNING: possible recursive locking detected",
+            "BUG: KASAN: slab-use-after-free in f+0x1/0x2 [rust_hv]",
+            "BUG: sleeping function called from invalid context at mm/x.c:1",
+            "BUG: scheduling while atomic: sh/1/0x00000002",
+            "BUG: unable to handle page fault for address: ffff888000000000",
+            "Oops: general protection fault, probably for non-canonical address",
+            "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:",
+            "INFO: task rusthv-vmm:77 blocked for more than 120 seconds.",
+            "watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [sh:1]",
+            "kmemleak: 1 new suspected memory leaks (see /sys/kernel/debug/kmemleak)",
+            "rust_kernel: panicked at rust_hv/vm/mod.rs:1:2:",
+            "unchecked MSR access error: RDMSR from 0x480 at rIP: 0xffffffff81000000",
+            "list_del corruption. prev->next should be ffff, but was 0",
+            "Kernel panic - not syncing: Fatal exception",
+            "refcount_t: underflow; use-after-free.",
+        ):
+            with self.subTest(text):
+                self.assertEqual(complaints(f"[   12.345678] {text}"), [text])
+
+    def test_normal_lines(self):
+        self.assertEqual(complaints(
+            "[   3.1] rust_hv: ready at /dev/rusthv",
+            "[   3.2] rust_hv: loading out-of-tree module taints kernel.",
+            "[   3.3] rust_hv: module uses symbol (x86_virt_get_ref) from namespace module:kvm, "
+            "but does not import it.",
+            "[   3.4] smpboot: CPU 1 is now offline",
+            "[   3.5]     ok 1 debugging_works",
+        ), [])
+
+    def test_boot_is_not_looked_at(self):
+        self.assertEqual(complaints("[    0.1] WARNING: topology", booted=False), [])
+
+    def test_dying_in_boot_is(self):
+        self.assertEqual(len(complaints("[    0.1] Kernel panic - not syncing: x", booted=False)), 1)
+
+    def test_injected_failures(self):
+        self.assertEqual(complaints(
+            "[    9.1] FAULT_INJECTION: forcing a failure.", "[    9.1] name failslab",
+            "[    9.1] Call Trace:", "[    9.1]  <TASK>"), [])
+        # The next trace is not excused by it.
+        self.assertEqual(len(complaints(
+            "[    9.1] FAULT_INJECTION: forcing a failure.", "[    9.1] Call Trace:",
+            "[    9.2] Call Trace:")), 1)
+
+
+if __name__ == "__main__":
+    unittest.main()
