@@ -4,7 +4,9 @@
 
 use crate::errno::Errno;
 use std::ffi::CString;
-use std::fs;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::ptr;
 
 const FAIL_NTH: &str = "/proc/thread-self/fail-nth";
@@ -35,15 +37,28 @@ pub fn enable() -> Result<(), String> {
     Ok(())
 }
 
-/// Runs `work` with its n-th allocation failing; true when there was an n-th one.
-pub fn with_failure<T>(n: u64, work: impl FnOnce() -> T) -> Result<(T, bool), Errno> {
-    set(n)?;
-    let result = work();
-    let left = fs::read_to_string(FAIL_NTH).map_err(|_| Errno::EIO)?;
-    set(0)?;
-    Ok((result, left.trim() == "0"))
+/// The file that sets and tells this thread's countdown.
+///
+/// It stays open: opening it allocates, and would be counted.
+pub struct Injector(File);
+
+impl Injector {
+    pub fn new() -> Result<Self, Errno> {
+        OpenOptions::new().read(true).write(true).open(FAIL_NTH).map(Self).map_err(errno)
+    }
+
+    /// Runs `work` with its n-th allocation failing; true when there was an n-th one.
+    pub fn with_failure<T>(&self, n: u64, work: impl FnOnce() -> T) -> Result<(T, bool), Errno> {
+        self.0.write_at(n.to_string().as_bytes(), 0).map_err(errno)?;
+        let result = work();
+        let mut text = [0; 16];
+        let read = self.0.read_at(&mut text, 0);
+        self.0.write_at(b"0", 0).map_err(errno)?;
+        // What is left of the countdown: nothing when it went off.
+        Ok((result, text[..read.map_err(errno)?].starts_with(b"0")))
+    }
 }
 
-fn set(n: u64) -> Result<(), Errno> {
-    fs::write(FAIL_NTH, n.to_string()).map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::EIO)))
+fn errno(error: io::Error) -> Errno {
+    Errno(error.raw_os_error().unwrap_or(libc::EIO))
 }

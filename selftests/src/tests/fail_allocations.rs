@@ -2,7 +2,7 @@
 
 //! Every allocation of every ioctl fails once: ENOMEM or success, nothing leaked, and it works the next time.
 
-use crate::faults;
+use crate::faults::{self, Injector};
 use crate::machine::enter_long;
 use crate::prelude::*;
 
@@ -21,44 +21,41 @@ fn run(t: &Context) -> Outcome {
     let before = if device.has_extensions() { Some(device.host_stats()?) } else { None };
     let cpuid = device.supported_cpuid(256)?;
     let mut injected = 0;
+    let injector = Injector::new()?;
+    let each = |what: &str, work: &mut dyn FnMut() -> Result<(), Errno>| each(&injector, what, work);
 
-    injected += each("open", || Device::open(t.path()).map(drop))?;
-    injected += each("CREATE_VM", || device.vm().map(drop))?;
-    injected += each("GET_SUPPORTED_CPUID", || device.supported_cpuid(256).map(drop))?;
-    injected += each("VM with a vCPU", || device.vm()?.vcpu(0).map(drop))?;
+    injected += each("open", &mut || Device::open(t.path()).map(drop))?;
+    injected += each("CREATE_VM", &mut || device.vm().map(drop))?;
+    injected += each("GET_SUPPORTED_CPUID", &mut || device.supported_cpuid(256).map(drop))?;
+    injected += each("VM with a vCPU", &mut || device.vm()?.vcpu(0).map(drop))?;
 
     let vm = device.vm()?;
-    let mut id = 0;
-    injected += each("CREATE_VCPU", || {
-        id += 1;
-        vm.vcpu(id % 200).map(drop).or_else(|errno| if errno == Errno::EEXIST { Ok(()) } else { Err(errno) })
-    })?;
     let memory = Memory::new(16 << 20)?;
-    injected += each("SET_USER_MEMORY_REGION, new", || {
+    injected += each("SET_USER_MEMORY_REGION, new", &mut || {
         vm.map(7, 0x4000_0000, &memory)?;
         while vm.set_slot(7, 0, 0, 0, 0) == Err(Errno::ENOMEM) {}
         Ok(())
     })?;
     vm.map(8, 0x8000_0000, &memory)?;
     let mut side = 0;
-    injected += each("SET_USER_MEMORY_REGION, move", || {
+    injected += each("SET_USER_MEMORY_REGION, move", &mut || {
         side ^= 1;
         vm.map(8, 0x8000_0000 + (side << 30), &memory).map(drop)
     })?;
     let vcpu = device.vm()?.vcpu(0)?;
-    injected += each("SET_CPUID2", || vcpu.set_cpuid(&cpuid).map(drop))?;
-    injected += each("GET_REGS", || vcpu.regs().map(drop))?;
+    injected += each("SET_CPUID2", &mut || vcpu.set_cpuid(&cpuid).map(drop))?;
+    injected += each("GET_REGS", &mut || vcpu.regs().map(drop))?;
     let regs = vcpu.regs()?;
-    injected += each("SET_REGS", || vcpu.set_regs(&regs).map(drop))?;
-    injected += each("GET_SREGS", || vcpu.sregs().map(drop))?;
+    injected += each("SET_REGS", &mut || vcpu.set_regs(&regs).map(drop))?;
+    injected += each("GET_SREGS", &mut || vcpu.sregs().map(drop))?;
     let sregs = vcpu.sregs()?;
-    injected += each("SET_SREGS", || vcpu.set_sregs(&sregs).map(drop))?;
+    injected += each("SET_SREGS", &mut || vcpu.set_sregs(&sregs).map(drop))?;
 
     // Entry, and faults with nothing mapped yet: the guest stands still where memory is short, and goes on.
     for n in 1..MANY {
         let machine = Machine::long(&device, fail_allocations())?;
         enter_long(&machine.vcpu)?;
-        let (result, hit) = faults::with_failure(n, || machine.run())?;
+        let (result, hit) = injector.with_failure(n, || machine.run())?;
         match &result {
             Err(Errno::ENOMEM | Errno::EFAULT) => {}
             Ok(Exit::Io { port: 0x10, .. }) => {}
@@ -88,9 +85,13 @@ fn run(t: &Context) -> Outcome {
 }
 
 /// Fails the first allocation of `work`, then the second, until there is none to fail.
-fn each(what: &str, mut work: impl FnMut() -> Result<(), Errno>) -> Result<u64, Failure> {
+fn each(
+    injector: &Injector,
+    what: &str,
+    work: &mut dyn FnMut() -> Result<(), Errno>,
+) -> Result<u64, Failure> {
     for n in 1..MANY {
-        let (result, hit) = faults::with_failure(n, &mut work)?;
+        let (result, hit) = injector.with_failure(n, &mut *work)?;
         if !hit {
             // With no failure it works.
             check_eq!(result, Ok(()), "{what} without a failure");
