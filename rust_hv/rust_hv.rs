@@ -24,6 +24,7 @@ use host::errno::unsupported;
 use host::file::DeviceNode;
 use host::global::GlobalGuard;
 use host::pool::Pools;
+use host::switch::NotifiersOn;
 use kernel::prelude::*;
 use vcpu::Machine;
 use vmx::active::Virtualization;
@@ -43,6 +44,7 @@ module! {
 struct RustHv {
     _device: DeviceNode,
     _virtualization: CpuWatch<Virtualization>,
+    _notifiers: NotifiersOn,
     _machine: GlobalGuard<Machine>,
 }
 
@@ -59,12 +61,14 @@ impl kernel::Module for RustHv {
         )?;
         // Each stage is undone by its drop when a later one fails.
         let machine = device::MACHINE.set(machine);
+        let notifiers = NotifiersOn::new();
         let virtualization = CpuWatch::new(c"virt/rusthv:online")?;
         let device = DeviceNode::new::<device::RustHvDevice>()?;
         pr_info!("ready at /dev/rusthv\n");
         Ok(Self {
             _device: device,
             _virtualization: virtualization,
+            _notifiers: notifiers,
             _machine: machine,
         })
     }

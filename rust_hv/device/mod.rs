@@ -95,7 +95,8 @@ pub(crate) fn check_extension(number: usize) -> isize {
 
 /// KVM API section 4.46.
 fn get_supported_cpuid(arg: usize) -> Result<isize> {
-    let room: u32 = user::read(arg)?;
+    // Count and padding, as one: a header that is cut off is a fault.
+    let room = user::read::<u64>(arg)? as u32;
     if room == 0 {
         return Err(E2BIG);
     }

@@ -74,8 +74,8 @@ impl FdObject for VcpuFile {
 
 /// KVM API section 4.86.
 fn set_cpuid(vcpu: &Vcpu, arg: usize) -> Result<isize> {
-    let count: u32 = user::read(arg)?;
-    let count = count as usize;
+    // Count and padding, as one: a header that is cut off is a fault.
+    let count = user::read::<u64>(arg)? as u32 as usize;
     if count > MAX_ENTRIES {
         return Err(E2BIG);
     }

@@ -68,18 +68,20 @@ impl<T: MmuEvents> Notifier<T> {
 
     /// Registers with the current task's address space.
     pub fn new(mm: UserMm, target: Arc<T>) -> impl PinInit<Self, Error> {
+        let raw_mm = mm.as_raw();
         try_pin_init!(Self {
+            // These first: callbacks come as soon as `raw` is registered.
+            target,
+            mm,
             raw <- Opaque::try_ffi_init(|slot: *mut bindings::mmu_notifier| {
                 // SAFETY: The slot is pinned memory for the structure; zero is its state before
                 // registration. The address space is live: it is the current task's.
                 unsafe {
                     core::ptr::write_bytes(slot, 0, 1);
                     (*slot).ops = &Self::OPS;
-                    kernel::error::to_result(bindings::mmu_notifier_register(slot, mm.as_raw()))
+                    kernel::error::to_result(bindings::mmu_notifier_register(slot, raw_mm))
                 }
             }),
-            target,
-            mm,
         })
     }
 

@@ -249,6 +249,25 @@ impl HostSwitch {
     }
 }
 
+/// Keeps the host's preempt notifiers switched on.
+pub struct NotifiersOn(());
+
+impl NotifiersOn {
+    /// Switches them on.
+    pub fn new() -> Self {
+        // SAFETY: May sleep, as module initialisation does; undone in `drop`.
+        unsafe { bindings::preempt_notifier_inc() };
+        Self(())
+    }
+}
+
+impl Drop for NotifiersOn {
+    fn drop(&mut self) {
+        // SAFETY: Paired with `new`.
+        unsafe { bindings::preempt_notifier_dec() };
+    }
+}
+
 /// Host state for the VMCS's host area, of the CPU that runs this.
 pub fn host_state(_irqs: &IrqsOff) -> bindings::rhv_host_state {
     let mut state = bindings::rhv_host_state::default();

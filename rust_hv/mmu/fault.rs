@@ -180,14 +180,22 @@ fn map_small(
             let perms = like.perms;
             if let Some(next) = base.checked_add(PAGE_SIZE) {
                 if pages.count() > 1 {
-                    table.fill(next, like, run.map(|hpa| Some((hpa, perms))))?;
+                    let neighbours = Leaf {
+                        accessed: false,
+                        ..like
+                    };
+                    table.fill(next, neighbours, run.map(|hpa| Some((hpa, perms))))?;
                 }
             }
             Ok(())
         }
-        // The host has split a large page that we still map as one, with the same memory behind
-        // it: the notifier told before the split and it was unmapped; somebody mapped it again.
-        Err(MapError::LargePage) => Ok(()),
+        // A large page is mapped where the host, by now, has small ones: cut ours, too, and let
+        // the guest try again. Other CPUs must not go on using the large one.
+        Err(MapError::LargePage) => {
+            table.split(memory, base)?;
+            unlinked.changed = true;
+            Ok(())
+        }
         Err(error) => Err(error),
     }
 }

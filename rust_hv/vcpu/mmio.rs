@@ -15,6 +15,7 @@ use crate::mmu::Mmu;
 use crate::model::emulate::{
     decode, execute, DecodeError, Insn, MmioLog, MmioRead, MmioWrites, Outcome, Stop, MAX_LEN,
 };
+use crate::model::paging::state::AccessKind;
 use crate::vmx::guest::Guest;
 use kernel::prelude::*;
 
@@ -40,7 +41,7 @@ pub(super) enum Step {
     /// Enter the guest (again).
     Enter,
     /// User space has to do something; what to go on with, if anything.
-    Exit(UserExit, Option<KBox<PendingMmio>>),
+    Exit(UserExit, Option<PendingMmio>),
 }
 
 /// Executes the instruction at RIP, which touched memory that is not there.
@@ -65,7 +66,19 @@ pub(super) fn emulate(state: &mut State, guest: &mut Guest, mmu: &Mmu) -> Result
     let code = bytes.get(..have).unwrap_or_default();
     match decode(code, snapshot.mode()) {
         Ok(insn) => go_on(state, guest, mmu, snapshot, insn, MmioLog::new()),
-        Err(DecodeError::Unknown | DecodeError::NeedMoreBytes) => Ok(unknown(&bytes, have)),
+        Err(DecodeError::NeedMoreBytes) => {
+            // The instruction goes on in a page that cannot be fetched from.
+            let next = snapshot.linear_rip(have as u64);
+            let fetched = Machine::new(&mut snapshot, mmu).translate_kind(next, AccessKind::Fetch);
+            match fetched {
+                Err(Stop::Fault(exception)) => {
+                    state.raise(&mut guest.open()?, exception);
+                    Ok(Step::Enter)
+                }
+                _ => Ok(unknown(&bytes, have)),
+            }
+        }
+        Err(DecodeError::Unknown) => Ok(unknown(&bytes, have)),
         Err(error) => {
             if let Some(exception) = error.exception() {
                 state.raise(&mut guest.open()?, exception);
@@ -105,17 +118,12 @@ fn go_on(
         }
         task::cond_resched();
     }
-    let pending = |log, read, writes| {
-        KBox::new(
-            PendingMmio {
-                rip,
-                insn,
-                log,
-                read,
-                writes,
-            },
-            GFP_KERNEL_ACCOUNT,
-        )
+    let pending = |log, read, writes| PendingMmio {
+        rip,
+        insn,
+        log,
+        read,
+        writes,
     };
     match outcome {
         Outcome::Done { trap } => {
@@ -134,7 +142,7 @@ fn go_on(
                 len: read.len,
                 write: None,
             };
-            let pending = pending(log, Some(read), MmioWrites::default())?;
+            let pending = pending(log, Some(read), MmioWrites::default());
             Ok(Step::Exit(exit, Some(pending)))
         }
         Outcome::MmioWrite {
@@ -142,7 +150,7 @@ fn go_on(
             finished,
             trap,
         } => {
-            let pending = pending(MmioLog::new(), None, writes)?;
+            let pending = pending(MmioLog::new(), None, writes);
             commit(state, guest, &snapshot, finished, trap)?;
             Ok(next_write(pending))
         }
@@ -151,7 +159,10 @@ fn go_on(
             state.raise(&mut guest.open()?, exception);
             Ok(Step::Enter)
         }
-        Outcome::Failed(error) => Err(error),
+        Outcome::Failed(error) => {
+            commit(state, guest, &snapshot, false, false)?;
+            Err(error)
+        }
     }
 }
 
@@ -171,7 +182,7 @@ fn commit(
 }
 
 /// Hands out the next device write.
-fn next_write(mut pending: KBox<PendingMmio>) -> Step {
+fn next_write(mut pending: PendingMmio) -> Step {
     let Some(write) = pending.writes.pop() else {
         return Step::Enter;
     };
@@ -202,7 +213,7 @@ pub(super) fn complete(
     guest: &mut Guest,
     run: &RunPages,
     mmu: &Mmu,
-    mut pending: KBox<PendingMmio>,
+    mut pending: PendingMmio,
 ) -> Result<Step> {
     let Some(read) = pending.read.take() else {
         return Ok(next_write(pending));

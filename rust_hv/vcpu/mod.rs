@@ -66,7 +66,7 @@ enum Pending {
     /// A port access.
     Port(PendingPort),
     /// An instruction on MMIO.
-    Mmio(KBox<PendingMmio>),
+    Mmio(PendingMmio),
 }
 
 /// The part of a vCPU's state that no hardware holds.

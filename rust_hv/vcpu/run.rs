@@ -19,7 +19,7 @@ use crate::host::switch::Running;
 use crate::host::task;
 use crate::mmu::fault::Resolved;
 use crate::mmu::Mmu;
-use crate::model::arch::regs::Rflags;
+use crate::model::arch::regs::{Cr0, Rflags};
 use crate::model::exit::{Event, Exit, NestedFault, PortAccess};
 use crate::vmx::guest::{Guest, GuestWindow};
 use crate::vmx::instr::VmxError;
@@ -320,7 +320,12 @@ impl Entry<'_> {
         window: &mut GuestWindow<'_>,
     ) -> Result<Exit, VmxError> {
         if let Some(event) = &state.event {
-            window.inject(event)?;
+            let mut event = *event;
+            // In real mode exceptions push no error code.
+            if event.error_code.is_some() && window.cr0()? & Cr0::PE.raw() == 0 {
+                event.error_code = None;
+            }
+            window.inject(&event)?;
         }
         let xcr0 = if state.osxsave {
             state.xcr0
