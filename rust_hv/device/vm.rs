@@ -47,6 +47,7 @@ impl FdObject for VmFile {
             // Where older CPUs need three pages of guest-physical memory for real mode. Ours run
             // it as it is; the address is checked and not used.
             KVM_SET_TSS_ADDR => set_tss_address(arg),
+            KVM_SET_IDENTITY_MAP_ADDR if vm.has_vcpus() => Err(EINVAL),
             KVM_SET_IDENTITY_MAP_ADDR => user::read::<u64>(arg).map(|_| 0),
             RUSTHV_GET_VM_STATS => user::write(arg, &vm.stats()).map(|()| 0),
             _ => Err(not_a_typewriter()),

@@ -2,6 +2,7 @@
 
 //! CPUID of the host.
 
+use super::bindings;
 use crate::model::arch::cpuid::Registers;
 
 /// Executes CPUID.
@@ -14,5 +15,19 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> Registers {
         ebx: result.ebx,
         ecx: result.ecx,
         edx: result.edx,
+    }
+}
+
+/// The registers of a leaf, without features that the host kernel has switched off. Registers that
+/// it does not keep are as the CPU has them.
+pub fn host_features(leaf: u32) -> Registers {
+    let cpu = cpuid(leaf, 0);
+    // SAFETY: No preconditions.
+    let kernel = |register| unsafe { bindings::rhv_kernel_features(leaf, register) };
+    Registers {
+        eax: cpu.eax & kernel(0),
+        ebx: cpu.ebx & kernel(1),
+        ecx: cpu.ecx & kernel(2),
+        edx: cpu.edx & kernel(3),
     }
 }

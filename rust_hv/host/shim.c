@@ -172,6 +172,31 @@ u32 rhv_phys_bits(void)
 	return boot_cpu_data.x86_phys_bits;
 }
 
+/*
+ * What the kernel has left of a CPUID register (EAX 0 to EDX 3) after its own
+ * choices; all ones where it keeps no record.
+ */
+u32 rhv_kernel_features(u32 leaf, u32 reg)
+{
+	const u32 *caps = boot_cpu_data.x86_capability;
+
+	if (leaf == 1 && reg == 2)
+		return caps[CPUID_1_ECX];
+	if (leaf == 1 && reg == 3)
+		return caps[CPUID_1_EDX];
+	if (leaf == 7 && reg == 1)
+		return caps[CPUID_7_0_EBX];
+	if (leaf == 7 && reg == 2)
+		return caps[CPUID_7_ECX];
+	if (leaf == 7 && reg == 3)
+		return caps[CPUID_7_EDX];
+	if (leaf == 0x80000001 && reg == 2)
+		return caps[CPUID_8000_0001_ECX];
+	if (leaf == 0x80000001 && reg == 3)
+		return caps[CPUID_8000_0001_EDX];
+	return ~0u;
+}
+
 int rhv_rdmsr_safe(u32 msr, u64 *value)
 {
 	return rdmsrq_safe(msr, value);

@@ -72,6 +72,7 @@ bool rhv_has_osxsave(void);
 bool rhv_must_flush_l1d(void);
 bool rhv_can_flush_l1d(void);
 u32 rhv_phys_bits(void);
+u32 rhv_kernel_features(u32 leaf, u32 reg);
 
 /* MSRs */
 int rhv_rdmsr_safe(u32 msr, u64 *value);

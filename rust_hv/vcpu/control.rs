@@ -143,7 +143,9 @@ pub(super) fn write_cr0(
         new_efer = efer.union(Efer::LMA);
     }
     if turns_off {
-        if cr4.contains(Cr4::PCIDE) {
+        let in_64bit_code =
+            efer.contains(Efer::LMA) && window.segment(SegmentRegister::Cs)?.rights.long();
+        if cr4.contains(Cr4::PCIDE) || in_64bit_code {
             return REFUSED;
         }
         new_efer = efer.without(Efer::LMA);

@@ -4,7 +4,7 @@
 
 use crate::host::bindings::{self, kvm_cpuid_entry2};
 use crate::host::cpu;
-use crate::host::cpuid::cpuid;
+use crate::host::cpuid::{cpuid, host_features};
 use crate::host::msr;
 use crate::model::arch::cpuid::*;
 use crate::model::arch::regs::{Cr4, Efer};
@@ -108,8 +108,10 @@ fn entry(function: u32, index: u32, flags: u32, registers: Registers) -> kvm_cpu
     }
 }
 
-/// Keeps the named features and clears every other bit of the registers they are in.
-fn keep(host: Registers, wanted: &[Feature]) -> Registers {
+/// Keeps the named features of a leaf and clears every other bit of the registers they are in.
+/// What the host kernel has switched off for itself is not offered either.
+fn keep(leaf: u32, wanted: &[Feature]) -> Registers {
+    let host = host_features(leaf);
     let mut kept = Registers::default();
     for feature in wanted {
         feature.set_in(&mut kept, feature.is_in(&host));
@@ -170,7 +172,7 @@ fn basic(caps: &Caps, list: &mut List) -> Result {
 
     let xcr0 = supported_xcr0();
     let host = cpuid(LEAF_FEATURES, 0);
-    let mut ours = keep(host, LEAF_1);
+    let mut ours = keep(LEAF_FEATURES, LEAF_1);
     ours.eax = host.eax;
     ours.ebx = host.ebx & CLFLUSH_LINE;
     ours.edx |= host.edx & BASE_EDX;
@@ -197,7 +199,7 @@ fn basic(caps: &Caps, list: &mut List) -> Result {
         }
     }
     if last >= LEAF_EXTENDED_FEATURES {
-        let mut ours = keep(cpuid(LEAF_EXTENDED_FEATURES, 0), LEAF_7);
+        let mut ours = keep(LEAF_EXTENDED_FEATURES, LEAF_7);
         if !caps.has(bindings::RUSTHV_FEAT_INVPCID) {
             Feature::INVPCID.set_in(&mut ours, false);
         }
@@ -251,7 +253,7 @@ fn extended(caps: &Caps, list: &mut List) -> Result {
         ..Registers::default()
     };
     list.plain(LEAF_EXTENDED_MAX, max)?;
-    let mut ours = keep(cpuid(LEAF_EXTENDED, 0), LEAF_80000001);
+    let mut ours = keep(LEAF_EXTENDED, LEAF_80000001);
     if !caps.has(bindings::RUSTHV_FEAT_RDTSCP) {
         Feature::RDTSCP.set_in(&mut ours, false);
     }
@@ -260,8 +262,8 @@ fn extended(caps: &Caps, list: &mut List) -> Result {
         list.plain(leaf, cpuid(leaf, 0))?;
     }
     if last >= LEAF_ADVANCED_POWER {
-        let host = cpuid(LEAF_ADVANCED_POWER, 0);
-        list.plain(LEAF_ADVANCED_POWER, keep(host, &[Feature::INVARIANT_TSC]))?;
+        let ours = keep(LEAF_ADVANCED_POWER, &[Feature::INVARIANT_TSC]);
+        list.plain(LEAF_ADVANCED_POWER, ours)?;
     }
     if last >= LEAF_ADDRESS_SIZES {
         let host = cpuid(LEAF_ADDRESS_SIZES, 0);
@@ -318,6 +320,21 @@ impl Cpuid {
         }
         let facts = facts(&entries);
         Self { entries, facts }
+    }
+
+    /// True when both have the same entries.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let key = |entry: &kvm_cpuid_entry2| {
+            let registers = [entry.eax, entry.ebx, entry.ecx, entry.edx];
+            (entry.function, entry.index, entry.flags, registers)
+        };
+        self.entries.iter().map(key).eq(other.entries.iter().map(key))
+    }
+
+    /// True when the linear addresses are of a width that CPUs have, or of none in particular.
+    pub fn is_possible(&self) -> bool {
+        self.find(LEAF_ADDRESS_SIZES, 0)
+            .is_none_or(|sizes| matches!(sizes.eax >> 8 & 0xff, 0 | 48 | 57))
     }
 
     /// What follows from it.

@@ -77,6 +77,8 @@ pub struct State {
     event: Option<Event>,
     /// An exception came up that cannot be delivered: the vCPU has shut down.
     triple_fault: bool,
+    /// The first `KVM_RUN` has come.
+    has_run: bool,
     /// An external interrupt that user space wants delivered.
     interrupt: Option<u8>,
     cr8: u64,
@@ -179,6 +181,7 @@ impl Vcpu {
                 pending: Pending::None,
                 event: None,
                 triple_fault: false,
+                has_run: false,
                 interrupt: None,
                 cr8: 0,
                 apic_base: regs::apic_base_after_reset(id),
@@ -233,10 +236,20 @@ impl Vcpu {
     ///
     /// # Errors
     ///
+    /// `EINVAL` for another CPUID after the first `KVM_RUN`, and for impossible address widths;
     /// `EINTR` when killed while waiting for the vCPU; `EIO`.
     pub fn set_cpuid(&self, cpuid: Cpuid) -> Result {
         let mut inner = self.lock()?;
         let inner = &mut *inner;
+        if inner.state.has_run {
+            return match inner.state.cpuid.is_same(&cpuid) {
+                true => Ok(()),
+                false => Err(EINVAL),
+            };
+        }
+        if !cpuid.is_possible() {
+            return Err(EINVAL);
+        }
         let facts = *cpuid.facts();
         inner.state.cpuid = cpuid;
         let mut window = inner.guest.open()?;

@@ -244,7 +244,7 @@ impl Vcpu {
         window.set_gdtr(table_from_kvm(&sregs.gdt))?;
         window.set_cr3(sregs.cr3)?;
         window.set_efer(efer.raw())?;
-        window.set_cr0(cr0.intersection(Cr0::NAMED).union(Cr0::ET).raw())?;
+        window.set_cr0(cr0.raw())?;
         window.set_cr4(cr4.raw())?;
         if let Pdptes::Read(entries) = pdptes {
             window.set_pdptes(entries)?;

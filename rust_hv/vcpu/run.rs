@@ -87,6 +87,7 @@ impl Vcpu {
             state,
         } = inner;
         state.cr8 = cr8;
+        state.has_run = true;
         if let Some(exit) = self.complete(state, guest)? {
             return Ok(exit);
         }

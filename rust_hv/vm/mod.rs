@@ -140,6 +140,11 @@ impl Vm {
         })
     }
 
+    /// True once a vCPU was created: what concerns all of them is settled then.
+    pub fn has_vcpus(&self) -> bool {
+        !self.vcpus.lock().is_empty()
+    }
+
     /// `KVM_CREATE_VCPU`.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ use crate::host::fpu::FpuInUse;
 use crate::host::frame::Frame;
 use crate::host::msr;
 use crate::host::switch::{self, Running};
+use crate::model::arch::regs::Cr0;
 use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::exit::{Event, Exit};
 use kernel::sync::Arc;
@@ -609,11 +610,13 @@ impl GuestWindow<'_> {
             | self.window.read(CR0_SHADOW)? & !CR0_GUEST_OWNED)
     }
 
-    /// Sets CR0 as the guest sees it; the caller has checked it.
+    /// Sets CR0 as the guest sees it; the caller has checked it. Bits without a meaning are kept
+    /// for reading only.
     pub fn set_cr0(&mut self, value: u64) -> Result<(), VmxError> {
         self.window.write(CR0_SHADOW, value)?;
+        let meant = value & Cr0::NAMED.raw();
         self.window
-            .write(GUEST_CR0, (value | self.caps.cr0.ones) & !CR0_NEVER)
+            .write(GUEST_CR0, (meant | self.caps.cr0.ones) & !CR0_NEVER)
     }
 
     /// CR3.
@@ -715,12 +718,8 @@ impl GuestWindow<'_> {
         self.window.write(fields.selector, segment.selector)?;
         self.window.write(fields.base, segment.base)?;
         self.window.write(fields.limit, segment.limit)?;
-        let rights = if segment.rights.unusable() {
-            AccessRights::UNUSABLE.raw()
-        } else {
-            segment.rights.raw()
-        };
-        self.window.write(fields.access_rights, rights)
+        self.window
+            .write(fields.access_rights, segment.rights.raw())
     }
 
     /// Access rights of CS, and CPL from those of SS.

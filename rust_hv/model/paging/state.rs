@@ -15,9 +15,9 @@ pub(super) const DIRTY: u64 = 1 << 6;
 pub(super) const LARGE: u64 = 1 << 7;
 pub(super) const NO_EXECUTE: u64 = 1 << 63;
 
-/// Bits `high` down to `low`.
+/// Bits `high` down to `low`, both below 64.
 pub(super) const fn bits(high: u32, low: u32) -> u64 {
-    (u64::MAX >> (63 - high)) & (u64::MAX << low)
+    u64::MAX.wrapping_shr(63u32.wrapping_sub(high)) & u64::MAX.wrapping_shl(low)
 }
 
 /// The lowest `width` bits.
