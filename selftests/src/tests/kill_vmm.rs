@@ -6,10 +6,11 @@ use crate::host;
 use crate::machine::enter_long;
 use crate::prelude::*;
 use crate::random::Random;
+use crate::rusthv::HostStats;
 use std::thread;
 use std::time::Duration;
 
-pub const TEST: Test = Test::new(400, run);
+pub const TEST: Test = Test::new(900, run);
 
 guest!(
     kill_vmm,
@@ -38,31 +39,50 @@ fn run(t: &Context) -> Outcome {
     }
     let device = t.device()?;
     let before = if device.has_extensions() { Some(device.host_stats()?) } else { None };
-    let memory = host::kernel_memory();
-    for _ in 0..kills {
-        one(t, random.below(3000))?;
+    let mut memory = host::kernel_memory();
+    let mut grown = Vec::new();
+    // The host's caches come and go by megabytes; a leak grows every time.
+    for _ in 0..3 {
+        for _ in 0..kills {
+            one(t, random.below(3000))?;
+        }
+        let (true, Some(old), Some(new)) = (t.is_exclusive(), &memory, host::kernel_memory()) else {
+            break;
+        };
+        grown.push((new.slab - old.slab, old.free - new.free));
+        println!("# slab and used memory grew by {:?} KiB over {kills} kills", grown.last());
+        memory = Some(new);
+        if grown.last().is_some_and(within) {
+            break;
+        }
     }
     if let Some(before) = before {
-        let mut after = device.host_stats()?;
-        // The last one's objects go with its last file, which a worker may still have to close.
-        for _ in 0..100 {
-            if (after.vms, after.vcpus) == (before.vms, before.vcpus) {
-                break;
-            }
-            thread::sleep(Duration::from_millis(20));
-            after = device.host_stats()?;
-        }
-        check_eq!(
-            (after.vms, after.vcpus, after.frames_in_use),
-            (before.vms, before.vcpus, before.frames_in_use),
-            "VMs, vCPUs and frames in use"
-        );
+        balance(&device, &before)?;
     }
-    if let (true, Some(before), Some(after)) = (t.is_exclusive(), memory, host::kernel_memory()) {
-        check!(after.slab - before.slab < SLACK, "slab grew by {} KiB", after.slab - before.slab);
-        check!(before.free - after.free < SLACK, "{} KiB of free memory are gone", before.free - after.free);
-    }
+    check!(
+        grown.last().is_none_or(within),
+        "KiB that the slab grew, and that are no longer free, after each {kills} kills: {grown:?}"
+    );
     check!(Machine::long(&device, kill_vmm())?.run().is_ok(), "the device works");
+    Ok(())
+}
+
+/// Objects and frames are back to what they were.
+fn balance(device: &Device, before: &HostStats) -> Outcome {
+    let mut after = device.host_stats()?;
+    // The last one's objects go with its last file, which a worker may still have to close.
+    for _ in 0..100 {
+        if (after.vms, after.vcpus) == (before.vms, before.vcpus) {
+            break;
+        }
+        thread::sleep(Duration::from_millis(20));
+        after = device.host_stats()?;
+    }
+    check_eq!(
+        (after.vms, after.vcpus, after.frames_in_use),
+        (before.vms, before.vcpus, before.frames_in_use),
+        "VMs, vCPUs and frames in use"
+    );
     Ok(())
 }
 
@@ -103,4 +123,8 @@ fn vmm(t: &Context) -> Outcome {
             }
         });
     }
+}
+
+fn within((slab, used): &(i64, i64)) -> bool {
+    *slab < SLACK && *used < SLACK
 }

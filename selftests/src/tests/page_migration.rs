@@ -69,8 +69,8 @@ fn run(t: &Context) -> Outcome {
 /// Moves all pages to a node; how many are there afterwards.
 fn migrate(memory: &Memory, node: i32) -> usize {
     let pages: Vec<u64> = (0..PAGES).map(|page| memory.address() + (page * PAGE) as u64).collect();
-    let nodes = vec![node; PAGES];
-    let mut status = vec![-1i32; PAGES];
+    let nodes = [node; PAGES];
+    let mut status = [-1i32; PAGES];
     // SAFETY: arrays of as many elements as said, all of them ours.
     let result = unsafe {
         libc::syscall(
