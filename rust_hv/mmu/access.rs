@@ -6,6 +6,7 @@
 //! right one.
 
 use super::Mmu;
+use crate::host::errno::no_such_device;
 use crate::host::user::{self, to_page_end};
 use crate::model::arch::addr::{Gpa, Hva};
 use crate::model::memory::slots::SlotFlags;
@@ -39,7 +40,7 @@ impl Mmu {
     ///
     /// # Errors
     ///
-    /// `EFAULT` where there is no memory, or the VMM has none.
+    /// `ENXIO` where the guest has no memory, `EFAULT` where the VMM has none behind it.
     pub fn read(&self, gpa: Gpa, mut buf: &mut [u8]) -> Result {
         let mut gpa = gpa;
         while !buf.is_empty() {
@@ -47,7 +48,7 @@ impl Mmu {
             let (now, rest) = buf.split_at_mut_checked(len).ok_or(EFAULT)?;
             match self.backing(gpa) {
                 Backing::Ram(hva) | Backing::Rom(hva) => user::copy_from(hva, now)?,
-                Backing::Mmio => return Err(EFAULT),
+                Backing::Mmio => return Err(no_such_device()),
             }
             buf = rest;
             gpa = gpa.wrapping_add(len as u64);
@@ -59,7 +60,8 @@ impl Mmu {
     ///
     /// # Errors
     ///
-    /// `EFAULT` where there is no memory to be written.
+    /// `ENXIO` where the guest has no memory to be written, `EFAULT` where the VMM has none behind
+    /// it.
     pub fn write(&self, gpa: Gpa, mut buf: &[u8]) -> Result {
         let mut gpa = gpa;
         while !buf.is_empty() {
@@ -67,7 +69,7 @@ impl Mmu {
             let (now, rest) = buf.split_at_checked(len).ok_or(EFAULT)?;
             match self.backing(gpa) {
                 Backing::Ram(hva) => user::copy_to(hva, now)?,
-                Backing::Rom(_) | Backing::Mmio => return Err(EFAULT),
+                Backing::Rom(_) | Backing::Mmio => return Err(no_such_device()),
             }
             buf = rest;
             gpa = gpa.wrapping_add(len as u64);
@@ -80,11 +82,12 @@ impl Mmu {
     ///
     /// # Errors
     ///
-    /// `EFAULT` where there is no memory to be written.
+    /// `ENXIO` where the guest has no memory to be written, `EFAULT` where the VMM has none behind
+    /// it.
     pub fn compare_exchange(&self, gpa: Gpa, size: u8, old: u64, new: u64) -> Result<u64> {
         match self.backing(gpa) {
             Backing::Ram(hva) => user::compare_exchange(hva, size, old, new),
-            Backing::Rom(_) | Backing::Mmio => Err(EFAULT),
+            Backing::Rom(_) | Backing::Mmio => Err(no_such_device()),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Guest memory as a vCPU sees it: for the walk of its page tables and for the emulator.
 
 use super::snapshot::Snapshot;
+use crate::host::errno::no_such_device;
 use crate::host::user;
 use crate::mmu::access::Backing as MmuBacking;
 use crate::mmu::Mmu;
@@ -224,15 +225,28 @@ impl Memory for Machine<'_> {
     }
 
     fn read(&mut self, gpa: Gpa, bytes: &mut [u8]) -> Result {
-        self.mmu.read(gpa, bytes)
+        self.mmu.read(gpa, bytes).map_err(slot_has_gone)
     }
 
     fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result {
-        self.mmu.write(gpa, bytes)
+        self.mmu.write(gpa, bytes).map_err(slot_has_gone)
     }
 
     fn compare_exchange(&mut self, gpa: Gpa, width: Width, old: u64, new: u64) -> Result<bool> {
-        let found = self.mmu.compare_exchange(gpa, width.bytes(), old, new)?;
+        let found = self
+            .mmu
+            .compare_exchange(gpa, width.bytes(), old, new)
+            .map_err(slot_has_gone)?;
         Ok(found == old)
+    }
+}
+
+/// Memory that was there when the address was translated is gone: user space has changed the slots
+/// meanwhile. The guest tries again.
+fn slot_has_gone(error: Error) -> Error {
+    if error == no_such_device() {
+        EAGAIN
+    } else {
+        error
     }
 }

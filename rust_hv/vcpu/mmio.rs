@@ -9,6 +9,7 @@
 use super::memory::Machine;
 use super::snapshot::Snapshot;
 use super::State;
+use crate::host::errno::no_such_device;
 use crate::host::run_page::{RunPages, UserExit};
 use crate::host::task;
 use crate::mmu::Mmu;
@@ -161,6 +162,13 @@ fn go_on(
         }
         Outcome::Failed(error) => {
             commit(state, guest, &snapshot, false, false)?;
+            if error == EAGAIN {
+                return Ok(Step::Enter);
+            }
+            // The guest's page tables are where it has no memory.
+            if error == no_such_device() {
+                return Ok(unknown(&[0; MAX_LEN], 0));
+            }
             Err(error)
         }
     }

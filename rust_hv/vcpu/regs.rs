@@ -255,7 +255,10 @@ impl Vcpu {
 
         state.osxsave = cr4.contains(Cr4::OSXSAVE);
         state.apic_base = sregs.apic_base;
-        state.cr8 = sregs.cr8 & 0xf;
+        // As in KVM, a priority that does not exist is left out.
+        if sregs.cr8 & !0xf == 0 {
+            state.cr8 = sregs.cr8;
+        }
         state.interrupt = first_vector(&sregs.interrupt_bitmap);
         control::want_user_msrs(state, &inner.switch, efer);
         Ok(())
