@@ -175,6 +175,9 @@ def tree(name, kdir=None, ksrc=None, update=False):
             shutil.rmtree(scratch, ignore_errors=True)
             raise
         _prune(scratch)
+        # The one text that names the directory it was made in.
+        makefile = scratch / "Makefile"
+        makefile.write_text(makefile.read_text().replace(str(scratch), str(entry)))
         manifest.unlink(missing_ok=True)
         cache.manifest_write(scratch, manifest, key)
         scratch.rename(entry)
