@@ -6,8 +6,8 @@
 //! type letters and structures that it does generate.
 
 use crate::host::bindings::{
-    kvm_cpuid2, kvm_interrupt, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
-    rusthv_host_stats, rusthv_info, rusthv_vcpu_stats, rusthv_vm_stats, KVMIO, RUSTHV_IO,
+    kvm_cpuid2, kvm_interrupt, kvm_regs, kvm_sregs, kvm_userspace_memory_region, rusthv_host_stats,
+    rusthv_info, rusthv_vcpu_stats, rusthv_vm_stats, KVMIO, RUSTHV_IO,
 };
 use kernel::ioctl::{_IO, _IOR, _IOW, _IOWR};
 

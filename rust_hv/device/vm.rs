@@ -2,9 +2,9 @@
 
 //! The ioctls of a VM's file.
 
+use super::check_extension;
 use super::numbers::*;
 use super::vcpu::VcpuFile;
-use super::check_extension;
 use crate::host::bindings::kvm_userspace_memory_region;
 use crate::host::errno::not_a_typewriter;
 use crate::host::file::{install, FdObject};

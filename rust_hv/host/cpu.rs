@@ -192,7 +192,10 @@ impl<E: CpuEvents> CpuWatch<E> {
 
     /// Starts watching. When a CPU refuses, those before it are taken back and the error returned.
     pub fn new(name: &'static CStr) -> Result<Self> {
-        let syscore = KBox::pin(kernel::types::Opaque::<bindings::syscore>::zeroed(), GFP_KERNEL)?;
+        let syscore = KBox::pin(
+            kernel::types::Opaque::<bindings::syscore>::zeroed(),
+            GFP_KERNEL,
+        )?;
         // SAFETY: The name is static; the callbacks have the types that the state wants.
         let state = unsafe {
             bindings::__cpuhp_setup_state(

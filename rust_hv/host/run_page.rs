@@ -242,7 +242,11 @@ impl RunPages {
             UserExit::Mmio { gpa, len, write } => {
                 store!(self, __bindgen_anon_1.mmio.phys_addr, gpa.raw());
                 store!(self, __bindgen_anon_1.mmio.len, u32::from(len));
-                store!(self, __bindgen_anon_1.mmio.is_write, u8::from(write.is_some()));
+                store!(
+                    self,
+                    __bindgen_anon_1.mmio.is_write,
+                    u8::from(write.is_some())
+                );
                 if let Some(data) = write {
                     store!(self, __bindgen_anon_1.mmio.data, data);
                 }

@@ -33,7 +33,13 @@ pub enum UserMsr {
     TscAux,
 }
 
-const USER_MSRS: [u32; 5] = [0xc000_0081, 0xc000_0082, 0xc000_0083, 0xc000_0084, 0xc000_0103];
+const USER_MSRS: [u32; 5] = [
+    0xc000_0081,
+    0xc000_0082,
+    0xc000_0083,
+    0xc000_0084,
+    0xc000_0103,
+];
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 
 /// What the VMCS's host area needs after a load.
@@ -289,4 +295,3 @@ pub fn host_cr4(_irqs: &IrqsOff) -> u64 {
     // SAFETY: Interrupts are off.
     unsafe { bindings::cr4_read_shadow() as u64 }
 }
-

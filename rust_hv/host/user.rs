@@ -273,9 +273,7 @@ pub fn compare_exchange(hva: Hva, size: u8, old: u64, new: u64) -> Result<u64> {
 ///
 /// `EFAULT`, `ENOMEM`.
 pub fn read_slice<T: UserData>(arg: usize, count: usize) -> Result<KVec<T>> {
-    let bytes = count
-        .checked_mul(core::mem::size_of::<T>())
-        .ok_or(EFAULT)?;
+    let bytes = count.checked_mul(core::mem::size_of::<T>()).ok_or(EFAULT)?;
     let mut reader = UserSlice::new(UserPtr::from_addr(arg), bytes).reader();
     let mut values = KVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
     for _ in 0..count {

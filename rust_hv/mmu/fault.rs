@@ -39,10 +39,7 @@ impl Mmu {
         loop {
             let (slot, moment) = {
                 let state = self.state.lock();
-                (
-                    state.view().find(fault.gpa.gfn()).copied(),
-                    state.moment(),
-                )
+                (state.view().find(fault.gpa.gfn()).copied(), state.moment())
             };
             let Some(slot) = slot else {
                 return Ok(Resolved::Mmio);
@@ -73,9 +70,23 @@ impl Mmu {
             };
             let writable = pages.writable() && !read_only;
             let mapped = if large {
-                map_large(table, &mut memory, &mut unlinked, fault.gpa, &pages, writable)
+                map_large(
+                    table,
+                    &mut memory,
+                    &mut unlinked,
+                    fault.gpa,
+                    &pages,
+                    writable,
+                )
             } else {
-                map_small(table, &mut memory, &mut unlinked, fault.gpa, &pages, writable)
+                map_small(
+                    table,
+                    &mut memory,
+                    &mut unlinked,
+                    fault.gpa,
+                    &pages,
+                    writable,
+                )
             };
             drop(state);
             // After the lock: flush what was replaced, then free it.
@@ -153,11 +164,7 @@ fn map_large(
 ) -> Result<(), MapError> {
     let mask = PageSize::Size2M.bytes() - 1;
     let first = pages.iter().next().ok_or(MapError::OutOfRange)?;
-    let leaf = leaf(
-        Hpa::new(first.raw() & !mask),
-        PageSize::Size2M,
-        writable,
-    );
+    let leaf = leaf(Hpa::new(first.raw() & !mask), PageSize::Size2M, writable);
     table.map(memory, Gpa::new(gpa.raw() & !mask), leaf, unlinked)?;
     Ok(())
 }

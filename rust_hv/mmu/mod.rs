@@ -288,7 +288,12 @@ impl Mmu {
     /// How much is mapped, and with how many tables.
     pub fn counts(&self) -> TableCounts {
         let state = self.state.lock();
-        let counts = state.tree.table.as_ref().map(Table::counts).unwrap_or_default();
+        let counts = state
+            .tree
+            .table
+            .as_ref()
+            .map(Table::counts)
+            .unwrap_or_default();
         TableCounts {
             tables: counts.tables,
             leaves: counts.leaves,
@@ -427,9 +432,7 @@ impl MmuEvents for Mmu {
                 let progress = if clear {
                     table.test_and_clear_accessed(&memory, &mut sweep, STEP, |_, _| young = true)
                 } else {
-                    table.for_each_leaf(&memory, &mut sweep, STEP, |_, leaf| {
-                        young |= leaf.accessed
-                    })
+                    table.for_each_leaf(&memory, &mut sweep, STEP, |_, leaf| young |= leaf.accessed)
                 };
                 if progress == Progress::Done {
                     return;

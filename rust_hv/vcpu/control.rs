@@ -66,8 +66,8 @@ pub fn apic_base_is_valid(state: &State, value: u64) -> bool {
 /// run with.
 pub fn cr0_is_valid(caps: &Caps, cr0: Cr0) -> bool {
     // Bits without a meaning are dropped, as the CPU does.
-    let in_cpu = (cr0.intersection(Cr0::NAMED).raw() | caps.cr0.ones)
-        & !Cr0::NW.union(Cr0::CD).raw();
+    let in_cpu =
+        (cr0.intersection(Cr0::NAMED).raw() | caps.cr0.ones) & !Cr0::NW.union(Cr0::CD).raw();
     cr0.is_consistent() && caps.cr0.allow(in_cpu)
 }
 

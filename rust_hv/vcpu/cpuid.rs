@@ -328,7 +328,10 @@ impl Cpuid {
             let registers = [entry.eax, entry.ebx, entry.ecx, entry.edx];
             (entry.function, entry.index, entry.flags, registers)
         };
-        self.entries.iter().map(key).eq(other.entries.iter().map(key))
+        self.entries
+            .iter()
+            .map(key)
+            .eq(other.entries.iter().map(key))
     }
 
     /// True when the linear addresses are of a width that CPUs have, or of none in particular.

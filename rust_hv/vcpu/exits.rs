@@ -80,7 +80,10 @@ impl State {
         if let Some(address) = exception.cr2 {
             window.set_cr2(address.raw());
         }
-        self.queue(Event::exception(exception.vector.raw(), exception.error_code));
+        self.queue(Event::exception(
+            exception.vector.raw(),
+            exception.error_code,
+        ));
     }
 
     /// What a completed instruction leaves behind: no interrupt shadow, and a trap when it was
@@ -233,11 +236,7 @@ impl Handler<'_> {
         })
     }
 
-    fn cpuid(
-        &self,
-        state: &mut State,
-        window: &mut GuestWindow<'_>,
-    ) -> Result<Action, VmxError> {
+    fn cpuid(&self, state: &mut State, window: &mut GuestWindow<'_>) -> Result<Action, VmxError> {
         let cr4 = Cr4::NONE.with(Cr4::OSXSAVE, state.osxsave);
         let [rax, rcx, rdx, rbx, ..] = window.gprs_mut();
         let found = state
@@ -280,11 +279,7 @@ impl Handler<'_> {
         Ok(Action::Enter)
     }
 
-    fn xsetbv(
-        &self,
-        state: &mut State,
-        window: &mut GuestWindow<'_>,
-    ) -> Result<Action, VmxError> {
+    fn xsetbv(&self, state: &mut State, window: &mut GuestWindow<'_>) -> Result<Action, VmxError> {
         let [rax, rcx, rdx, ..] = *window.gprs_mut();
         let value = rax & 0xffff_ffff | rdx << 32;
         let (_, cpl) = window.code_rights_and_cpl()?;
@@ -327,8 +322,7 @@ impl Handler<'_> {
     /// True in 64-bit code, where control and debug registers move 64 bits.
     fn in_long_code(&self, window: &GuestWindow<'_>) -> Result<bool, VmxError> {
         let efer = Efer::from_raw(window.efer()?);
-        Ok(efer.contains(Efer::LMA)
-            && window.code_rights_and_cpl()?.0.long())
+        Ok(efer.contains(Efer::LMA) && window.code_rights_and_cpl()?.0.long())
     }
 
     fn control(
@@ -353,9 +347,7 @@ impl Handler<'_> {
             ControlAccess::Read { .. } => {
                 return Ok(Action::User(UserExit::Unknown(0)));
             }
-            ControlAccess::ClearTaskSwitched => {
-                (0, window.cr0()? & !Cr0::TS.raw())
-            }
+            ControlAccess::ClearTaskSwitched => (0, window.cr0()? & !Cr0::TS.raw()),
             ControlAccess::LoadMachineStatus(source) => {
                 // PE, MP, EM and TS are loaded; PE cannot be cleared.
                 let old = window.cr0()?;

@@ -51,9 +51,7 @@ impl GuestPhys for GuestPhysical<'_> {
         if let MmuBacking::Rom(_) = self.mmu.backing(at) {
             return Ok(true);
         }
-        let found = self
-            .mmu
-            .compare_exchange(at, bytes_of(size), old, new)?;
+        let found = self.mmu.compare_exchange(at, bytes_of(size), old, new)?;
         Ok(found == old)
     }
 }
@@ -72,11 +70,7 @@ impl<'a> Machine<'a> {
     }
 
     /// Translates a linear address, as an access at the vCPU's privilege level.
-    pub fn translate_kind(
-        &mut self,
-        gva: Gva,
-        kind: AccessKind,
-    ) -> Result<Gpa, Stop<Error>> {
+    pub fn translate_kind(&mut self, gva: Gva, kind: AccessKind) -> Result<Gpa, Stop<Error>> {
         let access = WalkAccess::explicit(kind, self.snapshot.cpl, self.snapshot.rflags);
         let mut memory = GuestPhysical::new(self.mmu);
         match walk::walk(&mut memory, &self.snapshot.paging, gva, access) {
@@ -146,15 +140,13 @@ impl<'a> Machine<'a> {
         while have < bytes.len() {
             let gva = self.snapshot.linear_rip(have as u64);
             let room = user::to_page_end(gva.page_offset());
-            let got = self
-                .translate_kind(gva, AccessKind::Fetch)
-                .and_then(|gpa| {
-                    let rest = bytes.get_mut(have..).unwrap_or_default();
-                    let len = rest.len().min(room);
-                    let part = rest.get_mut(..len).unwrap_or_default();
-                    self.mmu.read(gpa, part).map_err(Stop::Failed)?;
-                    Ok(len)
-                });
+            let got = self.translate_kind(gva, AccessKind::Fetch).and_then(|gpa| {
+                let rest = bytes.get_mut(have..).unwrap_or_default();
+                let len = rest.len().min(room);
+                let part = rest.get_mut(..len).unwrap_or_default();
+                self.mmu.read(gpa, part).map_err(Stop::Failed)?;
+                Ok(len)
+            });
             match got {
                 Ok(len) => have += len,
                 Err(stop) if have == 0 => return Err(stop),

@@ -247,4 +247,3 @@ fn store_items(
         Err(Stop::Failed(error)) => Err(error),
     }
 }
-

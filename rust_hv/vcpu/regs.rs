@@ -305,4 +305,3 @@ fn first_vector(bitmap: &[u64; 4]) -> Option<u8> {
     let (index, word) = bitmap.iter().enumerate().find(|(_, word)| **word != 0)?;
     u8::try_from(index as u32 * 64 + word.trailing_zeros()).ok()
 }
-

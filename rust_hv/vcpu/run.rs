@@ -315,11 +315,7 @@ impl Entry<'_> {
 
     /// One entry and exit.
     #[inline]
-    fn enter(
-        &self,
-        state: &mut State,
-        window: &mut GuestWindow<'_>,
-    ) -> Result<Exit, VmxError> {
+    fn enter(&self, state: &mut State, window: &mut GuestWindow<'_>) -> Result<Exit, VmxError> {
         if let Some(event) = &state.event {
             let mut event = *event;
             // In real mode exceptions push no error code.

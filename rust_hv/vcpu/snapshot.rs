@@ -122,9 +122,7 @@ impl Snapshot {
 
     /// Misaligned accesses fault.
     pub fn is_alignment_checked(&self) -> bool {
-        self.cr0.contains(Cr0::AM)
-            && self.rflags.contains(Rflags::AC)
-            && self.cpl == 3
+        self.cr0.contains(Cr0::AM) && self.rflags.contains(Rflags::AC) && self.cpl == 3
     }
 
     /// Default sizes of the code that runs.

@@ -8,9 +8,9 @@
 //! named in the log and reported to user space.
 
 use crate::host::bindings;
-use crate::host::msr;
 use crate::host::cpuid::cpuid;
 use crate::host::errno::unsupported;
+use crate::host::msr;
 use crate::model::arch::cpuid::Feature;
 use kernel::prelude::*;
 
@@ -106,7 +106,11 @@ const SECONDARY: &[Control] = &[
     control(3, "RDTSCP", Optional(bindings::RUSTHV_FEAT_RDTSCP as u64)),
     control(5, "VPID", Optional(bindings::RUSTHV_FEAT_VPID as u64)),
     control(7, "unrestricted guest", Required),
-    control(12, "INVPCID", Optional(bindings::RUSTHV_FEAT_INVPCID as u64)),
+    control(
+        12,
+        "INVPCID",
+        Optional(bindings::RUSTHV_FEAT_INVPCID as u64),
+    ),
 ];
 
 const EXIT: &[Control] = &[
@@ -126,13 +130,29 @@ const ENTRY: &[Control] = &[
 
 /// What of EPT and VPID we want (IA32_VMX_EPT_VPID_CAP).
 const EPT_VPID: &[Control] = &[
-    control(0, "execute-only EPT", Optional(bindings::RUSTHV_FEAT_EPT_EXEC_ONLY as u64)),
+    control(
+        0,
+        "execute-only EPT",
+        Optional(bindings::RUSTHV_FEAT_EPT_EXEC_ONLY as u64),
+    ),
     control(6, "4-level EPT", Required),
     control(14, "write-back EPT tables", Required),
-    control(16, "2 MiB EPT pages", Optional(bindings::RUSTHV_FEAT_EPT_2M as u64)),
-    control(17, "1 GiB EPT pages", Optional(bindings::RUSTHV_FEAT_EPT_1G as u64)),
+    control(
+        16,
+        "2 MiB EPT pages",
+        Optional(bindings::RUSTHV_FEAT_EPT_2M as u64),
+    ),
+    control(
+        17,
+        "1 GiB EPT pages",
+        Optional(bindings::RUSTHV_FEAT_EPT_1G as u64),
+    ),
     control(20, "INVEPT", Required),
-    control(21, "EPT accessed/dirty flags", Optional(bindings::RUSTHV_FEAT_EPT_AD as u64)),
+    control(
+        21,
+        "EPT accessed/dirty flags",
+        Optional(bindings::RUSTHV_FEAT_EPT_AD as u64),
+    ),
     control(26, "all-context INVEPT", Required),
 ];
 
@@ -322,7 +342,10 @@ pub fn explain_absence() {
     }
     match msr::read_safe(IA32_FEATURE_CONTROL) {
         Some(value) if value & LOCKED != 0 && value & VMX_OUTSIDE_SMX == 0 => {
-            pr_err!("firmware has locked VMX off (IA32_FEATURE_CONTROL {:#x})\n", value);
+            pr_err!(
+                "firmware has locked VMX off (IA32_FEATURE_CONTROL {:#x})\n",
+                value
+            );
         }
         _ => pr_err!("the host kernel has switched VMX off\n"),
     }

@@ -21,8 +21,8 @@ use crate::host::switch::{self, Running};
 use crate::model::arch::regs::Cr0;
 use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::exit::{Event, Exit};
-use kernel::sync::Arc;
 use kernel::prelude::*;
+use kernel::sync::Arc;
 
 /// Interruptibility bits 1:0: blocking by STI and by MOV SS.
 const INTERRUPT_SHADOW: u32 = 3;
@@ -427,9 +427,8 @@ impl GuestWindow<'_> {
         let mut reason = 0;
         // SAFETY: Our VMCS is current and complete, interrupts are off, the host area is up to
         // date.
-        let failed = unsafe {
-            bindings::rhv_enter_guest(self.regs, launched, self.flush_l1d, &mut reason)
-        };
+        let failed =
+            unsafe { bindings::rhv_enter_guest(self.regs, launched, self.flush_l1d, &mut reason) };
         if own_xcr0 {
             // SAFETY: The host's own value.
             unsafe { msr::write_xcr0(self.window.irqs(), self.host_xcr0) };
