@@ -221,6 +221,9 @@ impl<E: CpuEvents> CpuWatch<E> {
         })
     }
 
+    /// # Safety
+    ///
+    /// Called by the host's hotplug code alone.
     unsafe extern "C" fn startup(_cpu: u32) -> i32 {
         // The callback runs on the hotplug thread of the CPU, with interrupts on.
         match E::online(&IrqsOff::new()) {
@@ -229,17 +232,26 @@ impl<E: CpuEvents> CpuWatch<E> {
         }
     }
 
+    /// # Safety
+    ///
+    /// As `startup`.
     unsafe extern "C" fn teardown(_cpu: u32) -> i32 {
         E::offline(&IrqsOff::new());
         0
     }
 
+    /// # Safety
+    ///
+    /// Called by the host with interrupts off, on the one CPU that is online.
     unsafe extern "C" fn suspend(_data: *mut kernel::ffi::c_void) -> i32 {
         // SAFETY: Syscore callbacks run with interrupts off on the one CPU that is online.
         E::offline(&unsafe { IrqsOff::assume() });
         0
     }
 
+    /// # Safety
+    ///
+    /// As `suspend`.
     unsafe extern "C" fn resume(_data: *mut kernel::ffi::c_void) {
         // SAFETY: As in `suspend`.
         if let Err(error) = E::online(&unsafe { IrqsOff::assume() }) {

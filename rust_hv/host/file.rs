@@ -42,12 +42,18 @@ impl<T: FdObject> FdOps<T> {
         ..pin_init::zeroed()
     };
 
+    /// # Safety
+    ///
+    /// `file` is one that `install` made, and open.
     unsafe extern "C" fn ioctl(file: *mut host::file, cmd: u32, arg: usize) -> isize {
         // SAFETY: `private_data` is an `Arc<T>` from `install` until `release`.
         let this = unsafe { <Arc<T> as ForeignOwnable>::borrow((*file).private_data) };
         result_to_isize(T::ioctl(this, cmd, arg))
     }
 
+    /// # Safety
+    ///
+    /// As `ioctl`; `vma` is being set up by this thread alone.
     unsafe extern "C" fn mmap(file: *mut host::file, vma: *mut host::vm_area_struct) -> i32 {
         // SAFETY: As in `ioctl`.
         let this = unsafe { <Arc<T> as ForeignOwnable>::borrow((*file).private_data) };
@@ -57,6 +63,9 @@ impl<T: FdObject> FdOps<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// As `ioctl`, and nobody uses the file any more.
     unsafe extern "C" fn release(_inode: *mut host::inode, file: *mut host::file) -> i32 {
         // SAFETY: The last use of the file: the reference from `install` ends here.
         drop(unsafe { <Arc<T> as ForeignOwnable>::from_foreign((*file).private_data) });
@@ -158,6 +167,9 @@ impl<D: Device> DeviceOps<D> {
         ..pin_init::zeroed()
     };
 
+    /// # Safety
+    ///
+    /// None; the type is the host's.
     unsafe extern "C" fn ioctl(_file: *mut host::file, cmd: u32, arg: usize) -> isize {
         result_to_isize(D::ioctl(cmd, arg))
     }

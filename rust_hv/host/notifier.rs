@@ -95,6 +95,9 @@ impl<T: MmuEvents> Notifier<T> {
         unsafe { &(*container_of!(raw, Self, raw)).target }
     }
 
+    /// # Safety
+    ///
+    /// `raw` is the `raw` field of a live `Self`.
     unsafe extern "C" fn release(
         raw: *mut bindings::mmu_notifier,
         _mm: *mut kernel::bindings::mm_struct,
@@ -103,6 +106,9 @@ impl<T: MmuEvents> Notifier<T> {
         unsafe { Self::target(raw) }.release();
     }
 
+    /// # Safety
+    ///
+    /// `raw` is the `raw` field of a live `Self`.
     unsafe extern "C" fn clear_flush_young(
         raw: *mut bindings::mmu_notifier,
         _mm: *mut kernel::bindings::mm_struct,
@@ -113,6 +119,9 @@ impl<T: MmuEvents> Notifier<T> {
         unsafe { Self::target(raw) }.young(range(start, end), true)
     }
 
+    /// # Safety
+    ///
+    /// `raw` is the `raw` field of a live `Self`.
     unsafe extern "C" fn test_young(
         raw: *mut bindings::mmu_notifier,
         _mm: *mut kernel::bindings::mm_struct,
@@ -123,6 +132,9 @@ impl<T: MmuEvents> Notifier<T> {
         unsafe { Self::target(raw) }.young(page, false)
     }
 
+    /// # Safety
+    ///
+    /// `raw` is the `raw` field of a live `Self`, and `change` is valid.
     unsafe extern "C" fn invalidate_range_start(
         raw: *mut bindings::mmu_notifier,
         change: *const bindings::mmu_notifier_range,
@@ -134,6 +146,9 @@ impl<T: MmuEvents> Notifier<T> {
         0
     }
 
+    /// # Safety
+    ///
+    /// `raw` is the `raw` field of a live `Self`, and `change` is valid.
     unsafe extern "C" fn invalidate_range_end(
         raw: *mut bindings::mmu_notifier,
         change: *const bindings::mmu_notifier_range,

@@ -109,7 +109,7 @@ void rhv_schedule_away(void)
 
 void rhv_smp_mb(void)
 {
-	smp_mb();
+	smp_mb();	/* its pair stands where the caller says */
 }
 
 static void rhv_nothing(void *unused)

@@ -98,8 +98,15 @@ impl HostSwitch {
         })
     }
 
+    /// # Safety
+    ///
+    /// None; the type is the host's.
     unsafe extern "C" fn sched_in(_notifier: *mut bindings::preempt_notifier, _cpu: i32) {}
 
+    /// # Safety
+    ///
+    /// `notifier` is the field of a live `Self`; the caller is the scheduler, with interrupts off,
+    /// on the task that registered it.
     unsafe extern "C" fn sched_out(
         notifier: *mut bindings::preempt_notifier,
         _next: *mut kernel::bindings::task_struct,

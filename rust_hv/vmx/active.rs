@@ -217,8 +217,12 @@ impl CpuEvents for Virtualization {
             }
             (*state).enabled = false;
             let head = &raw mut (*state).active;
-            while (*head).next != head {
-                let link: *mut UnsafeCell<list_head> = (*head).next.cast();
+            loop {
+                let next = (*head).next;
+                if next == head {
+                    break;
+                }
+                let link: *mut UnsafeCell<list_head> = next.cast();
                 let region = kernel::container_of!(link, Region, link);
                 (*region).clear_here(irqs);
             }

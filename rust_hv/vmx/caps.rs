@@ -291,12 +291,12 @@ impl Caps {
             | bindings::RUSTHV_FEAT_MSR_BITMAP
             | bindings::RUSTHV_FEAT_LOAD_EFER
             | bindings::RUSTHV_FEAT_LOAD_PAT;
-        reader.present |= used as u64;
+        reader.present |= u64::from(used);
         if secondary & secondary::VPID != 0 && ept_vpid & INVVPID_BITS != INVVPID_BITS {
             pr_info!("the CPU has VPID without a usable INVVPID; going on without\n");
             secondary &= !secondary::VPID;
-            reader.present &= !(bindings::RUSTHV_FEAT_VPID as u64);
-            reader.missing |= bindings::RUSTHV_FEAT_VPID as u64;
+            reader.present &= !u64::from(bindings::RUSTHV_FEAT_VPID);
+            reader.missing |= u64::from(bindings::RUSTHV_FEAT_VPID);
         }
         if reader.refused {
             return Err(unsupported());

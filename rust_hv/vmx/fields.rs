@@ -25,7 +25,7 @@ macro_rules! width {
             }
             #[inline]
             fn into_raw(self) -> u64 {
-                self as u64
+                self.into()
             }
         }
     )*};
