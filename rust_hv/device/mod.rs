@@ -43,8 +43,8 @@ impl Device for RustHvDevice {
                 Ok(vcpu::MMAP_SIZE)
             }
             KVM_GET_SUPPORTED_CPUID => get_supported_cpuid(arg),
-            RUSTHV_GET_INFO => user::write(arg, &info()?).map(|()| 0),
-            RUSTHV_GET_HOST_STATS => user::write(arg, &host_stats()).map(|()| 0),
+            RUSTHV_GET_INFO => info(arg),
+            RUSTHV_GET_HOST_STATS => host_stats(arg),
             _ => Err(not_a_typewriter()),
         }
     }
@@ -62,6 +62,7 @@ fn no_argument(arg: usize) -> Result {
 }
 
 /// KVM API section 4.2. There is one machine type: 0.
+#[inline(never)]
 fn create_vm(machine_type: usize) -> Result<isize> {
     no_argument(machine_type)?;
     let vm = Vm::new(MACHINE.get()?)?;
@@ -94,6 +95,7 @@ pub(crate) fn check_extension(number: usize) -> isize {
 }
 
 /// KVM API section 4.46.
+#[inline(never)]
 fn get_supported_cpuid(arg: usize) -> Result<isize> {
     // Count and padding, as one: a header that is cut off is a fault.
     let room = user::read::<u64>(arg)? as u32;
@@ -115,25 +117,29 @@ pub(crate) fn first_entry(arg: usize) -> Result<usize> {
     arg.checked_add(HEADER).ok_or(EFAULT)
 }
 
-fn info() -> Result<rusthv_info> {
+#[inline(never)]
+fn info(arg: usize) -> Result<isize> {
     let caps = &MACHINE.get()?.caps;
-    Ok(rusthv_info {
+    let info = rusthv_info {
         present: caps.present,
         missing: caps.missing,
         vmcs_revision: caps.revision,
         phys_bits: cpu::phys_bits(),
         reserved: [0; 5],
-    })
+    };
+    user::write(arg, &info).map(|()| 0)
 }
 
-fn host_stats() -> rusthv_host_stats {
+#[inline(never)]
+fn host_stats(arg: usize) -> Result<isize> {
     let (vms, vcpus) = machines::alive();
     let pooled = pool::pooled();
-    rusthv_host_stats {
+    let stats = rusthv_host_stats {
         frames_in_use: frame::alive().saturating_sub(pooled),
         frames_pooled: pooled,
         vms,
         vcpus,
         reserved: [0; 4],
-    }
+    };
+    user::write(arg, &stats).map(|()| 0)
 }

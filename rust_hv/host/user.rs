@@ -157,8 +157,9 @@ impl UserPages {
         let flags = if write { bindings::FOLL_WRITE } else { 0 };
         let address = hva.page_base().raw() as usize;
         // SAFETY: The array has room for one page; we may sleep here.
-        let got =
-            unsafe { bindings::get_user_pages_fast(address, 1, flags, held.pages.as_mut_ptr()) };
+        let got = unsafe {
+            bindings::get_user_pages_unlocked(address, 1, held.pages.as_mut_ptr(), flags)
+        };
         match got {
             1 => {
                 // INVARIANT: The host took one reference on the page.
@@ -166,7 +167,7 @@ impl UserPages {
                 Ok(held)
             }
             0 => Err(EFAULT),
-            error => Err(Error::from_errno(error)),
+            error => Err(Error::from_errno(error as i32)),
         }
     }
 

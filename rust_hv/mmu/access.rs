@@ -9,8 +9,9 @@ use super::Mmu;
 use crate::host::errno::no_such_device;
 use crate::host::user::{self, to_page_end};
 use crate::model::arch::addr::{Gpa, Hva};
-use crate::model::memory::slots::SlotFlags;
+use crate::model::memory::slots::{Slot, SlotFlags};
 use kernel::prelude::*;
+use kernel::sync::atomic::ordering::Acquire;
 
 /// What is behind a guest-physical page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,7 +24,42 @@ pub enum Backing {
     Mmio,
 }
 
+/// The slot that was found last, for a caller that asks again and again.
+pub struct SlotCache {
+    generation: u64,
+    slot: Option<Slot>,
+}
+
+impl SlotCache {
+    /// None yet.
+    pub const fn new() -> Self {
+        Self {
+            generation: 0,
+            slot: None,
+        }
+    }
+}
+
 impl Mmu {
+    /// [`Mmu::read`] inside one page, without the lock as long as it is the same slot.
+    ///
+    /// A slot that is deleted at the same moment is read as it was: the memory is the VMM's own.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mmu::read`].
+    pub fn read_cached(&self, cache: &mut SlotCache, gpa: Gpa, buf: &mut [u8]) -> Result {
+        let generation = self.generation.load(Acquire);
+        let hit = |slot: &Slot| slot.contains(gpa.gfn());
+        if cache.generation != generation || !cache.slot.as_ref().is_some_and(hit) {
+            cache.slot = self.slot(gpa);
+            cache.generation = generation;
+        }
+        let slot = cache.slot.as_ref().ok_or_else(no_such_device)?;
+        let hva = slot.hva_of_gpa(gpa).ok_or_else(no_such_device)?;
+        user::copy_from(hva, buf)
+    }
+
     /// What is at a guest-physical address, up to the end of its page.
     pub fn backing(&self, gpa: Gpa) -> Backing {
         let Some(slot) = self.slot(gpa) else {

@@ -45,7 +45,10 @@ use crate::model::paging::table::Table;
 use crate::model::paging::Level;
 use crate::vmx::guest::{KeepAlive, NestedRoot};
 use kernel::prelude::*;
-use kernel::sync::atomic::{ordering::Relaxed, Atomic};
+use kernel::sync::atomic::{
+    ordering::{Relaxed, Release},
+    Atomic,
+};
 use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock};
 use tlb::Tlb;
 
@@ -101,7 +104,7 @@ impl Drop for Tree {
 struct State {
     /// Sorted by guest address.
     slots: KVec<Slot>,
-    /// Changes with every change of `slots`.
+    /// Changes with every change of `slots`; `Mmu::generation` follows.
     generation: u64,
     tree: Tree,
     /// Changes under way in the host.
@@ -147,6 +150,8 @@ pub struct Mmu {
     slots_lock: Mutex<()>,
     #[pin]
     state: SpinLock<State>,
+    /// `State::generation`, to be looked at without the lock.
+    generation: Atomic<u64>,
     tlb: Tlb,
     limits: Limits,
     mm: UserMm,
@@ -243,7 +248,7 @@ impl Mmu {
         let tlb = Tlb::new()?;
         let state = State {
             slots: KVec::new(),
-            generation: 0,
+            generation: 1,
             tree,
             invalidating: 0,
             range: None,
@@ -255,6 +260,8 @@ impl Mmu {
             tlb,
             slots_lock <- new_mutex!(()),
             state <- new_spinlock!(state),
+            // A cache that was never filled is never current.
+            generation: Atomic::new(1),
             limits,
             mm,
             pools,
@@ -326,6 +333,7 @@ impl Mmu {
             }
             core::mem::swap(&mut state.slots, &mut slots);
             state.generation = state.generation.wrapping_add(1);
+            self.generation.store(state.generation, Release);
         }
         // No fault maps a page of the old slot from here on.
         if let (true, Some(old)) = (change.unmaps(), change.before()) {

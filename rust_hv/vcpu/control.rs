@@ -7,6 +7,7 @@
 use super::memory::GuestPhysical;
 use super::State;
 use crate::host::switch::HostSwitch;
+use crate::mmu::access::SlotCache;
 use crate::mmu::Mmu;
 use crate::model::arch::exception::Vector;
 use crate::model::arch::regs::{Cr0, Cr4, Efer};
@@ -101,7 +102,11 @@ impl Pdptes {
     /// Reads them. May sleep.
     pub fn read(mmu: &Mmu, state: &State, cr3: u64) -> Self {
         let phys_bits = state.cpuid.facts().phys_bits;
-        match load_pdptes(&mut GuestPhysical::new(mmu), cr3, phys_bits) {
+        match load_pdptes(
+            &mut GuestPhysical::new(mmu, &mut SlotCache::new()),
+            cr3,
+            phys_bits,
+        ) {
             Ok(entries) => Self::Read(entries),
             Err(_) => Self::Bad,
         }

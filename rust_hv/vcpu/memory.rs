@@ -5,7 +5,7 @@
 use super::snapshot::Snapshot;
 use crate::host::errno::no_such_device;
 use crate::host::user;
-use crate::mmu::access::Backing as MmuBacking;
+use crate::mmu::access::{Backing as MmuBacking, SlotCache};
 use crate::mmu::Mmu;
 use crate::model::arch::addr::{Gpa, Gva};
 use crate::model::arch::exception::Vector;
@@ -14,6 +14,7 @@ use crate::model::arch::segment::Segment;
 use crate::model::emulate::{
     self, Access, Backing, Cpu, Exception, Gpr, Memory, Place, SegmentName, Stop, Width,
 };
+use crate::model::exit::NestedFault;
 use crate::model::paging::state::{Access as WalkAccess, AccessKind};
 use crate::model::paging::walk::{self, EntrySize, GuestPhys, WalkError};
 use kernel::prelude::*;
@@ -21,12 +22,38 @@ use kernel::prelude::*;
 /// Guest-physical memory, for walks.
 pub struct GuestPhysical<'a> {
     mmu: &'a Mmu,
+    slot: &'a mut SlotCache,
 }
 
 impl<'a> GuestPhysical<'a> {
     /// That of an address space.
-    pub fn new(mmu: &'a Mmu) -> Self {
-        Self { mmu }
+    pub fn new(mmu: &'a Mmu, slot: &'a mut SlotCache) -> Self {
+        Self { mmu, slot }
+    }
+}
+
+/// A translation that the CPU has made: the access got as far as the nested tables, so the guest's
+/// own tables allow it.
+#[derive(Clone, Copy)]
+pub struct Known {
+    gva: Gva,
+    gpa: Gpa,
+    write: bool,
+}
+
+impl Known {
+    /// That of a nested fault, when it is the fault of the access itself.
+    pub fn from_fault(fault: &NestedFault) -> Option<Self> {
+        Some(Self {
+            gva: fault.gva?.page_base(),
+            gpa: fault.gpa.page_base(),
+            write: fault.write,
+        })
+    }
+
+    fn translate(&self, gva: Gva, access: Access) -> Option<Gpa> {
+        let allowed = access == Access::Read || self.write;
+        (allowed && gva.page_base() == self.gva).then(|| self.gpa.wrapping_add(gva.page_offset()))
     }
 }
 
@@ -43,7 +70,7 @@ impl GuestPhys for GuestPhysical<'_> {
     fn read_entry(&mut self, at: Gpa, size: EntrySize) -> Result<u64> {
         let mut bytes = [0; 8];
         let part = bytes.get_mut(..bytes_of(size).into()).ok_or(EINVAL)?;
-        self.mmu.read(at, part)?;
+        self.mmu.read_cached(self.slot, at, part)?;
         Ok(u64::from_le_bytes(bytes))
     }
 
@@ -60,19 +87,27 @@ impl GuestPhys for GuestPhysical<'_> {
 pub struct Machine<'a> {
     /// The registers, as they were at the exit and as the instruction changes them.
     pub snapshot: &'a mut Snapshot,
+    /// What the CPU has translated already.
+    pub known: Option<Known>,
     mmu: &'a Mmu,
+    slot: &'a mut SlotCache,
 }
 
 impl<'a> Machine<'a> {
     /// A machine to execute on.
-    pub fn new(snapshot: &'a mut Snapshot, mmu: &'a Mmu) -> Self {
-        Self { snapshot, mmu }
+    pub fn new(snapshot: &'a mut Snapshot, mmu: &'a Mmu, slot: &'a mut SlotCache) -> Self {
+        Self {
+            snapshot,
+            known: None,
+            mmu,
+            slot,
+        }
     }
 
     /// Translates a linear address, as an access at the vCPU's privilege level.
     pub fn translate_kind(&mut self, gva: Gva, kind: AccessKind) -> Result<Gpa, Stop<Error>> {
         let access = WalkAccess::explicit(kind, self.snapshot.cpl, self.snapshot.rflags);
-        let mut memory = GuestPhysical::new(self.mmu);
+        let mut memory = GuestPhysical::new(self.mmu, self.slot);
         match walk::walk(&mut memory, &self.snapshot.paging, gva, access) {
             Ok(translation) => Ok(translation.gpa),
             Err(WalkError::Fault(code)) => Err(Stop::Fault(Exception {
@@ -144,7 +179,9 @@ impl<'a> Machine<'a> {
                 let rest = bytes.get_mut(have..).unwrap_or_default();
                 let len = rest.len().min(room);
                 let part = rest.get_mut(..len).unwrap_or_default();
-                self.mmu.read(gpa, part).map_err(Stop::Failed)?;
+                self.mmu
+                    .read_cached(self.slot, gpa, part)
+                    .map_err(Stop::Failed)?;
                 Ok(len)
             });
             match got {
@@ -207,7 +244,11 @@ impl Memory for Machine<'_> {
             Access::Read => AccessKind::Read,
             Access::Write => AccessKind::Write,
         };
-        let gpa = self.translate_kind(gva, kind)?;
+        let known = self.known.and_then(|known| known.translate(gva, access));
+        let gpa = match known {
+            Some(gpa) => gpa,
+            None => self.translate_kind(gva, kind)?,
+        };
         let backing = match self.mmu.backing(gpa) {
             MmuBacking::Ram(_) => Backing::Ram,
             MmuBacking::Rom(_) => Backing::Rom,

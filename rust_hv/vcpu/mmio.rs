@@ -6,16 +6,19 @@
 //! and the instruction starts over. Device writes leave after the instruction is done, one exit
 //! each. See `model::emulate`.
 
-use super::memory::Machine;
+use super::memory::{Known, Machine};
 use super::snapshot::Snapshot;
 use super::State;
 use crate::host::errno::no_such_device;
 use crate::host::run_page::{RunPages, UserExit};
 use crate::host::task;
+use crate::mmu::access::SlotCache;
 use crate::mmu::Mmu;
+use crate::model::arch::regs::Rflags;
 use crate::model::emulate::{
     decode, execute, DecodeError, Insn, MmioLog, MmioRead, MmioWrites, Outcome, Stop, MAX_LEN,
 };
+use crate::model::exit::NestedFault;
 use crate::model::paging::state::AccessKind;
 use crate::vmx::guest::Guest;
 use kernel::prelude::*;
@@ -25,216 +28,246 @@ const ITERATIONS: u32 = 256;
 /// Times that an instruction is tried while other vCPUs keep changing the tables that it needs.
 const RETRIES: u32 = 64;
 
-/// An instruction that waits for user space.
-pub struct PendingMmio {
-    /// Where it is; if RIP is elsewhere afterwards, it is forgotten.
+/// What user space has to do before the next entry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Waiting {
+    /// Nothing.
+    No,
+    /// Answer this read of `insn`.
+    Read(MmioRead, Insn),
+    /// Take the rest of the writes; the instruction is done.
+    Writes,
+}
+
+/// The instruction that is being executed. It stays in place over exits to user space.
+pub struct Mmio {
+    waiting: Waiting,
+    /// Where the instruction is that waits.
     rip: u64,
-    insn: Insn,
     log: MmioLog,
-    /// The read that user space answers.
-    read: Option<MmioRead>,
-    /// Writes still to be handed out; the instruction is done.
     writes: MmioWrites,
+    /// Where the CPU itself has translated the access to.
+    known: Option<Known>,
+    /// The registers, kept over the exit; `None` when user space may have changed them.
+    snapshot: Option<Snapshot>,
+    slot: SlotCache,
 }
 
 /// What came of an instruction.
 pub(super) enum Step {
     /// Enter the guest (again).
     Enter,
-    /// User space has to do something; what to go on with, if anything.
-    Exit(UserExit, Option<PendingMmio>),
+    /// User space has to do something.
+    Exit(UserExit),
 }
 
-/// Executes the instruction at RIP, which touched memory that is not there.
-///
-/// # Errors
-///
-/// `EFAULT` when the VMM's memory is not there, `ENOMEM`, `EIO`.
-pub(super) fn emulate(state: &mut State, guest: &mut Guest, mmu: &Mmu) -> Result<Step> {
-    let facts = *state.cpuid.facts();
-    let mut snapshot = Snapshot::take(&mut guest.open()?, &facts)?;
-    let mut bytes = [0; MAX_LEN];
-    let have = match Machine::new(&mut snapshot, mmu).fetch(&mut bytes) {
-        Ok(have) => have,
-        Err(Stop::Fault(exception)) => {
-            state.raise(&mut guest.open()?, exception);
+impl Mmio {
+    /// Nothing is being executed.
+    pub(super) const fn new() -> Self {
+        Self {
+            waiting: Waiting::No,
+            rip: 0,
+            log: MmioLog::new(),
+            writes: MmioWrites::NONE,
+            known: None,
+            snapshot: None,
+            slot: SlotCache::new(),
+        }
+    }
+
+    /// User space has changed registers: what was kept of them is worthless.
+    pub(super) fn forget_registers(&mut self) {
+        self.snapshot = None;
+    }
+
+    /// True when the last exit left something to be finished.
+    #[inline]
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting != Waiting::No
+    }
+
+    /// Executes the instruction at RIP, whose access `fault` met no memory.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` when the VMM's memory is not there, `EIO`.
+    pub(super) fn emulate(
+        &mut self,
+        state: &mut State,
+        guest: &mut Guest,
+        mmu: &Mmu,
+        fault: &NestedFault,
+    ) -> Result<Step> {
+        let facts = *state.cpuid.facts();
+        let mut snapshot = Snapshot::take(&mut guest.open()?, &facts)?;
+        self.log.clear();
+        self.known = Known::from_fault(fault);
+        let mut bytes = [0; MAX_LEN];
+        let mut machine = Machine::new(&mut snapshot, mmu, &mut self.slot);
+        let have = match machine.fetch(&mut bytes) {
+            Ok(have) => have,
+            Err(Stop::Fault(exception)) => {
+                state.raise(&mut guest.open()?, exception);
+                return Ok(Step::Enter);
+            }
+            Err(Stop::Retry) => return Ok(Step::Enter),
+            // The guest executes where it has no memory.
+            Err(Stop::Failed(_)) => return Ok(unknown(&bytes, 0)),
+        };
+        let code = bytes.get(..have).unwrap_or_default();
+        match decode(code, machine.snapshot.mode()) {
+            Ok(insn) => self.go_on(state, guest, mmu, snapshot, insn),
+            Err(DecodeError::NeedMoreBytes) => {
+                // The instruction goes on in a page that cannot be fetched from.
+                let next = machine.snapshot.linear_rip(have as u64);
+                match machine.translate_kind(next, AccessKind::Fetch) {
+                    Err(Stop::Fault(exception)) => {
+                        state.raise(&mut guest.open()?, exception);
+                        Ok(Step::Enter)
+                    }
+                    _ => Ok(unknown(&bytes, have)),
+                }
+            }
+            Err(DecodeError::Unknown) => Ok(unknown(&bytes, have)),
+            Err(error) => {
+                if let Some(exception) = error.exception() {
+                    state.raise(&mut guest.open()?, exception);
+                }
+                Ok(Step::Enter)
+            }
+        }
+    }
+
+    /// Goes on with an instruction that user space has answered.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mmio::emulate`].
+    pub(super) fn complete(
+        &mut self,
+        state: &mut State,
+        guest: &mut Guest,
+        run: &RunPages,
+        mmu: &Mmu,
+    ) -> Result<Step> {
+        let (read, insn) = match core::mem::replace(&mut self.waiting, Waiting::No) {
+            Waiting::No => return Ok(Step::Enter),
+            Waiting::Writes => return Ok(self.next_write()),
+            Waiting::Read(read, insn) => (read, insn),
+        };
+        let snapshot = match self.snapshot.take() {
+            Some(snapshot) => snapshot,
+            None => {
+                let facts = *state.cpuid.facts();
+                self.known = None;
+                Snapshot::take(&mut guest.open()?, &facts)?
+            }
+        };
+        if snapshot.rip != self.rip {
+            // User space has sent the guest elsewhere.
             return Ok(Step::Enter);
         }
-        Err(Stop::Retry) => return Ok(Step::Enter),
-        // The guest executes where it has no memory.
-        Err(Stop::Failed(_)) => return Ok(unknown(&bytes, 0)),
-    };
-    let code = bytes.get(..have).unwrap_or_default();
-    match decode(code, snapshot.mode()) {
-        Ok(insn) => go_on(state, guest, mmu, snapshot, insn, MmioLog::new()),
-        Err(DecodeError::NeedMoreBytes) => {
-            // The instruction goes on in a page that cannot be fetched from.
-            let next = snapshot.linear_rip(have as u64);
-            let fetched = Machine::new(&mut snapshot, mmu).translate_kind(next, AccessKind::Fetch);
-            match fetched {
-                Err(Stop::Fault(exception)) => {
-                    state.raise(&mut guest.open()?, exception);
-                    Ok(Step::Enter)
-                }
-                _ => Ok(unknown(&bytes, have)),
+        self.log.record(read, run.mmio_data()).map_err(|_| EINVAL)?;
+        self.go_on(state, guest, mmu, snapshot, insn)
+    }
+
+    /// Executes, from the beginning or after an answer.
+    fn go_on(
+        &mut self,
+        state: &mut State,
+        guest: &mut Guest,
+        mmu: &Mmu,
+        mut snapshot: Snapshot,
+        insn: Insn,
+    ) -> Result<Step> {
+        let mut outcome;
+        let mut tries = RETRIES;
+        loop {
+            let mut machine = Machine::new(&mut snapshot, mmu, &mut self.slot);
+            machine.known = self.known;
+            outcome = execute(&mut machine, &insn, &mut self.log, ITERATIONS);
+            tries -= 1;
+            // Entering the guest would ask devices again that have answered.
+            if tries == 0 || self.log.is_empty() || !matches!(outcome, Outcome::Again { .. }) {
+                break;
+            }
+            task::cond_resched();
+        }
+        let (finished, trap) = match outcome {
+            Outcome::Done { trap } => (true, trap),
+            Outcome::Again { trap } => (false, trap),
+            Outcome::MmioWrite {
+                writes,
+                finished,
+                trap,
+            } => {
+                self.writes = writes;
+                (finished, trap)
+            }
+            Outcome::MmioRead(_) | Outcome::Fault(_) | Outcome::Failed(_) => (false, false),
+        };
+        let untouched = matches!(outcome, Outcome::MmioRead(_)) && insn.rep.is_none();
+        if !untouched {
+            // Of a repeated instruction, iterations before this one are done.
+            let mut window = guest.open()?;
+            snapshot.put(&mut window)?;
+            if finished || trap {
+                state.finish_effects(&mut window, trap)?;
+                snapshot.interrupt_shadow = false;
+            }
+            if let Outcome::Fault(exception) = outcome {
+                state.raise(&mut window, exception);
             }
         }
-        Err(DecodeError::Unknown) => Ok(unknown(&bytes, have)),
-        Err(error) => {
-            if let Some(exception) = error.exception() {
-                state.raise(&mut guest.open()?, exception);
+        state.if_flag = snapshot.rflags.contains(Rflags::IF);
+        state.ready_for_interrupt = state.if_flag
+            && state.event.is_none()
+            && state.interrupt.is_none()
+            && !snapshot.interrupt_shadow;
+        match outcome {
+            Outcome::MmioRead(read) => {
+                self.waiting = Waiting::Read(read, insn);
+                self.rip = snapshot.rip;
+                self.snapshot = Some(snapshot);
+                Ok(Step::Exit(UserExit::Mmio {
+                    gpa: read.gpa,
+                    len: read.len,
+                    write: None,
+                }))
             }
-            Ok(Step::Enter)
+            Outcome::MmioWrite { .. } => Ok(self.next_write()),
+            // The slots were changed meanwhile.
+            Outcome::Failed(error) if error == EAGAIN => Ok(Step::Enter),
+            // The guest's page tables are where it has no memory.
+            Outcome::Failed(error) if error == no_such_device() => Ok(unknown(&[0; MAX_LEN], 0)),
+            Outcome::Failed(error) => Err(error),
+            Outcome::Done { .. } | Outcome::Again { .. } | Outcome::Fault(_) => Ok(Step::Enter),
         }
+    }
+
+    /// Hands out the next device write.
+    fn next_write(&mut self) -> Step {
+        let Some(write) = self.writes.pop() else {
+            return Step::Enter;
+        };
+        let mut data = [0; 8];
+        for (to, from) in data.iter_mut().zip(write.bytes()) {
+            *to = *from;
+        }
+        if !self.writes.is_empty() {
+            self.waiting = Waiting::Writes;
+        }
+        Step::Exit(UserExit::Mmio {
+            gpa: write.gpa,
+            len: write.len,
+            write: Some(data),
+        })
     }
 }
 
 fn unknown(bytes: &[u8; MAX_LEN], have: usize) -> Step {
-    let exit = UserExit::Emulation {
+    Step::Exit(UserExit::Emulation {
         bytes: *bytes,
         len: have as u8,
-    };
-    Step::Exit(exit, None)
-}
-
-/// Executes, from the beginning or after an answer.
-fn go_on(
-    state: &mut State,
-    guest: &mut Guest,
-    mmu: &Mmu,
-    mut snapshot: Snapshot,
-    insn: Insn,
-    mut log: MmioLog,
-) -> Result<Step> {
-    let rip = snapshot.rip;
-    let mut outcome;
-    let mut tries = RETRIES;
-    loop {
-        let mut machine = Machine::new(&mut snapshot, mmu);
-        outcome = execute(&mut machine, &insn, &mut log, ITERATIONS);
-        tries -= 1;
-        // Entering the guest would ask devices again that have answered.
-        if tries == 0 || log.is_empty() || !matches!(outcome, Outcome::Again { .. }) {
-            break;
-        }
-        task::cond_resched();
-    }
-    let pending = |log, read, writes| PendingMmio {
-        rip,
-        insn,
-        log,
-        read,
-        writes,
-    };
-    match outcome {
-        Outcome::Done { trap } => {
-            commit(state, guest, &snapshot, true, trap)?;
-            Ok(Step::Enter)
-        }
-        Outcome::Again { trap } => {
-            commit(state, guest, &snapshot, false, trap)?;
-            Ok(Step::Enter)
-        }
-        Outcome::MmioRead(read) => {
-            // Iterations before this one are done.
-            commit(state, guest, &snapshot, false, false)?;
-            let exit = UserExit::Mmio {
-                gpa: read.gpa,
-                len: read.len,
-                write: None,
-            };
-            let pending = pending(log, Some(read), MmioWrites::default());
-            Ok(Step::Exit(exit, Some(pending)))
-        }
-        Outcome::MmioWrite {
-            writes,
-            finished,
-            trap,
-        } => {
-            let pending = pending(MmioLog::new(), None, writes);
-            commit(state, guest, &snapshot, finished, trap)?;
-            Ok(next_write(pending))
-        }
-        Outcome::Fault(exception) => {
-            commit(state, guest, &snapshot, false, false)?;
-            state.raise(&mut guest.open()?, exception);
-            Ok(Step::Enter)
-        }
-        Outcome::Failed(error) => {
-            commit(state, guest, &snapshot, false, false)?;
-            if error == EAGAIN {
-                return Ok(Step::Enter);
-            }
-            // The guest's page tables are where it has no memory.
-            if error == no_such_device() {
-                return Ok(unknown(&[0; MAX_LEN], 0));
-            }
-            Err(error)
-        }
-    }
-}
-
-fn commit(
-    state: &mut State,
-    guest: &mut Guest,
-    snapshot: &Snapshot,
-    finished: bool,
-    trap: bool,
-) -> Result {
-    let mut window = guest.open()?;
-    snapshot.put(&mut window)?;
-    if finished || trap {
-        state.finish_effects(&mut window, trap)?;
-    }
-    Ok(())
-}
-
-/// Hands out the next device write.
-fn next_write(mut pending: PendingMmio) -> Step {
-    let Some(write) = pending.writes.pop() else {
-        return Step::Enter;
-    };
-    let mut data = [0; 8];
-    for (to, from) in data.iter_mut().zip(write.bytes()) {
-        *to = *from;
-    }
-    let exit = UserExit::Mmio {
-        gpa: write.gpa,
-        len: write.len,
-        write: Some(data),
-    };
-    let rest = if pending.writes.is_empty() {
-        None
-    } else {
-        Some(pending)
-    };
-    Step::Exit(exit, rest)
-}
-
-/// Goes on with an instruction that user space has answered.
-///
-/// # Errors
-///
-/// As [`emulate`].
-pub(super) fn complete(
-    state: &mut State,
-    guest: &mut Guest,
-    run: &RunPages,
-    mmu: &Mmu,
-    mut pending: PendingMmio,
-) -> Result<Step> {
-    let Some(read) = pending.read.take() else {
-        return Ok(next_write(pending));
-    };
-    let facts = *state.cpuid.facts();
-    let snapshot = Snapshot::take(&mut guest.open()?, &facts)?;
-    if snapshot.rip != pending.rip {
-        // User space has sent the guest elsewhere.
-        return Ok(Step::Enter);
-    }
-    pending
-        .log
-        .record(read, run.mmio_data())
-        .map_err(|_| EINVAL)?;
-    go_on(state, guest, mmu, snapshot, pending.insn, pending.log)
+    })
 }

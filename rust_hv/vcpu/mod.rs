@@ -45,7 +45,7 @@ use cpuid::Cpuid;
 use kernel::prelude::*;
 use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 use kernel::sync::Arc;
-use mmio::PendingMmio;
+use mmio::Mmio;
 use msr::Msrs;
 use port::PendingPort;
 
@@ -65,8 +65,6 @@ enum Pending {
     None,
     /// A port access.
     Port(PendingPort),
-    /// An instruction on MMIO.
-    Mmio(PendingMmio),
 }
 
 /// The part of a vCPU's state that no hardware holds.
@@ -153,6 +151,7 @@ struct Inner {
     guest: Guest,
     fpu: GuestFpu,
     reserve: Reserve,
+    mmio: Mmio,
     state: State,
 }
 
@@ -176,6 +175,7 @@ impl Vcpu {
             guest,
             fpu: GuestFpu::new()?,
             reserve: Reserve::default(),
+            mmio: Mmio::new(),
             state: State {
                 cpuid: Cpuid::empty(),
                 pending: Pending::None,

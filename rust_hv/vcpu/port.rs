@@ -11,6 +11,7 @@ use super::snapshot::Snapshot;
 use super::{Pending, State};
 use crate::host::run_page::{RunPages, UserExit, PIO_BYTES};
 use crate::host::user::to_page_end;
+use crate::mmu::access::SlotCache;
 use crate::mmu::Mmu;
 use crate::model::arch::regs::Rflags;
 use crate::model::emulate::{Cpu, Exception, PortString, Stop, Width, MAX_LEN};
@@ -101,7 +102,8 @@ pub(super) fn string_access(
     let mode = snapshot.mode();
     let down = snapshot.rflags.contains(Rflags::DF);
     let rip = snapshot.rip;
-    let mut machine = Machine::new(snapshot, mmu);
+    let mut slot = SlotCache::new();
+    let mut machine = Machine::new(snapshot, mmu, &mut slot);
     let mut code = [0; MAX_LEN];
     let have = match machine.fetch(&mut code) {
         Ok(have) => have,
@@ -197,7 +199,8 @@ pub(super) fn complete(
                 return Ok(());
             }
             let down = snapshot.rflags.contains(Rflags::DF);
-            let mut machine = Machine::new(&mut snapshot, mmu);
+            let mut slot = SlotCache::new();
+            let mut machine = Machine::new(&mut snapshot, mmu, &mut slot);
             string.advance(&mut machine, items.into(), down);
             let more = string.repeated && string.count(&machine) != 0;
             snapshot.put(&mut window)?;
@@ -234,7 +237,8 @@ fn store_items(
     let len = (items as usize).saturating_mul(string.width.bytes().into());
     let data = data.get_mut(..len).ok_or(EINVAL)?;
     run.get_pio(0, data);
-    let mut machine = Machine::new(snapshot, mmu);
+    let mut slot = SlotCache::new();
+    let mut machine = Machine::new(snapshot, mmu, &mut slot);
     let gva = match string.item(&machine) {
         Ok(gva) => gva,
         Err(exception) => return Ok(Some(exception)),

@@ -166,6 +166,7 @@ impl Vcpu {
         window.set_rip(regs.rip)?;
         window.set_rflags(regs.rflags)?;
         inner.state.event = None;
+        inner.mmio.forget_registers();
         Ok(())
     }
 
@@ -217,6 +218,7 @@ impl Vcpu {
     pub fn set_sregs(&self, sregs: &kvm_sregs) -> Result {
         let mut inner = self.lock()?;
         let inner = &mut *inner;
+        inner.mmio.forget_registers();
         let state = &mut inner.state;
         let cr0 = Cr0::from_raw(sregs.cr0);
         let cr4 = Cr4::from_raw(sregs.cr4);

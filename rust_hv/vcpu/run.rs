@@ -7,9 +7,10 @@
 
 use super::control::Pdptes;
 use super::exits::{Action, Handler};
+use super::mmio::{Mmio, Step};
 use super::port::StringStep;
 use super::snapshot::Snapshot;
-use super::{mmio, port, Inner, Pending, State, Vcpu};
+use super::{port, Inner, Pending, State, Vcpu};
 use crate::host::cpu;
 use crate::host::fpu::FpuInUse;
 use crate::host::msr;
@@ -84,11 +85,12 @@ impl Vcpu {
             guest,
             fpu,
             reserve,
+            mmio,
             state,
         } = inner;
         state.cr8 = cr8;
         state.has_run = true;
-        if let Some(exit) = self.complete(state, guest)? {
+        if let Some(exit) = self.complete(state, mmio, guest)? {
             return Ok(exit);
         }
         if immediate {
@@ -108,7 +110,7 @@ impl Vcpu {
             },
         };
         loop {
-            match self.turn(&entry, state, guest, reserve)? {
+            match self.turn(&entry, state, mmio, guest, reserve)? {
                 Turn::User(exit) => return Ok(exit),
                 Turn::Again => {}
             }
@@ -122,28 +124,30 @@ impl Vcpu {
     }
 
     /// Finishes what the last exit left to user space. Some when there is more for it to do.
-    fn complete(&self, state: &mut State, guest: &mut Guest) -> Result<Option<UserExit>> {
+    fn complete(
+        &self,
+        state: &mut State,
+        mmio: &mut Mmio,
+        guest: &mut Guest,
+    ) -> Result<Option<UserExit>> {
+        if mmio.is_waiting() {
+            let step = mmio.complete(state, guest, &self.run, &self.mmu)?;
+            return Ok(self.mmio_step(step));
+        }
         match core::mem::replace(&mut state.pending, Pending::None) {
             Pending::None => Ok(None),
             Pending::Port(pending) => {
                 port::complete(state, guest, &self.run, &self.mmu, pending)?;
                 Ok(None)
             }
-            Pending::Mmio(pending) => {
-                let step = mmio::complete(state, guest, &self.run, &self.mmu, pending)?;
-                Ok(self.mmio_step(state, step))
-            }
         }
     }
 
-    fn mmio_step(&self, state: &mut State, step: mmio::Step) -> Option<UserExit> {
+    fn mmio_step(&self, step: Step) -> Option<UserExit> {
         match step {
-            mmio::Step::Enter => None,
-            mmio::Step::Exit(exit, pending) => {
+            Step::Enter => None,
+            Step::Exit(exit) => {
                 self.counters.mmio.bump();
-                if let Some(pending) = pending {
-                    state.pending = Pending::Mmio(pending);
-                }
                 Some(exit)
             }
         }
@@ -154,6 +158,7 @@ impl Vcpu {
         &self,
         entry: &Entry<'_>,
         state: &mut State,
+        mmio: &mut Mmio,
         guest: &mut Guest,
         reserve: &mut Reserve,
     ) -> Result<Turn> {
@@ -177,7 +182,7 @@ impl Vcpu {
         }
         drop(window);
         match action {
-            Action::Memory(fault) => self.memory(state, guest, reserve, &fault),
+            Action::Memory(fault) => self.memory(state, mmio, guest, reserve, &fault),
             Action::Control { register, value } => {
                 let cr3 = guest.open()?.cr3()?;
                 let pdptes = Pdptes::read(&self.mmu, state, cr3);
@@ -217,6 +222,7 @@ impl Vcpu {
     fn memory(
         &self,
         state: &mut State,
+        mmio: &mut Mmio,
         guest: &mut Guest,
         reserve: &mut Reserve,
         fault: &NestedFault,
@@ -227,14 +233,11 @@ impl Vcpu {
                 Ok(Turn::Again)
             }
             Resolved::Mmio => {
-                let step = mmio::emulate(state, guest, &self.mmu)?;
-                match self.mmio_step(state, step) {
-                    Some(exit) => {
-                        state.note_interruptibility(&guest.open()?)?;
-                        Ok(Turn::User(exit))
-                    }
-                    None => Ok(Turn::Again),
-                }
+                let step = mmio.emulate(state, guest, &self.mmu, fault)?;
+                Ok(match self.mmio_step(step) {
+                    Some(exit) => Turn::User(exit),
+                    None => Turn::Again,
+                })
             }
         }
     }

@@ -22,6 +22,8 @@ pub struct Snapshot {
     pub cpl: u8,
     /// What a walk of the guest's tables depends on.
     pub paging: PagingState,
+    /// STI or MOV SS keeps interrupts from the next instruction.
+    pub interrupt_shadow: bool,
     cr0: Cr0,
     long: bool,
     segments: [Segment; 6],
@@ -69,6 +71,7 @@ impl Snapshot {
             rflags: Rflags::from_raw(window.rflags()?),
             cpl,
             paging: PagingState::new(registers, features, None),
+            interrupt_shadow: window.interrupt_shadow()?,
             cr0: registers.cr0,
             long: registers.efer.contains(Efer::LMA),
             segments,

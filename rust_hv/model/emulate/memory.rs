@@ -111,6 +111,12 @@ pub struct MmioWrites {
 }
 
 impl MmioWrites {
+    /// None.
+    pub const NONE: Self = Self {
+        first: None,
+        second: None,
+    };
+
     /// True if there is none.
     pub fn is_empty(&self) -> bool {
         self.first.is_none()
