@@ -287,3 +287,137 @@ pub fn phys_bits() -> u32 {
     // SAFETY: No preconditions.
     unsafe { bindings::rhv_phys_bits() }
 }
+
+#[kunit_tests(rusthv_cpu)]
+mod tests {
+    use super::*;
+    use kernel::sync::atomic::{ordering::Relaxed, Atomic};
+
+    /// RFLAGS.IF
+    const INTERRUPTS: usize = 1 << 9;
+
+    fn interrupts_on() -> bool {
+        IrqsSaved::new().flags & INTERRUPTS != 0
+    }
+
+    fn online() -> impl Iterator<Item = Cpu> {
+        // SAFETY: No preconditions.
+        (0..max_cpus() as Cpu).filter(|&cpu| unsafe { bindings::rhv_cpu_online(cpu as i32) })
+    }
+
+    #[test]
+    fn interrupts_go_off_and_on() {
+        let before = interrupts_on();
+        let off = IrqsOff::new();
+        let inside = interrupts_on();
+        drop(off);
+        let after = interrupts_on();
+        assert_eq!((before, inside, after), (true, false, true));
+    }
+
+    /// Unlike [`IrqsOff`], sections of [`IrqsSaved`] nest.
+    #[test]
+    fn saved_interrupts_stay_off() {
+        let off = IrqsOff::new();
+        drop(IrqsSaved::new());
+        let inside = interrupts_on();
+        drop(off);
+        drop(IrqsSaved::new());
+        let after = interrupts_on();
+        assert_eq!((inside, after), (false, true));
+    }
+
+    #[test]
+    fn call_on_reaches_every_cpu() -> Result {
+        let mut cpus = 0;
+        for cpu in online() {
+            let ran_on = Atomic::new(-1);
+            let with_interrupts = Atomic::new(true);
+            call_on(cpu, |irqs| {
+                ran_on.store(irqs.cpu() as i32, Relaxed);
+                with_interrupts.store(interrupts_on(), Relaxed);
+            })?;
+            assert_eq!(ran_on.load(Relaxed), cpu as i32);
+            assert!(!with_interrupts.load(Relaxed));
+            cpus += 1;
+        }
+        assert!(cpus > 0);
+        Ok(())
+    }
+
+    #[test]
+    fn call_on_an_absent_cpu_fails() {
+        let called = Atomic::new(false);
+        let result = call_on(max_cpus() as Cpu, |_| called.store(true, Relaxed));
+        assert_eq!(result.err(), Some(crate::host::errno::no_such_device()));
+        assert!(!called.load(Relaxed));
+    }
+
+    static ONLINE: [Atomic<u32>; 64] = [const { Atomic::new(0) }; 64];
+    static OFFLINE: [Atomic<u32>; 64] = [const { Atomic::new(0) }; 64];
+    static REFUSES: Atomic<i32> = Atomic::new(-1);
+
+    enum Probe {}
+
+    impl CpuEvents for Probe {
+        fn online(irqs: &IrqsOff) -> Result {
+            if irqs.cpu() as i32 == REFUSES.load(Relaxed) {
+                return Err(EBUSY);
+            }
+            if let (false, Some(count)) = (interrupts_on(), ONLINE.get(irqs.cpu() as usize)) {
+                count.add(1, Relaxed);
+            }
+            Ok(())
+        }
+
+        fn offline(irqs: &IrqsOff) {
+            if let (false, Some(count)) = (interrupts_on(), OFFLINE.get(irqs.cpu() as usize)) {
+                count.add(1, Relaxed);
+            }
+        }
+    }
+
+    fn counts() -> [(u32, u32); 64] {
+        core::array::from_fn(|cpu| match (ONLINE.get(cpu), OFFLINE.get(cpu)) {
+            (Some(online), Some(offline)) => (online.load(Relaxed), offline.load(Relaxed)),
+            _ => (0, 0),
+        })
+    }
+
+    fn reset_counts() {
+        for count in Iterator::chain(ONLINE.iter(), OFFLINE.iter()) {
+            count.store(0, Relaxed);
+        }
+    }
+
+    /// One call on each CPU, there and with interrupts off, and its counterpart.
+    #[test]
+    fn watch_calls_every_cpu_once() -> Result {
+        reset_counts();
+        REFUSES.store(-1, Relaxed);
+        let watch = CpuWatch::<Probe>::new(c"virt/rusthv:kunit")?;
+        let up = counts();
+        drop(watch);
+        let down = counts();
+        for cpu in online().filter(|&cpu| cpu < 64) {
+            assert_eq!(up.get(cpu as usize).copied(), Some((1, 0)));
+            assert_eq!(down.get(cpu as usize).copied(), Some((1, 1)));
+        }
+        Ok(())
+    }
+
+    /// The last CPU refuses: the error comes back, and the CPUs before it are taken back.
+    #[test]
+    fn watch_unwinds_when_a_cpu_refuses() {
+        reset_counts();
+        let last = online().max().unwrap_or(0);
+        REFUSES.store(last as i32, Relaxed);
+        let error = CpuWatch::<Probe>::new(c"virt/rusthv:kunit").err();
+        let calls = counts();
+        assert_eq!(error, Some(EBUSY));
+        for cpu in online().filter(|&cpu| cpu < 64) {
+            let wanted = if cpu == last { (0, 0) } else { (1, 1) };
+            assert_eq!(calls.get(cpu as usize).copied(), Some(wanted));
+        }
+    }
+}

@@ -113,3 +113,90 @@ impl Drop for Frame {
         unsafe { bindings::rhv_free_page(self.page.as_ptr()) };
     }
 }
+
+#[kunit_tests(rusthv_frame)]
+mod tests {
+    use super::*;
+    use crate::host::cpu::current_node;
+
+    const COUNT: usize = 32;
+
+    fn several() -> Result<KVec<Frame>> {
+        let mut frames = KVec::new();
+        for _ in 0..COUNT {
+            frames.push(Frame::new(current_node())?, GFP_KERNEL)?;
+        }
+        Ok(frames)
+    }
+
+    /// Frames that were used and freed come back, and must be empty then.
+    #[test]
+    fn zeroed_when_reused() -> Result {
+        let mut frames = several()?;
+        for frame in frames.iter_mut() {
+            frame.bytes_mut().fill(0xa5);
+        }
+        drop(frames);
+        let mut frames = several()?;
+        let dirty = frames
+            .iter_mut()
+            .map(|frame| frame.bytes_mut().iter().any(|&byte| byte != 0))
+            .filter(|&dirty| dirty)
+            .count();
+        assert_eq!(dirty, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn alive_counts_allocations() -> Result {
+        let before = alive();
+        let mut frames = several()?;
+        assert_eq!(alive(), before + COUNT as u64);
+        drop(frames.pop());
+        assert_eq!(alive(), before + COUNT as u64 - 1);
+        drop(frames);
+        assert_eq!(alive(), before);
+        Ok(())
+    }
+
+    /// A frame that was given up for its address is still alive, and comes back the same.
+    #[test]
+    fn hpa_round_trip() -> Result {
+        let before = alive();
+        let mut frame = Frame::new(current_node())?;
+        frame.bytes_mut().fill(0x5a);
+        let (page, pointer) = (frame.as_page(), frame.as_ptr());
+        let hpa = frame.into_hpa();
+        assert_eq!(alive(), before + 1);
+        assert_eq!(hpa.raw() % PAGE_SIZE, 0);
+        assert_eq!(Frame::direct_map(hpa), pointer);
+        // SAFETY: From `into_hpa` above, taken back once.
+        let mut frame = unsafe { Frame::from_hpa(hpa) };
+        assert_eq!(frame.as_page(), page);
+        assert!(frame.bytes_mut().iter().all(|&byte| byte == 0x5a));
+        drop(frame);
+        assert_eq!(alive(), before);
+        Ok(())
+    }
+
+    #[test]
+    fn node_is_the_wanted_one() -> Result {
+        let node = current_node();
+        assert_eq!(Frame::new(node)?.node(), node);
+        Ok(())
+    }
+
+    #[test]
+    fn frames_do_not_overlap() -> Result {
+        let mut frames = several()?;
+        for (index, frame) in frames.iter_mut().enumerate() {
+            frame.bytes_mut().fill(index as u8);
+        }
+        let kept = frames.iter_mut().enumerate().all(|(index, frame)| {
+            let mark = index as u8;
+            frame.bytes_mut().iter().all(|&byte| byte == mark)
+        });
+        assert!(kept);
+        Ok(())
+    }
+}

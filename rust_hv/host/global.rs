@@ -68,3 +68,36 @@ impl<T: Send + Sync> Drop for GlobalGuard<T> {
         drop(unsafe { KBox::from_raw(self.raw) });
     }
 }
+
+#[kunit_tests(rusthv_global)]
+mod tests {
+    use super::*;
+    use kernel::sync::atomic::ordering::Relaxed;
+
+    static PLACE: Global<Probe> = Global::new();
+    static DROPS: Atomic<u32> = Atomic::new(0);
+
+    struct Probe(u32);
+
+    impl Drop for Probe {
+        fn drop(&mut self) {
+            DROPS.add(1, Relaxed);
+        }
+    }
+
+    /// There before its guard is dropped, and neither before nor after; more than once.
+    #[test]
+    fn lives_as_long_as_its_guard() -> Result {
+        for turn in 1..4 {
+            let drops = DROPS.load(Relaxed);
+            assert_eq!(PLACE.get().err(), Some(ENODEV));
+            let guard = PLACE.set(KBox::new(Probe(turn), GFP_KERNEL)?);
+            assert_eq!(PLACE.get()?.0, turn);
+            assert_eq!(DROPS.load(Relaxed), drops);
+            drop(guard);
+            assert_eq!(PLACE.get().err(), Some(ENODEV));
+            assert_eq!(DROPS.load(Relaxed), drops + 1);
+        }
+        Ok(())
+    }
+}

@@ -133,3 +133,97 @@ impl Drop for Reserve {
         while self.take().is_some() {}
     }
 }
+
+#[kunit_tests(rusthv_pool)]
+mod tests {
+    use super::*;
+    use crate::host::cpu::current_node;
+    use crate::host::frame::alive;
+
+    #[test]
+    fn reserve_fills_and_empties() -> Result {
+        let (pools, node) = (Pools::new()?, current_node());
+        let (frames, waiting) = (alive(), pooled());
+        let mut reserve = Reserve::default();
+        assert!(reserve.take().is_none());
+        reserve.fill(&pools, node)?;
+        assert_eq!(alive(), frames + RESERVE as u64);
+        assert_eq!(pooled(), waiting + RESERVE as u64);
+        // A full one takes no more.
+        reserve.fill(&pools, node)?;
+        assert_eq!(alive(), frames + RESERVE as u64);
+        for left in (0..RESERVE as u64).rev() {
+            assert!(reserve.take().is_some());
+            assert_eq!(pooled(), waiting + left);
+        }
+        assert!(reserve.take().is_none());
+        assert_eq!(alive(), frames);
+        Ok(())
+    }
+
+    #[test]
+    fn reserve_frees_what_was_not_taken() -> Result {
+        let pools = Pools::new()?;
+        let (frames, waiting) = (alive(), pooled());
+        let mut reserve = Reserve::default();
+        reserve.fill(&pools, current_node())?;
+        drop(reserve);
+        assert_eq!((alive(), pooled()), (frames, waiting));
+        Ok(())
+    }
+
+    #[test]
+    fn give_wipes() -> Result {
+        let pools = Pools::new()?;
+        let mut frame = Frame::new(current_node())?;
+        frame.bytes_mut().fill(0xa5);
+        let (hpa, node) = (frame.hpa(), frame.node());
+        pools.give(frame);
+        let mut back = pools.take(node).ok_or(ENOENT)?;
+        assert_eq!(back.hpa(), hpa);
+        assert!(back.bytes_mut().iter().all(|&byte| byte == 0));
+        assert!(pools.take(node).is_none());
+        Ok(())
+    }
+
+    /// What has no room goes back to the host; what is left goes with the pools.
+    #[test]
+    fn capacity_is_a_bound() -> Result {
+        let pools = Pools::new()?;
+        let (frames, waiting) = (alive(), pooled());
+        let mut given = KVec::with_capacity(CAPACITY + 3, GFP_KERNEL)?;
+        let node = current_node();
+        for _ in 0..CAPACITY + 3 {
+            given.push(Frame::new(node)?, GFP_KERNEL)?;
+        }
+        // All of them on one node, or there are several bounds.
+        assert!(given.iter().all(|frame| frame.node() == node));
+        while let Some(frame) = given.pop() {
+            pools.give(frame);
+        }
+        assert_eq!(alive(), frames + CAPACITY as u64);
+        assert_eq!(pooled(), waiting + CAPACITY as u64);
+        drop(pools);
+        assert_eq!((alive(), pooled()), (frames, waiting));
+        Ok(())
+    }
+
+    #[test]
+    fn fill_takes_from_the_pool_first() -> Result {
+        let pools = Pools::new()?;
+        let frame = Frame::new(current_node())?;
+        let (hpa, node) = (frame.hpa(), frame.node());
+        pools.give(frame);
+        let frames = alive();
+        let mut reserve = Reserve::default();
+        reserve.fill(&pools, node)?;
+        assert_eq!(alive(), frames + RESERVE as u64 - 1);
+        assert!(pools.take(node).is_none());
+        let mut found = false;
+        while let Some(frame) = reserve.take() {
+            found |= frame.hpa() == hpa;
+        }
+        assert!(found);
+        Ok(())
+    }
+}

@@ -86,3 +86,85 @@ impl<T> Drop for KillableGuard<'_, T> {
         unsafe { kernel::bindings::mutex_unlock(self.mutex.raw.get()) };
     }
 }
+
+#[kunit_tests(rusthv_sync)]
+mod tests {
+    use super::*;
+    use crate::host::task::sleep_a_tick;
+    use kernel::sync::atomic::{
+        ordering::{Acquire, Release},
+        Atomic,
+    };
+    use kernel::sync::Arc;
+    use kernel::workqueue;
+
+    /// Ticks after which what should have happened has not.
+    const PATIENCE: usize = 5000;
+
+    #[pin_data]
+    struct Shared {
+        #[pin]
+        count: KillableMutex<u32>,
+        /// 1: the other thread is about to lock; 2: it has.
+        stage: Atomic<u32>,
+    }
+
+    fn shared() -> Result<Arc<Shared>> {
+        Arc::pin_init(
+            pin_init!(Shared {
+                count <- KillableMutex::new(0, c"rusthv kunit", kernel::static_lock_class!()),
+                stage: Atomic::new(0),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    fn wait_for(shared: &Shared, stage: u32) -> Result {
+        for _ in 0..PATIENCE {
+            if shared.stage.load(Acquire) >= stage {
+                return Ok(());
+            }
+            sleep_a_tick();
+        }
+        Err(ETIMEDOUT)
+    }
+
+    #[test]
+    fn keeps_what_was_written() -> Result {
+        let shared = shared()?;
+        for turn in 0..3 {
+            let mut count = shared.count.lock()?;
+            let found = *count;
+            *count += 1;
+            drop(count);
+            assert_eq!(found, turn);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn others_wait() -> Result {
+        let shared = shared()?;
+        let held = shared.count.lock()?;
+        let other = shared.clone();
+        workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
+            other.stage.store(1, Release);
+            if let Ok(mut count) = other.count.lock() {
+                *count += 1;
+                other.stage.store(2, Release);
+            }
+        })?;
+        let started = wait_for(&shared, 1);
+        for _ in 0..5 {
+            sleep_a_tick();
+        }
+        let (stage, seen) = (shared.stage.load(Acquire), *held);
+        drop(held);
+        started?;
+        wait_for(&shared, 2)?;
+        let after = *shared.count.lock()?;
+        assert_eq!((stage, seen), (1, 0));
+        assert_eq!(after, 1);
+        Ok(())
+    }
+}
