@@ -32,7 +32,7 @@ use kernel::prelude::*;
 use vcpu::Machine;
 use vmx::active::Virtualization;
 use vmx::caps::Caps;
-use vmx::guest::MsrBitmap;
+use vmx::guest::{CacheGuard, MsrBitmap};
 
 module! {
     type: RustHv,
@@ -48,6 +48,7 @@ struct RustHv {
     _device: DeviceNode,
     _virtualization: CpuWatch<Virtualization>,
     _notifiers: NotifiersOn,
+    _cache: CacheGuard,
     _machine: GlobalGuard<Machine>,
 }
 
@@ -64,6 +65,7 @@ impl kernel::Module for RustHv {
         )?;
         // Each stage is undone by its drop when a later one fails.
         let machine = device::MACHINE.set(machine);
+        let cache = CacheGuard::new()?;
         let notifiers = NotifiersOn::new();
         let virtualization = CpuWatch::new(c"virt/rusthv:online")?;
         let device = DeviceNode::new::<device::RustHvDevice>()?;
@@ -72,6 +74,7 @@ impl kernel::Module for RustHv {
             _device: device,
             _virtualization: virtualization,
             _notifiers: notifiers,
+            _cache: cache,
             _machine: machine,
         })
     }

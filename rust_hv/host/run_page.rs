@@ -75,10 +75,20 @@ pub enum UserExit {
 }
 
 /// The shared pages of one vCPU.
+///
+/// # Invariants
+///
+/// `raw` is the start of `run`.
 pub struct RunPages {
+    raw: *mut kvm_run,
     run: Frame,
     pio: Frame,
 }
+
+// SAFETY: The pages are shared with user space anyway; every access is volatile.
+unsafe impl Send for RunPages {}
+// SAFETY: As above.
+unsafe impl Sync for RunPages {}
 
 macro_rules! load {
     ($self:ident, $($field:tt)+) => {{
@@ -105,15 +115,18 @@ impl RunPages {
     ///
     /// `ENOMEM`.
     pub fn new(node: i32) -> Result<Self> {
+        let run = Frame::new(node)?;
+        // INVARIANT: The frame stays where it is.
         Ok(Self {
-            run: Frame::new(node)?,
+            raw: run.as_ptr().cast(),
+            run,
             pio: Frame::new(node)?,
         })
     }
 
     #[inline]
     fn raw(&self) -> *mut kvm_run {
-        self.run.as_ptr().cast()
+        self.raw
     }
 
     /// Shows the pages in a mapping of the vCPU's file. What lies past them is a bus error.
@@ -184,18 +197,20 @@ impl RunPages {
     /// Copies port I/O data that the guest writes to where the VMM reads it.
     pub fn put_pio(&self, offset: usize, bytes: &[u8]) {
         let room = PIO_BYTES.saturating_sub(offset);
+        let start = self.pio.as_ptr();
         for (index, &byte) in bytes.iter().take(room).enumerate() {
             // SAFETY: `offset + index` is inside the frame.
-            unsafe { self.pio.as_ptr().add(offset + index).write_volatile(byte) };
+            unsafe { start.add(offset + index).write_volatile(byte) };
         }
     }
 
     /// Copies port I/O data that the VMM answered.
     pub fn get_pio(&self, offset: usize, bytes: &mut [u8]) {
         let room = PIO_BYTES.saturating_sub(offset);
+        let start = self.pio.as_ptr();
         for (index, byte) in bytes.iter_mut().take(room).enumerate() {
             // SAFETY: `offset + index` is inside the frame.
-            *byte = unsafe { self.pio.as_ptr().add(offset + index).read_volatile() };
+            *byte = unsafe { start.add(offset + index).read_volatile() };
         }
     }
 

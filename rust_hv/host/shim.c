@@ -155,18 +155,6 @@ bool rhv_has_osxsave(void)
 	return boot_cpu_has(X86_FEATURE_OSXSAVE);
 }
 
-bool rhv_must_flush_l1d(void)
-{
-	return boot_cpu_has_bug(X86_BUG_L1TF) &&
-	       l1tf_mitigation != L1TF_MITIGATION_OFF &&
-	       l1tf_vmx_mitigation != VMENTER_L1D_FLUSH_NEVER;
-}
-
-bool rhv_can_flush_l1d(void)
-{
-	return boot_cpu_has(X86_FEATURE_FLUSH_L1D);
-}
-
 u32 rhv_phys_bits(void)
 {
 	return boot_cpu_data.x86_phys_bits;
@@ -360,6 +348,112 @@ void rhv_machine_check(void)
 #endif
 }
 
+/*
+ * L1TF: what the host has in its L1 data cache must not be there when a guest
+ * runs. The policy is the host's ("l1tf=", "kvm-intel.vmentry_l1d_flush=").
+ */
+/* 64 KiB: as large as any L1 data cache of the CPUs that are affected. */
+#define L1D_CACHE_ORDER 4
+
+static enum vmx_l1d_flush_state rhv_l1d_policy = VMENTER_L1D_FLUSH_NEVER;
+static void *rhv_l1d_pages;
+
+static enum vmx_l1d_flush_state rhv_l1d_choose(void)
+{
+	if (!boot_cpu_has_bug(X86_BUG_L1TF))
+		return VMENTER_L1D_FLUSH_NOT_REQUIRED;
+	if (boot_cpu_has(X86_FEATURE_ARCH_CAPABILITIES) &&
+	    rhv_rdmsr(MSR_IA32_ARCH_CAPABILITIES) &
+	    ARCH_CAP_SKIP_VMENTRY_L1DFLUSH)
+		return VMENTER_L1D_FLUSH_NOT_REQUIRED;
+	/* kvm_intel, if it is there, has been told or has decided. */
+	if (l1tf_vmx_mitigation != VMENTER_L1D_FLUSH_AUTO)
+		return l1tf_vmx_mitigation;
+	switch (l1tf_mitigation) {
+	case L1TF_MITIGATION_OFF:
+		return VMENTER_L1D_FLUSH_NEVER;
+	case L1TF_MITIGATION_FULL:
+	case L1TF_MITIGATION_FULL_FORCE:
+		return VMENTER_L1D_FLUSH_ALWAYS;
+	default:
+		return VMENTER_L1D_FLUSH_COND;
+	}
+}
+
+int rhv_l1d_setup(void)
+{
+	struct page *page;
+	unsigned int i;
+
+	rhv_l1d_policy = rhv_l1d_choose();
+	if (rhv_l1d_policy != VMENTER_L1D_FLUSH_COND &&
+	    rhv_l1d_policy != VMENTER_L1D_FLUSH_ALWAYS)
+		return 0;
+	if (boot_cpu_has(X86_FEATURE_FLUSH_L1D))
+		return 0;
+	page = alloc_pages(GFP_KERNEL, L1D_CACHE_ORDER);
+	if (!page)
+		return -ENOMEM;
+	rhv_l1d_pages = page_address(page);
+	/* Different contents, so that same-page merging leaves them alone. */
+	for (i = 0; i < 1U << L1D_CACHE_ORDER; i++)
+		memset(rhv_l1d_pages + i * PAGE_SIZE, i + 1, PAGE_SIZE);
+	return 0;
+}
+
+void rhv_l1d_cleanup(void)
+{
+	if (rhv_l1d_pages)
+		free_pages((unsigned long)rhv_l1d_pages, L1D_CACHE_ORDER);
+	rhv_l1d_pages = NULL;
+}
+
+/* The task has seen memory that the guest must not learn of. */
+void rhv_request_l1d_flush(void)
+{
+	raw_cpu_write(irq_stat.kvm_cpu_l1tf_flush_l1d, 1);
+}
+
+/* Without the MSR: touch every page for the TLB, then load every line. */
+static __always_inline void rhv_l1d_fill(void)
+{
+	long size = PAGE_SIZE << L1D_CACHE_ORDER;
+	const char *end = rhv_l1d_pages + size;
+	long at;
+
+	asm volatile("	mov %[negative], %[at]\n"
+		     "1:	movzbl (%[end], %[at]), %%eax\n"
+		     "	add $4096, %[at]\n"
+		     "	jnz 1b\n"
+		     /* CPUID keeps the loads behind from passing those before. */
+		     "	xor %%eax, %%eax\n"
+		     "	cpuid\n"
+		     "	mov %[negative], %[at]\n"
+		     "2:	movzbl (%[end], %[at]), %%eax\n"
+		     "	add $64, %[at]\n"
+		     "	jnz 2b\n"
+		     "	lfence\n"
+		     : [at] "=&r"(at)
+		     : [end] "r"(end), [negative] "r"(-size)
+		     : "eax", "ebx", "ecx", "edx", "cc", "memory");
+}
+
+static __always_inline void rhv_l1d_flush(void)
+{
+	if (rhv_l1d_policy == VMENTER_L1D_FLUSH_COND) {
+		/* Set by interrupt handlers and rhv_request_l1d_flush(). */
+		if (!kvm_get_cpu_l1tf_flush_l1d())
+			return;
+		kvm_clear_cpu_l1tf_flush_l1d();
+	} else if (rhv_l1d_policy != VMENTER_L1D_FLUSH_ALWAYS) {
+		return;
+	}
+	if (rhv_l1d_pages)
+		rhv_l1d_fill();
+	else
+		native_wrmsrq(MSR_IA32_FLUSH_CMD, L1D_FLUSH);
+}
+
 int rhv_vmx_run(struct rhv_regs *regs, bool launched);
 
 static __always_inline u32 rhv_vmread32(unsigned long field)
@@ -372,14 +466,13 @@ static __always_inline u32 rhv_vmread32(unsigned long field)
 
 /* noinstr: from the guest's entry on, RCU and lockdep see another context. */
 static noinstr int rhv_enter_guest_noinstr(struct rhv_regs *regs, bool launched,
-					   bool flush_l1d, u32 *reason)
+					   u32 *reason)
 {
 	int ret;
 
 	guest_state_enter_irqoff();
 
-	if (flush_l1d)
-		native_wrmsrq(MSR_IA32_FLUSH_CMD, L1D_FLUSH);
+	rhv_l1d_flush();
 	if (regs->cr2 != native_read_cr2())
 		native_write_cr2(regs->cr2);
 
@@ -403,13 +496,12 @@ static noinstr int rhv_enter_guest_noinstr(struct rhv_regs *regs, bool launched,
 	return ret;
 }
 
-int rhv_enter_guest(struct rhv_regs *regs, bool launched, bool flush_l1d,
-		    u32 *reason)
+int rhv_enter_guest(struct rhv_regs *regs, bool launched, u32 *reason)
 {
 	int ret;
 
 	guest_timing_enter_irqoff();
-	ret = rhv_enter_guest_noinstr(regs, launched, flush_l1d, reason);
+	ret = rhv_enter_guest_noinstr(regs, launched, reason);
 	guest_timing_exit_irqoff();
 	return ret;
 }
@@ -564,4 +656,14 @@ int rhv_cmpxchg_user(u64 addr, u32 size, u64 *old, u64 new)
 fault:
 	user_access_end();
 	return -EFAULT;
+}
+
+int rhv_get_user_u32(u64 addr, u32 *value)
+{
+	return get_user(*value, (u32 __user *)addr);
+}
+
+int rhv_get_user_u64(u64 addr, u64 *value)
+{
+	return get_user(*value, (u64 __user *)addr);
 }

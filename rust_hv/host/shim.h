@@ -69,8 +69,9 @@ void rhv_kick_cpus(unsigned int first, const unsigned long *cpus,
 bool rhv_has_vmx(void);
 bool rhv_has_fred(void);
 bool rhv_has_osxsave(void);
-bool rhv_must_flush_l1d(void);
-bool rhv_can_flush_l1d(void);
+int rhv_l1d_setup(void);
+void rhv_l1d_cleanup(void);
+void rhv_request_l1d_flush(void);
 u32 rhv_phys_bits(void);
 u32 rhv_kernel_features(u32 leaf, u32 reg);
 
@@ -100,8 +101,7 @@ void rhv_machine_check(void);
  * 0: a VM exit; 1: the instruction failed with RFLAGS.CF or ZF; 2: it faulted.
  * *reason is the exit reason field when 0.
  */
-int rhv_enter_guest(struct rhv_regs *regs, bool launched, bool flush_l1d,
-		    u32 *reason);
+int rhv_enter_guest(struct rhv_regs *regs, bool launched, u32 *reason);
 
 /* Memory */
 struct page *rhv_alloc_page(int node, bool sleep);
@@ -119,6 +119,8 @@ struct mm_struct *rhv_current_mm(void);
 void rhv_mmgrab(struct mm_struct *mm);
 void rhv_mmdrop(struct mm_struct *mm);
 u64 rhv_max_user_address(void);
+int rhv_get_user_u32(u64 addr, u32 *value);
+int rhv_get_user_u64(u64 addr, u64 *value);
 int rhv_cmpxchg_user(u64 addr, u32 size, u64 *old, u64 new);
 
 #endif /* RUSTHV_SHIM_H */

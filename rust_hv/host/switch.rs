@@ -141,6 +141,12 @@ impl State {
             bindings::rhv_save_segments(&mut self.segments);
             msr::write(KERNEL_GS_BASE, self.guest_kernel_gs_base);
         }
+        self.loaded = true;
+        // User space or another task ran here.
+        request_cache_flush();
+        if self.wanted == 0 {
+            return;
+        }
         let values = self.guest.iter().zip(self.host.iter_mut());
         for (bit, (&number, (&guest, host))) in USER_MSRS.iter().zip(values).enumerate() {
             if self.wanted & (1 << bit) == 0 {
@@ -153,7 +159,6 @@ impl State {
                 self.in_hardware |= 1 << bit;
             }
         }
-        self.loaded = true;
     }
 
     /// Puts the host's values back. Interrupts are off.
@@ -165,6 +170,10 @@ impl State {
         // SAFETY: These are the values that `load` found, on the same CPU: the task cannot have
         // moved without `sched_out`.
         unsafe { bindings::rhv_restore_segments(&self.segments) };
+        self.loaded = false;
+        if self.in_hardware == 0 {
+            return;
+        }
         for (bit, (&number, &host)) in USER_MSRS.iter().zip(self.host.iter()).enumerate() {
             if self.in_hardware & (1 << bit) != 0 {
                 // SAFETY: As above.
@@ -172,7 +181,6 @@ impl State {
             }
         }
         self.in_hardware = 0;
-        self.loaded = false;
     }
 }
 
@@ -279,6 +287,14 @@ impl Drop for NotifiersOn {
         // SAFETY: Paired with `new`.
         unsafe { bindings::preempt_notifier_dec() };
     }
+}
+
+/// Host memory that the guest must not learn of has been looked at: with L1TF, the L1 data cache is
+/// flushed before the next entry on this CPU, if the host's policy is to do that conditionally.
+#[inline]
+pub fn request_cache_flush() {
+    // SAFETY: Sets a flag of the CPU; on another CPU, `State::load` sets it again.
+    unsafe { bindings::rhv_request_l1d_flush() };
 }
 
 /// Host state for the VMCS's host area, of the CPU that runs this.

@@ -234,6 +234,25 @@ pub fn copy_from(hva: Hva, buf: &mut [u8]) -> Result {
         .read_slice(buf)
 }
 
+/// Reads a naturally aligned word of the VMM's memory in one piece.
+///
+/// # Errors
+///
+/// `EFAULT`; `EINVAL` for a size other than 4 and 8.
+pub fn read_word(hva: Hva, size: u8) -> Result<u64> {
+    let (mut narrow, mut wide) = (0u32, 0u64);
+    // SAFETY: The callees check that the address is in user space and catch faults.
+    let error = unsafe {
+        match size {
+            4 => bindings::rhv_get_user_u32(hva.raw(), &mut narrow),
+            8 => bindings::rhv_get_user_u64(hva.raw(), &mut wide),
+            _ => return Err(EINVAL),
+        }
+    };
+    kernel::error::to_result(error)?;
+    Ok(wide | u64::from(narrow))
+}
+
 /// Copies into the VMM's memory.
 ///
 /// # Errors

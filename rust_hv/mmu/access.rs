@@ -49,6 +49,19 @@ impl Mmu {
     ///
     /// As [`Mmu::read`].
     pub fn read_cached(&self, cache: &mut SlotCache, gpa: Gpa, buf: &mut [u8]) -> Result {
+        user::copy_from(self.hva_cached(cache, gpa)?, buf)
+    }
+
+    /// A naturally aligned word of 4 or 8 bytes, in one piece; else as [`Mmu::read_cached`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Mmu::read`].
+    pub fn read_word_cached(&self, cache: &mut SlotCache, gpa: Gpa, size: u8) -> Result<u64> {
+        user::read_word(self.hva_cached(cache, gpa)?, size)
+    }
+
+    fn hva_cached(&self, cache: &mut SlotCache, gpa: Gpa) -> Result<Hva> {
         let generation = self.generation.load(Acquire);
         let hit = |slot: &Slot| slot.contains(gpa.gfn());
         if cache.generation != generation || !cache.slot.as_ref().is_some_and(hit) {
@@ -56,8 +69,7 @@ impl Mmu {
             cache.generation = generation;
         }
         let slot = cache.slot.as_ref().ok_or_else(no_such_device)?;
-        let hva = slot.hva_of_gpa(gpa).ok_or_else(no_such_device)?;
-        user::copy_from(hva, buf)
+        slot.hva_of_gpa(gpa).ok_or_else(no_such_device)
     }
 
     /// What is at a guest-physical address, up to the end of its page.

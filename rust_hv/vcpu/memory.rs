@@ -4,6 +4,7 @@
 
 use super::snapshot::Snapshot;
 use crate::host::errno::no_such_device;
+use crate::host::switch::request_cache_flush;
 use crate::host::user;
 use crate::mmu::access::{Backing as MmuBacking, SlotCache};
 use crate::mmu::Mmu;
@@ -68,10 +69,7 @@ impl GuestPhys for GuestPhysical<'_> {
     type Error = Error;
 
     fn read_entry(&mut self, at: Gpa, size: EntrySize) -> Result<u64> {
-        let mut bytes = [0; 8];
-        let part = bytes.get_mut(..bytes_of(size).into()).ok_or(EINVAL)?;
-        self.mmu.read_cached(self.slot, at, part)?;
-        Ok(u64::from_le_bytes(bytes))
+        self.mmu.read_word_cached(self.slot, at, bytes_of(size))
     }
 
     fn cmpxchg_entry(&mut self, at: Gpa, size: EntrySize, old: u64, new: u64) -> Result<bool> {
@@ -96,6 +94,8 @@ pub struct Machine<'a> {
 impl<'a> Machine<'a> {
     /// A machine to execute on.
     pub fn new(snapshot: &'a mut Snapshot, mmu: &'a Mmu, slot: &'a mut SlotCache) -> Self {
+        // Software reads what the guest points it to.
+        request_cache_flush();
         Self {
             snapshot,
             known: None,

@@ -47,16 +47,30 @@ impl Snapshot {
         if let Some(rsp) = gprs.get_mut(RSP) {
             *rsp = window.rsp()?;
         }
+        let efer = Efer::from_raw(window.efer()?);
+        let (code, cpl) = window.code_rights_and_cpl()?;
         let mut segments = [Segment::default(); 6];
         for (segment, register) in segments.iter_mut().zip(SEGMENTS) {
-            *segment = window.segment(register)?;
+            // 64-bit code looks at the bases of FS and GS, and at nothing else of any segment.
+            let flat = efer.contains(Efer::LMA) && code.long();
+            *segment = match register {
+                SegmentRegister::Fs | SegmentRegister::Gs if flat => Segment {
+                    base: window.segment_base(register)?,
+                    ..Segment::default()
+                },
+                SegmentRegister::Cs if flat => Segment {
+                    rights: code,
+                    ..Segment::default()
+                },
+                _ if flat => Segment::default(),
+                _ => window.segment(register)?,
+            };
         }
-        let (_, cpl) = window.code_rights_and_cpl()?;
         let registers = Registers {
             cr0: Cr0::from_raw(window.cr0()?),
             cr3: window.cr3()?,
             cr4: Cr4::from_raw(window.cr4()?),
-            efer: Efer::from_raw(window.efer()?),
+            efer,
             // No protection keys are offered.
             pkru: 0,
         };
@@ -73,7 +87,7 @@ impl Snapshot {
             paging: PagingState::new(registers, features, None),
             interrupt_shadow: window.interrupt_shadow()?,
             cr0: registers.cr0,
-            long: registers.efer.contains(Efer::LMA),
+            long: efer.contains(Efer::LMA),
             segments,
         })
     }

@@ -33,7 +33,9 @@ const NOWHERE: i32 = -1;
 /// `link` is in the list of CPU `cpu` exactly while `cpu` is not [`NOWHERE`]; the region stays in
 /// place meanwhile.
 pub struct Region {
-    frame: Frame,
+    /// Address of `_frame`.
+    hpa: Hpa,
+    _frame: Frame,
     cpu: Atomic<i32>,
     launched: Atomic<bool>,
     link: UnsafeCell<list_head>,
@@ -65,7 +67,8 @@ impl Region {
         }
         // INVARIANT: `cpu` is `NOWHERE` and the link is in no list.
         let region = Self {
-            frame,
+            hpa: frame.hpa(),
+            _frame: frame,
             cpu: Atomic::new(NOWHERE),
             launched: Atomic::new(false),
             link: UnsafeCell::new(list_head::default()),
@@ -77,7 +80,7 @@ impl Region {
     /// Address for the VMX instructions.
     #[inline]
     pub(super) fn hpa(&self) -> Hpa {
-        self.frame.hpa()
+        self.hpa
     }
 
     /// True after a VMLAUNCH since the last VMCLEAR: the next entry is a VMRESUME.

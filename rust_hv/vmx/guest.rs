@@ -114,6 +114,29 @@ impl MsrBitmap {
     }
 }
 
+/// Readiness to keep the host's L1 data cache from guests (L1TF), by the host's policy.
+pub struct CacheGuard(());
+
+impl CacheGuard {
+    /// Sets up what the policy needs.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new() -> Result<Self> {
+        // SAFETY: Once, at module initialisation; undone in `drop`.
+        kernel::error::to_result(unsafe { bindings::rhv_l1d_setup() })?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for CacheGuard {
+    fn drop(&mut self) {
+        // SAFETY: At module exit, when no guest runs.
+        unsafe { bindings::rhv_l1d_cleanup() };
+    }
+}
+
 /// What keeps nested tables alive.
 pub trait KeepAlive: Send + Sync {}
 
@@ -146,7 +169,6 @@ pub struct Guest {
     entry_controls: u32,
     primary_controls: u32,
     secondary_controls: u32,
-    flush_l1d: bool,
     host_xcr0: u64,
     host_debugctl: u64,
 }
@@ -162,7 +184,6 @@ pub struct GuestWindow<'a> {
     primary_controls: &'a mut u32,
     secondary_controls: &'a mut u32,
     vpid: u16,
-    flush_l1d: bool,
     host_xcr0: u64,
     host_debugctl: u64,
 }
@@ -199,8 +220,6 @@ impl Guest {
             entry_controls: caps.entry,
             primary_controls: caps.primary,
             secondary_controls,
-            // SAFETY: No preconditions.
-            flush_l1d: unsafe { bindings::rhv_must_flush_l1d() && bindings::rhv_can_flush_l1d() },
             host_xcr0: msr::host_xcr0(),
             host_debugctl: 0,
         };
@@ -237,7 +256,6 @@ impl Guest {
             primary_controls: &mut self.primary_controls,
             secondary_controls: &mut self.secondary_controls,
             vpid: self.vpid.as_ref().map_or(0, Vpid::number),
-            flush_l1d: self.flush_l1d,
             host_xcr0: self.host_xcr0,
             host_debugctl: self.host_debugctl,
         };
@@ -427,8 +445,7 @@ impl GuestWindow<'_> {
         let mut reason = 0;
         // SAFETY: Our VMCS is current and complete, interrupts are off, the host area is up to
         // date.
-        let failed =
-            unsafe { bindings::rhv_enter_guest(self.regs, launched, self.flush_l1d, &mut reason) };
+        let failed = unsafe { bindings::rhv_enter_guest(self.regs, launched, &mut reason) };
         if own_xcr0 {
             // SAFETY: The host's own value.
             unsafe { msr::write_xcr0(self.window.irqs(), self.host_xcr0) };
@@ -705,6 +722,11 @@ impl GuestWindow<'_> {
             limit: self.window.read(fields.limit)?,
             rights: AccessRights::from_raw(self.window.read(fields.access_rights)?),
         })
+    }
+
+    /// Base of a segment register.
+    pub fn segment_base(&self, which: SegmentRegister) -> Result<u64, VmxError> {
+        self.window.read(SegmentFields::ALL[which as usize].base)
     }
 
     /// Sets a segment register.
