@@ -21,6 +21,9 @@ COMPLAINT = re.compile(
     r"|nobody cared|Call Trace:|kmemleak: (Cannot|Memory pool|Kernel memory leak detector disabled)"
 )
 
+# Of those, the ones after which usually nothing else comes.
+STUCK = re.compile(r"soft lockup|hard LOCKUP|detected stall|Kernel panic")
+
 # A test that makes an allocation fail on purpose gets the place of it logged, with
 # the trace that leads there.
 INJECTED = re.compile(r"FAULT_INJECTION: forcing a failure")

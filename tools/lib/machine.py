@@ -139,6 +139,11 @@ class Machine:
         self.console = self.work / "console.log"
         self.output = self.work / "output.log"
         self._process = None
+        self._hurry = None
+
+    def hurry(self, seconds):
+        """Switch it off when it is not done that soon (called from on_line)."""
+        self._hurry = min(self._hurry or float("inf"), time.monotonic() + seconds)
 
     def describe(self):
         what = {
@@ -185,6 +190,8 @@ class Machine:
                 now = time.monotonic()
                 if now - start > limit:
                     result.stopped = f"not finished after {ui.duration(limit)}"
+                elif self._hurry and now > self._hurry:
+                    result.stopped = "the host kernel is stuck"
                 elif exited_at and now - exited_at > 30:
                     result.stopped = "did not power off within 30 s"
                 elif idle_limit and result.ready_after and now - heard > idle_limit:
