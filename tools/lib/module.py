@@ -31,7 +31,7 @@ RESTRICTED = re.compile(r"uses symbol \(?(\w+)\)? from namespace module:.*does n
 
 
 def make(kdir, name, *arguments, quiet=False):
-    """Run kbuild on the module; returns its exit status."""
+    """Run kbuild on the module; returns its exit status. Quiet means: unless it fails."""
     out = output(name)
     out.mkdir(parents=True, exist_ok=True)
     jobs = os.environ.get("JOBS") or str(os.cpu_count() or 1)
@@ -42,15 +42,21 @@ def make(kdir, name, *arguments, quiet=False):
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                errors="replace")
     restricted = 0
+    kept = []
     try:
         for line in process.stdout:
             line = line.rstrip("\n")
             if RESTRICTED.search(line):
                 restricted += 1
-            elif not quiet or re.search(r"error|warning|^\s*(-->|\||=)|\*\*\*", line):
+            elif quiet:
+                kept.append(line)
+            else:
                 ui.line("make", line)
     finally:
         process.wait()
+    if process.returncode:
+        for line in kept:
+            ui.line("make", line)
     if restricted:
         ui.line("make", f"{restricted} symbols are exported for KVM only "
                         "(Documentation/dev-kernel.md)")
