@@ -17,6 +17,9 @@ const WORDS: usize = 1 << 10;
 /// One bit per VPID in use; VPID 0 is the host's and never given out.
 static USED: [Atomic<u64>; WORDS] = [const { Atomic::new(0) }; WORDS];
 
+/// The word where the last one was found: those before it are likely full.
+static HINT: Atomic<usize> = Atomic::new(0);
+
 /// A VPID of a vCPU's own, given back on drop.
 pub struct Vpid(u16);
 
@@ -24,7 +27,10 @@ impl Vpid {
     /// An unused VPID. `None` when all 65,535 are in use: the vCPU then runs without, and every
     /// entry and exit flushes its translations.
     pub fn new() -> Option<Self> {
-        for (index, word) in USED.iter().enumerate() {
+        let first = HINT.load(Relaxed);
+        for step in 0..WORDS {
+            let index = (first + step) % WORDS;
+            let Some(word) = USED.get(index) else { break };
             let reserved = u64::from(index == 0);
             let mut used = word.load(Relaxed);
             loop {
@@ -34,7 +40,10 @@ impl Vpid {
                 }
                 let bit = free.trailing_zeros();
                 match word.cmpxchg(used, used | 1 << bit, Relaxed) {
-                    Ok(_) => return Some(Self((index as u32 * 64 + bit) as u16)),
+                    Ok(_) => {
+                        HINT.store(index, Relaxed);
+                        return Some(Self((index as u32 * 64 + bit) as u16));
+                    }
                     Err(now) => used = now,
                 }
             }
