@@ -14,6 +14,8 @@ pub mod file;
 pub mod fpu;
 pub mod frame;
 pub mod global;
+#[cfg(CONFIG_KUNIT = "y")]
+pub mod kunit;
 pub mod msr;
 pub mod notifier;
 pub mod pool;

@@ -147,7 +147,7 @@ mod tests {
         let shared = shared()?;
         let held = shared.count.lock()?;
         let other = shared.clone();
-        workqueue::system_unbound().try_spawn(GFP_KERNEL, move || {
+        workqueue::system_long().try_spawn(GFP_KERNEL, move || {
             other.stage.store(1, Release);
             if let Ok(mut count) = other.count.lock() {
                 *count += 1;

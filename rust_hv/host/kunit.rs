@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What KUnit tests need of the host and nobody else does.
+
+use super::bindings;
+use super::cpu::{current_cpu, Cpu};
+use crate::model::arch::addr::{Hva, PAGE_SIZE};
+use kernel::bindings as host;
+use kernel::prelude::*;
+use kernel::types::NotThreadSafe;
+
+/// The thread stays on its CPU, with interrupts on, until the value is dropped.
+pub struct Pinned(NotThreadSafe);
+
+impl Pinned {
+    /// From here on.
+    pub fn new() -> Self {
+        // SAFETY: Undone in `drop`, on the same thread.
+        unsafe { bindings::rhv_preempt_disable() };
+        Self(NotThreadSafe)
+    }
+
+    /// The CPU.
+    pub fn cpu(&self) -> Cpu {
+        current_cpu()
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: `new` disabled it, on this thread.
+        unsafe { bindings::rhv_preempt_enable() };
+    }
+}
+
+/// Anonymous user memory of the test's thread, which gets an address space for it and keeps that
+/// until the test ends.
+pub struct UserMemory {
+    start: Hva,
+    pages: u64,
+}
+
+impl UserMemory {
+    /// So many pages, readable and writable, none of them present.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`; `ESRCH` outside a test.
+    pub fn new(pages: u64) -> Result<Self> {
+        let flags = bindings::MAP_PRIVATE | bindings::MAP_ANONYMOUS;
+        let protection = bindings::PROT_READ | bindings::PROT_WRITE;
+        // SAFETY: No preconditions.
+        let test = unsafe { host::kunit_get_current_test() };
+        if test.is_null() {
+            return Err(ESRCH);
+        }
+        // SAFETY: `test` is the current one.
+        let start = unsafe {
+            host::kunit_vm_mmap(
+                test,
+                core::ptr::null_mut(),
+                0,
+                (pages * PAGE_SIZE) as usize,
+                protection as usize,
+                flags as usize,
+                0,
+            )
+        };
+        // An address, or an error number in its place.
+        if start == 0 || start as u64 % PAGE_SIZE != 0 {
+            return Err(ENOMEM);
+        }
+        Ok(Self {
+            start: Hva::new(start as u64),
+            pages,
+        })
+    }
+
+    /// Its first byte.
+    pub fn start(&self) -> Hva {
+        self.start
+    }
+
+    /// Its length.
+    pub fn bytes(&self) -> u64 {
+        self.pages * PAGE_SIZE
+    }
+
+    /// Unmaps some pages, as `munmap` does.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, `EINVAL`.
+    pub fn unmap(&self, first: u64, pages: u64) -> Result {
+        let start = self.start.raw() + first * PAGE_SIZE;
+        // SAFETY: User memory of the test's own address space, which nobody in the kernel has a
+        // pointer to.
+        kernel::error::to_result(unsafe {
+            host::vm_munmap(start as usize, (pages * PAGE_SIZE) as usize)
+        })
+    }
+}
