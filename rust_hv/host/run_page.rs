@@ -314,3 +314,204 @@ impl RunPages {
         );
     }
 }
+
+#[kunit_tests(rusthv_run_page)]
+mod tests {
+    use super::*;
+    use crate::host::cpu::current_node;
+
+    /// `struct kvm_run` of the UAPI, by offsets.
+    const IMMEDIATE_EXIT: usize = 1;
+    const REASON: usize = 8;
+    const READY: usize = 12;
+    const IF_FLAG: usize = 13;
+    const FLAGS: usize = 14;
+    const CR8: usize = 16;
+    const APIC_BASE: usize = 24;
+    const EXIT: usize = 32;
+    const VALID_REGS: usize = 288;
+    const DIRTY_REGS: usize = 296;
+
+    fn pages() -> Result<RunPages> {
+        RunPages::new(current_node())
+    }
+
+    fn bytes<const N: usize>(pages: &RunPages, offset: usize) -> [u8; N] {
+        // SAFETY: Inside the frame, which nobody maps.
+        core::array::from_fn(|index| unsafe { *pages.run.as_ptr().add(offset + index) })
+    }
+
+    fn put(pages: &RunPages, offset: usize, value: &[u8]) {
+        for (index, &byte) in value.iter().enumerate() {
+            // SAFETY: As in `bytes`.
+            unsafe { *pages.run.as_ptr().add(offset + index) = byte };
+        }
+    }
+
+    /// The exit's reason and the first 24 bytes of its own part.
+    fn exit(exit: UserExit) -> Result<(u32, [u8; 24])> {
+        let pages = pages()?;
+        pages.set_exit(exit, 0x0102_0304);
+        let reason = u32::from_le_bytes(bytes(&pages, REASON));
+        Ok((reason, bytes(&pages, EXIT)))
+    }
+
+    #[test]
+    fn exits_without_data() -> Result {
+        let zeros = [0; 24];
+        assert_eq!(exit(UserExit::Hlt)?, (5, zeros));
+        assert_eq!(exit(UserExit::IrqWindowOpen)?, (7, zeros));
+        assert_eq!(exit(UserExit::Shutdown)?, (8, zeros));
+        assert_eq!(exit(UserExit::Intr)?, (10, zeros));
+        assert_eq!(exit(UserExit::SetTpr)?, (11, zeros));
+        Ok(())
+    }
+
+    #[test]
+    fn io() -> Result {
+        let access = |out| UserExit::Io {
+            out,
+            size: 4,
+            port: 0xcf8,
+            count: 0x0102,
+        };
+        let (reason, out) = exit(access(true))?;
+        assert_eq!(reason, 2);
+        // Direction, size, port, count; the data is in the second page.
+        assert_eq!(&out[..8], &[1, 4, 0xf8, 0x0c, 2, 1, 0, 0]);
+        assert_eq!(&out[8..16], &[0, 0x10, 0, 0, 0, 0, 0, 0]);
+        let (_, inward) = exit(access(false))?;
+        assert_eq!(inward[0], 0);
+        assert_eq!(&inward[1..], &out[1..]);
+        Ok(())
+    }
+
+    #[test]
+    fn mmio() -> Result {
+        let access = |write| UserExit::Mmio {
+            gpa: Gpa::new(0x8_1234_5678),
+            len: 8,
+            write,
+        };
+        let data = [1, 2, 3, 4, 5, 6, 7, 8];
+        let (reason, write) = exit(access(Some(data)))?;
+        assert_eq!(reason, 6);
+        assert_eq!(&write[..8], &[0x78, 0x56, 0x34, 0x12, 8, 0, 0, 0]);
+        assert_eq!(&write[8..16], &data);
+        assert_eq!(&write[16..21], &[8, 0, 0, 0, 1]);
+        let (_, read) = exit(access(None))?;
+        assert_eq!(&read[8..16], &[0; 8]);
+        assert_eq!(&read[16..21], &[8, 0, 0, 0, 0]);
+        Ok(())
+    }
+
+    #[test]
+    fn hardware_reasons() -> Result {
+        let number = 0x8877_6655_4433_2211u64;
+        let (reason, unknown) = exit(UserExit::Unknown(number))?;
+        assert_eq!(reason, 0);
+        assert_eq!(&unknown[..8], &number.to_le_bytes());
+        let (reason, failed) = exit(UserExit::FailEntry(number))?;
+        assert_eq!(reason, 9);
+        assert_eq!(&failed[..8], &number.to_le_bytes());
+        // The CPU.
+        assert_eq!(&failed[8..12], &[4, 3, 2, 1]);
+        Ok(())
+    }
+
+    #[test]
+    fn internal_errors() -> Result {
+        let data = [0x11, 0x22, 0x33, 0x44];
+        let error = |ndata| UserExit::Internal {
+            suberror: 3,
+            data,
+            ndata,
+        };
+        let (reason, two) = exit(error(2))?;
+        assert_eq!(reason, 17);
+        assert_eq!(&two[..8], &[3, 0, 0, 0, 2, 0, 0, 0]);
+        assert_eq!(&two[8..16], &0x11u64.to_le_bytes());
+        assert_eq!(&two[16..24], &0x22u64.to_le_bytes());
+        let (_, one) = exit(error(1))?;
+        assert_eq!(&one[4..8], &[1, 0, 0, 0]);
+        assert_eq!(&one[16..24], &[0; 8]);
+        Ok(())
+    }
+
+    /// Flags, then the instruction's length, then its bytes.
+    #[test]
+    fn emulation_failures_carry_the_instruction() -> Result {
+        let pages = pages()?;
+        let instruction: [u8; 15] = core::array::from_fn(|index| 0xa0 + index as u8);
+        let exit = UserExit::Emulation {
+            bytes: instruction,
+            len: 7,
+        };
+        pages.set_exit(exit, 0);
+        assert_eq!(bytes(&pages, REASON), 17u32.to_le_bytes());
+        assert_eq!(bytes(&pages, EXIT), [1, 0, 0, 0, 3, 0, 0, 0]);
+        assert_eq!(bytes(&pages, EXIT + 8), 1u64.to_le_bytes());
+        assert_eq!(bytes(&pages, EXIT + 16), [7]);
+        assert_eq!(bytes(&pages, EXIT + 17), instruction);
+        Ok(())
+    }
+
+    #[test]
+    fn every_return_reports() -> Result {
+        let pages = pages()?;
+        put(&pages, FLAGS, &[0xff; 2]);
+        pages.begin();
+        assert_eq!(bytes(&pages, FLAGS), [0, 0]);
+        pages.finish(true, false, 0xb, 0xfee0_0900);
+        assert_eq!(bytes(&pages, READY), [0]);
+        assert_eq!(bytes(&pages, IF_FLAG), [1]);
+        assert_eq!(bytes(&pages, CR8), 0xbu64.to_le_bytes());
+        assert_eq!(bytes(&pages, APIC_BASE), 0xfee0_0900u64.to_le_bytes());
+        pages.finish(false, true, 0, 0);
+        assert_eq!(bytes(&pages, READY), [1]);
+        assert_eq!(bytes(&pages, IF_FLAG), [0]);
+        Ok(())
+    }
+
+    #[test]
+    fn requests_are_read() -> Result {
+        let pages = pages()?;
+        let requests = || (pages.wants_interrupt_window(), pages.immediate_exit());
+        assert_eq!(requests(), (false, false));
+        put(&pages, 0, &[1]);
+        assert_eq!(requests(), (true, false));
+        put(&pages, 0, &[0]);
+        put(&pages, IMMEDIATE_EXIT, &[0x80]);
+        assert_eq!(requests(), (false, true));
+        put(&pages, CR8, &[9]);
+        assert_eq!(pages.cr8(), 9);
+        assert_eq!(pages.sync_regs(), 0);
+        put(&pages, VALID_REGS, &[1]);
+        assert_eq!(pages.sync_regs(), 1);
+        put(&pages, DIRTY_REGS + 7, &[0x80]);
+        assert_eq!(pages.sync_regs(), 1 | 1 << 63);
+        put(&pages, EXIT + 8, &[1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(pages.mmio_data(), [1, 2, 3, 4, 5, 6, 7, 8]);
+        Ok(())
+    }
+
+    #[test]
+    fn port_data_stays_in_its_page() -> Result {
+        let pages = pages()?;
+        pages.put_pio(0, &[1, 2, 3]);
+        let mut seen = [0xee; 4];
+        pages.get_pio(1, &mut seen);
+        assert_eq!(seen, [2, 3, 0, 0]);
+        // What does not fit is dropped, on either side.
+        pages.put_pio(PIO_BYTES - 2, &[4, 5, 6]);
+        let mut seen = [0xee; 4];
+        pages.get_pio(PIO_BYTES - 2, &mut seen);
+        assert_eq!(seen, [4, 5, 0xee, 0xee]);
+        let mut seen = [0xee; 4];
+        pages.get_pio(PIO_BYTES, &mut seen);
+        pages.get_pio(usize::MAX, &mut seen);
+        pages.put_pio(usize::MAX, &[7]);
+        assert_eq!(seen, [0xee; 4]);
+        Ok(())
+    }
+}

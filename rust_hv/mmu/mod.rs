@@ -459,3 +459,265 @@ impl MmuEvents for Mmu {
 fn everything() -> GfnRange {
     GfnRange::new(Gfn::new(0), Gfn::new(u64::MAX))
 }
+
+#[kunit_tests(rusthv_mmu)]
+mod tests {
+    use super::fault::Resolved;
+    use super::*;
+    use crate::device::MACHINE;
+    use crate::host::cpu::current_node;
+    use crate::host::frame::alive;
+    use crate::host::kunit::UserMemory;
+    use crate::host::notifier::Notifier;
+    use crate::host::pool::pooled;
+    use crate::model::arch::addr::PAGE_SIZE;
+    use crate::model::exit::NestedFault;
+    use crate::model::paging::PageSize;
+
+    const READ_ONLY: u32 = 1 << 1;
+    /// Where the tests put their memory.
+    const BASE: u64 = 0x10_0000;
+
+    /// An address space that follows the test's.
+    struct Space {
+        _notifier: Pin<KBox<Notifier<Mmu>>>,
+        mmu: Arc<Mmu>,
+    }
+
+    fn space() -> Result<Space> {
+        let format = Ept {
+            accessed_dirty: true,
+            execute_only: false,
+            largest: PageSize::Size4K,
+        };
+        let mm = UserMm::current()?;
+        let pools = &MACHINE.get()?.pools;
+        let mmu = Mmu::new(format, 40, mm.clone(), pools, current_node())?;
+        let mmu = Arc::pin_init(mmu, GFP_KERNEL)?;
+        let notifier = KBox::pin_init(Notifier::new(mm, mmu.clone()), GFP_KERNEL)?;
+        Ok(Space {
+            _notifier: notifier,
+            mmu,
+        })
+    }
+
+    fn request(slot: u32, flags: u32, gpa: u64, memory: &UserMemory) -> Request {
+        Request {
+            slot,
+            flags,
+            guest_phys_addr: gpa,
+            memory_size: memory.bytes(),
+            userspace_addr: memory.start().raw(),
+        }
+    }
+
+    fn fault(space: &Space, gpa: u64, write: bool) -> Result<Resolved> {
+        let fault = NestedFault {
+            gpa: Gpa::new(gpa),
+            write,
+            fetch: false,
+            present: false,
+            gva: None,
+        };
+        space.mmu.resolve(&mut Reserve::default(), &fault)
+    }
+
+    fn mapped(space: &Space) -> u64 {
+        let [small, _, _] = space.mmu.counts().leaves;
+        small
+    }
+
+    /// What must be as before when a test has cleaned up.
+    fn in_use() -> u64 {
+        alive().saturating_sub(pooled())
+    }
+
+    /// KUnit's threads have no address space of their own, and so no VM.
+    #[test]
+    fn kernel_threads_have_no_memory() {
+        assert_eq!(UserMm::current().err(), Some(EIO));
+    }
+
+    #[test]
+    fn slots_are_checked() -> Result {
+        let memory = UserMemory::new(4)?;
+        let space = space()?;
+        let set = |change: &dyn Fn(&mut Request)| {
+            let mut wanted = request(1, 0, BASE, &memory);
+            change(&mut wanted);
+            space.mmu.set_slot(&wanted).err()
+        };
+        assert_eq!(set(&|_| ()), None);
+        // Again, as it is.
+        assert_eq!(set(&|_| ()), None);
+        assert_eq!(set(&|r| r.memory_size = 2 * PAGE_SIZE), Some(EINVAL));
+        assert_eq!(set(&|r| r.flags = 1 << 31), Some(EINVAL));
+        assert_eq!(set(&|r| r.guest_phys_addr += 1), Some(EINVAL));
+        assert_eq!(set(&|r| r.memory_size -= 1), Some(EINVAL));
+        assert_eq!(set(&|r| r.userspace_addr += 1), Some(EINVAL));
+        assert_eq!(set(&|r| r.slot = 2), Some(EEXIST));
+        let elsewhere = |r: &mut Request| (r.slot, r.guest_phys_addr) = (2, BASE << 4);
+        assert_eq!(
+            set(&|r| {
+                elsewhere(r);
+                r.userspace_addr = 1 << 63;
+            }),
+            Some(EINVAL)
+        );
+        assert_eq!(
+            set(&|r| {
+                elsewhere(r);
+                r.guest_phys_addr = 0u64.wrapping_sub(PAGE_SIZE);
+            }),
+            Some(EINVAL)
+        );
+        assert_eq!(set(&elsewhere), None);
+        // Deleting one that is not there.
+        assert_eq!(set(&|r| (r.slot, r.memory_size) = (3, 0)), Some(EINVAL));
+        assert!(space.mmu.slot(Gpa::new(BASE)).is_some());
+        assert_eq!(set(&|r| r.memory_size = 0), None);
+        assert!(space.mmu.slot(Gpa::new(BASE)).is_none());
+        assert!(space.mmu.slot(Gpa::new(BASE << 4)).is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn faults_map_memory_and_deletion_unmaps_it() -> Result {
+        let memory = UserMemory::new(4)?;
+        let before = in_use();
+        let space = space()?;
+        assert_eq!(fault(&space, BASE, true), Ok(Resolved::Mmio));
+        space.mmu.set_slot(&request(0, 0, BASE, &memory))?;
+        assert_eq!(mapped(&space), 0);
+        assert_eq!(fault(&space, BASE + 5, true), Ok(Resolved::Mapped));
+        assert_eq!(mapped(&space), 1);
+        assert_eq!(space.mmu.counts().tables, 4);
+        // Another write to it changes nothing.
+        assert_eq!(fault(&space, BASE, true), Ok(Resolved::Mapped));
+        assert_eq!(mapped(&space), 1);
+        for page in 0..4 {
+            assert_eq!(
+                fault(&space, BASE + page * PAGE_SIZE, true),
+                Ok(Resolved::Mapped)
+            );
+        }
+        assert_eq!(mapped(&space), 4);
+        // Behind the slot.
+        assert_eq!(
+            fault(&space, BASE + memory.bytes(), false),
+            Ok(Resolved::Mmio)
+        );
+        let mut delete = request(0, 0, BASE, &memory);
+        delete.memory_size = 0;
+        space.mmu.set_slot(&delete)?;
+        assert_eq!(mapped(&space), 0);
+        assert_eq!(fault(&space, BASE, true), Ok(Resolved::Mmio));
+        drop(space);
+        assert_eq!(in_use(), before);
+        Ok(())
+    }
+
+    /// Present neighbours are mapped with the page of the fault; absent ones are not faulted in.
+    #[test]
+    fn neighbours_come_along() -> Result {
+        let memory = UserMemory::new(8)?;
+        for page in 0..6 {
+            user::copy_to(memory.start().wrapping_add(page * PAGE_SIZE), b"here")?;
+        }
+        let space = space()?;
+        space.mmu.set_slot(&request(0, 0, BASE, &memory))?;
+        assert_eq!(
+            fault(&space, BASE + 2 * PAGE_SIZE, false),
+            Ok(Resolved::Mapped)
+        );
+        assert_eq!(mapped(&space), 4);
+        Ok(())
+    }
+
+    #[test]
+    fn read_only_slots_are_not_written() -> Result {
+        let memory = UserMemory::new(2)?;
+        let space = space()?;
+        space.mmu.set_slot(&request(0, READ_ONLY, BASE, &memory))?;
+        assert_eq!(fault(&space, BASE, true), Ok(Resolved::Mmio));
+        assert_eq!(mapped(&space), 0);
+        assert_eq!(fault(&space, BASE, false), Ok(Resolved::Mapped));
+        assert_eq!(mapped(&space), 1);
+        let denied = space.mmu.write(Gpa::new(BASE), b"no");
+        assert_eq!(denied.err(), Some(crate::host::errno::no_such_device()));
+        Ok(())
+    }
+
+    #[test]
+    fn reads_and_writes_go_to_the_vmms_memory() -> Result {
+        let memory = UserMemory::new(2)?;
+        let space = space()?;
+        space.mmu.set_slot(&request(0, 0, BASE, &memory))?;
+        // Across the pages.
+        let at = PAGE_SIZE - 3;
+        space.mmu.write(Gpa::new(BASE + at), b"across")?;
+        let mut seen = [0; 6];
+        user::copy_from(memory.start().wrapping_add(at), &mut seen)?;
+        assert_eq!(&seen, b"across");
+        let mut seen = [0; 6];
+        space.mmu.read(Gpa::new(BASE + at), &mut seen)?;
+        assert_eq!(&seen, b"across");
+        let behind = Gpa::new(BASE + memory.bytes() - 1);
+        assert!(space.mmu.read(behind, &mut seen).is_err());
+        assert!(space.mmu.write(behind, b"too long").is_err());
+        Ok(())
+    }
+
+    /// The host takes pages away: no mapping is left when it has them.
+    #[test]
+    fn unmapping_in_the_host_unmaps_here() -> Result {
+        let memory = UserMemory::new(4)?;
+        let space = space()?;
+        space.mmu.set_slot(&request(0, 0, BASE, &memory))?;
+        for page in 0..4 {
+            fault(&space, BASE + page * PAGE_SIZE, true)?;
+        }
+        assert_eq!(mapped(&space), 4);
+        let met = space.mmu.stats.notifications.load(Relaxed);
+        memory.unmap(1, 2)?;
+        assert_eq!(mapped(&space), 2);
+        assert!(space.mmu.stats.notifications.load(Relaxed) > met);
+        // The VMM has no memory there any more.
+        assert_eq!(fault(&space, BASE + PAGE_SIZE, true).err(), Some(EFAULT));
+        assert_eq!(fault(&space, BASE, true), Ok(Resolved::Mapped));
+        Ok(())
+    }
+
+    /// A fault that has looked a page up before a change began, or while it is under way, starts
+    /// over.
+    #[test]
+    fn changes_under_way_are_noticed() -> Result {
+        let memory = UserMemory::new(4)?;
+        let space = space()?;
+        let page = |index: u64| HvaRange {
+            start: memory.start().wrapping_add(index * PAGE_SIZE),
+            end: memory.start().wrapping_add((index + 1) * PAGE_SIZE),
+        };
+        let current = |moment, range| space.mmu.state.lock().is_current(moment, range);
+        let moment = space.mmu.state.lock().moment();
+        assert!(current(moment, page(1)));
+        space.mmu.invalidate_start(page(1), true);
+        space.mmu.invalidate_start(page(2), true);
+        assert!(!current(moment, page(1)));
+        assert!(!current(moment, page(2)));
+        assert!(current(moment, page(3)));
+        space.mmu.invalidate_end(page(1));
+        // One is still under way, and what came before the end of the other is old.
+        let now = space.mmu.state.lock().moment();
+        assert!(!current(moment, page(3)));
+        assert!(!current(now, page(2)));
+        assert!(current(now, page(3)));
+        space.mmu.invalidate_end(page(2));
+        let now = space.mmu.state.lock().moment();
+        assert!(current(now, page(1)));
+        // A change of the slots makes it old, too.
+        space.mmu.set_slot(&request(0, 0, BASE, &memory))?;
+        assert!(!current(now, page(1)));
+        Ok(())
+    }
+}

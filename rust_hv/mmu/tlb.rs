@@ -95,3 +95,86 @@ impl Tlb {
         }
     }
 }
+
+#[kunit_tests(rusthv_tlb)]
+mod tests {
+    use super::*;
+
+    fn ipis(stats: &MmuStats) -> u64 {
+        stats.flush_ipis.load(Relaxed)
+    }
+
+    fn cpus() -> impl Iterator<Item = Cpu> {
+        0..cpu::max_cpus() as Cpu
+    }
+
+    #[test]
+    fn new_cpus_flush_once() -> Result {
+        let tlb = Tlb::new()?;
+        for cpu in cpus() {
+            assert!(tlb.must_flush(cpu));
+            assert!(!tlb.must_flush(cpu));
+            assert!(!tlb.must_flush(cpu));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_cpu_that_is_not_there_always_flushes() -> Result {
+        let tlb = Tlb::new()?;
+        let beyond = cpu::max_cpus() as Cpu;
+        assert!(tlb.must_flush(beyond));
+        assert!(tlb.must_flush(beyond));
+        assert!(tlb.must_flush(Cpu::MAX));
+        tlb.spoil(beyond);
+        Ok(())
+    }
+
+    #[test]
+    fn a_flush_makes_every_cpu_stale() -> Result {
+        let (tlb, stats) = (Tlb::new()?, MmuStats::new());
+        for turn in 1..4u64 {
+            for cpu in cpus() {
+                tlb.must_flush(cpu);
+            }
+            tlb.flush(&stats);
+            assert_eq!(stats.flushes.load(Relaxed), turn);
+            assert_eq!(ipis(&stats), turn * cpu::max_cpus() as u64);
+            for cpu in cpus() {
+                assert!(tlb.must_flush(cpu));
+            }
+            // Stale again for the count of the next turn.
+            for cpu in cpus() {
+                tlb.spoil(cpu);
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn only_current_cpus_are_interrupted() -> Result {
+        let (tlb, stats) = (Tlb::new()?, MmuStats::new());
+        tlb.flush(&stats);
+        assert_eq!((stats.flushes.load(Relaxed), ipis(&stats)), (1, 0));
+        let here = cpu::current_cpu();
+        tlb.must_flush(here);
+        tlb.flush(&stats);
+        assert_eq!((stats.flushes.load(Relaxed), ipis(&stats)), (2, 1));
+        // Stale since, so not again.
+        tlb.flush(&stats);
+        assert_eq!((stats.flushes.load(Relaxed), ipis(&stats)), (3, 1));
+        Ok(())
+    }
+
+    /// A flush that failed has to be done again, and its CPU need not be interrupted.
+    #[test]
+    fn a_spoilt_cpu_is_stale() -> Result {
+        let (tlb, stats) = (Tlb::new()?, MmuStats::new());
+        tlb.must_flush(0);
+        tlb.spoil(0);
+        tlb.flush(&stats);
+        assert_eq!(ipis(&stats), 0);
+        assert!(tlb.must_flush(0));
+        Ok(())
+    }
+}

@@ -477,3 +477,161 @@ fn facts(entries: &[kvm_cpuid_entry2]) -> Facts {
         pse36: has(Feature::PSE36),
     }
 }
+
+#[kunit_tests(rusthv_cpuid)]
+mod tests {
+    use super::*;
+    use crate::device::MACHINE;
+
+    fn offered() -> Result<KVec<kvm_cpuid_entry2>> {
+        supported(&MACHINE.get()?.caps, MAX_ENTRIES)
+    }
+
+    fn leaf(entries: &[kvm_cpuid_entry2], number: u32) -> Result<Registers> {
+        find(entries, number, 0).ok_or(ENOENT)
+    }
+
+    #[test]
+    fn no_entry_twice() -> Result {
+        let entries = offered()?;
+        assert!(entries.len() > 8);
+        for (index, one) in entries.iter().enumerate() {
+            for other in entries.iter().skip(index + 1) {
+                assert!((one.function, one.index) != (other.function, other.index));
+            }
+        }
+        // A leaf with subleaves says so in each of them, or a look-up takes the first.
+        for entry in entries.iter() {
+            assert_eq!(entry.flags & !INDEXED, 0);
+            assert!(entry.flags == INDEXED || entry.index == 0);
+            assert_eq!(entry.padding, [0; 3]);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn too_little_room() -> Result {
+        let caps = &MACHINE.get()?.caps;
+        let entries = offered()?;
+        for room in 0..entries.len() {
+            assert_eq!(supported(caps, room).err(), Some(E2BIG));
+        }
+        assert_eq!(supported(caps, entries.len())?.len(), entries.len());
+        Ok(())
+    }
+
+    /// Bits that depend on the vCPU's state, or that nothing here implements.
+    #[test]
+    fn what_is_never_offered() -> Result {
+        let entries = offered()?;
+        let features = leaf(&entries, LEAF_FEATURES)?;
+        for feature in [
+            Feature::OSXSAVE,
+            Feature::VMX,
+            Feature::MONITOR,
+            Feature::X2APIC,
+            Feature::TSC_DEADLINE,
+            Feature::PDCM,
+        ] {
+            assert!(!feature.is_in(&features));
+        }
+        assert!(Feature::HYPERVISOR.is_in(&features));
+        let extended = leaf(&entries, LEAF_EXTENDED_FEATURES).unwrap_or_default();
+        for feature in [
+            Feature::PKU,
+            Feature::OSPKE,
+            Feature::LA57,
+            Feature::SPEC_CTRL,
+        ] {
+            assert!(!feature.is_in(&extended));
+        }
+        // APIC id and number of logical processors are the vCPU's.
+        assert_eq!(features.ebx & !CLFLUSH_LINE, 0);
+        Ok(())
+    }
+
+    /// Nothing that the host's CPU lacks, the hypervisor bit and leaves aside.
+    #[test]
+    fn no_more_than_the_host_has() -> Result {
+        let entries = offered()?;
+        for number in [LEAF_FEATURES, LEAF_EXTENDED_FEATURES, LEAF_EXTENDED] {
+            let Some(mut ours) = find(&entries, number, 0) else {
+                continue;
+            };
+            if number == LEAF_FEATURES {
+                Feature::HYPERVISOR.set_in(&mut ours, false);
+            }
+            let host = cpuid(number, 0);
+            assert_eq!(ours.ecx & !host.ecx, 0);
+            assert_eq!(ours.edx & !host.edx, 0);
+            if number == LEAF_EXTENDED_FEATURES {
+                assert_eq!(ours.ebx & !host.ebx, 0);
+            }
+        }
+        let host = supported_xcr0();
+        let xsave = find(&entries, LEAF_XSAVE, 0).unwrap_or_default();
+        assert_eq!(u64::from(xsave.eax) | u64::from(xsave.edx) << 32, host);
+        Ok(())
+    }
+
+    #[test]
+    fn ranges_end_where_they_say() -> Result {
+        let entries = offered()?;
+        for first in [LEAF_VENDOR, LEAF_HYPERVISOR, LEAF_EXTENDED_MAX] {
+            let last = leaf(&entries, first)?.eax;
+            let beyond = |entry: &&kvm_cpuid_entry2| {
+                entry.function & 0xc000_0000 == first & 0xc000_0000 && entry.function > last
+            };
+            assert_eq!(entries.iter().filter(beyond).count(), 0);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn queries_follow_the_registers() -> Result {
+        let guest = Cpuid::new(offered()?);
+        let with = |cr4: u64| {
+            let features = guest.query(LEAF_FEATURES, 0, cr4, 1);
+            Feature::OSXSAVE.is_in(&features)
+        };
+        let has_xsave = Feature::XSAVE.is_in(&guest.query(LEAF_FEATURES, 0, 0, 1));
+        assert!(!with(0));
+        assert_eq!(with(Cr4::OSXSAVE.raw()), has_xsave);
+        // Without any CPUID, every leaf reads as zeros.
+        let none = Cpuid::empty();
+        assert!(none.query(LEAF_FEATURES, 0, Cr4::OSXSAVE.raw(), 1) == Registers::default());
+        assert_eq!(none.facts().cr4 & Cr4::OSXSAVE.raw(), 0);
+        assert_eq!(none.facts().efer, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn same_and_possible() -> Result {
+        let (one, two) = (Cpuid::new(offered()?), Cpuid::new(offered()?));
+        assert!(one.is_same(&two) && one.is_possible());
+        let mut entries = offered()?;
+        if let Some(entry) = entries.iter_mut().next() {
+            entry.edx ^= 1;
+        }
+        assert!(!one.is_same(&Cpuid::new(entries)));
+        let mut entries = offered()?;
+        entries.pop();
+        assert!(!one.is_same(&Cpuid::new(entries)));
+        for (bits, possible) in [
+            (0u32, true),
+            (47, false),
+            (48, true),
+            (57, true),
+            (64, false),
+        ] {
+            let mut entries = offered()?;
+            for entry in entries.iter_mut() {
+                if entry.function == LEAF_ADDRESS_SIZES {
+                    entry.eax = entry.eax & !0xff00 | bits << 8;
+                }
+            }
+            assert_eq!(Cpuid::new(entries).is_possible(), possible);
+        }
+        Ok(())
+    }
+}

@@ -233,3 +233,154 @@ impl CpuEvents for Virtualization {
         }
     }
 }
+
+#[kunit_tests(rusthv_active)]
+mod tests {
+    use super::*;
+    use crate::device::MACHINE;
+    use crate::host::cpu::{current_node, max_cpus};
+    use crate::host::frame::alive;
+    use crate::host::kunit::Pinned;
+
+    /// CR4.VMXE
+    const VMXE: u64 = 1 << 13;
+
+    fn region() -> Result<Pin<KBox<Region>>> {
+        Region::new(MACHINE.get()?.caps.revision, current_node())
+    }
+
+    /// Regions that are active on this CPU.
+    fn active_here() -> usize {
+        let irqs = IrqsOff::new();
+        let mut count = 0;
+        // SAFETY: This CPU's own list, with interrupts off.
+        unsafe {
+            let head = &raw mut (*state_of(irqs.cpu())).active;
+            let mut next = (*head).next;
+            while next != head {
+                count += 1;
+                next = (*next).next;
+            }
+        }
+        count
+    }
+
+    fn activate(region: &Pin<KBox<Region>>) -> Result {
+        let irqs = IrqsOff::new();
+        let result = region.as_ref().activate(&irqs);
+        drop(irqs);
+        result
+    }
+
+    /// VMX is on wherever the host is.
+    #[test]
+    fn every_cpu_is_in_vmx_operation() -> Result {
+        let mut cpus = 0;
+        for cpu in 0..max_cpus() as Cpu {
+            let found = Atomic::new(-1);
+            let asked = call_on(cpu, |irqs| {
+                // SAFETY: This CPU's own state, with interrupts off.
+                let enabled = unsafe { (*state_of(irqs.cpu())).enabled };
+                let on = crate::host::switch::host_cr4(irqs) & VMXE != 0;
+                let works = instr::vmptrst().is_ok();
+                found.store(i32::from(enabled && on && works), Relaxed);
+            });
+            if asked.is_ok() {
+                assert_eq!(found.load(Relaxed), 1);
+                cpus += 1;
+            }
+        }
+        assert!(cpus > 0);
+        Ok(())
+    }
+
+    #[test]
+    fn revision_is_the_first_word() -> Result {
+        let mut region = region()?;
+        let revision = MACHINE.get()?.caps.revision;
+        // SAFETY: The region is not moved.
+        let frame = unsafe { &mut region.as_mut().get_unchecked_mut().frame };
+        let first = frame.bytes_mut().first_chunk().copied();
+        assert_eq!(first.map(u32::from_le_bytes), Some(revision));
+        Ok(())
+    }
+
+    #[test]
+    fn list_follows_the_region() -> Result {
+        let region = region()?;
+        let pinned = Pinned::new();
+        let before = active_here();
+        let result = activate(&region);
+        let (inside, on) = (active_here(), region.active_on());
+        region.clear();
+        let (after, off) = (active_here(), region.active_on());
+        let here = pinned.cpu();
+        drop(pinned);
+        result?;
+        assert_eq!((inside, on), (before + 1, Some(here)));
+        assert_eq!((after, off), (before, None));
+        Ok(())
+    }
+
+    #[test]
+    fn clearing_twice_is_harmless() -> Result {
+        let (region, other) = (region()?, region()?);
+        let pinned = Pinned::new();
+        let before = active_here();
+        let results = (activate(&other), activate(&region));
+        region.clear();
+        let once = active_here();
+        region.clear();
+        let irqs = IrqsOff::new();
+        region.clear_here(&irqs);
+        drop(irqs);
+        let twice = active_here();
+        other.clear();
+        let none = active_here();
+        drop(pinned);
+        results.0?;
+        results.1?;
+        assert_eq!((once, twice, none), (before + 1, before + 1, before));
+        Ok(())
+    }
+
+    /// A region that is freed while it is active leaves the list, and the frame goes.
+    #[test]
+    fn drop_while_active() -> Result {
+        let frames = alive();
+        let (first, second, third) = (region()?, region()?, region()?);
+        let pinned = Pinned::new();
+        let before = active_here();
+        let results = (activate(&first), activate(&second), activate(&third));
+        // From the middle, then from both ends.
+        drop(second);
+        let two = active_here();
+        drop(first);
+        let one = active_here();
+        drop(third);
+        let none = active_here();
+        drop(pinned);
+        results.0?;
+        results.1?;
+        results.2?;
+        assert_eq!((two, one, none), (before + 2, before + 1, before));
+        assert_eq!(alive(), frames);
+        Ok(())
+    }
+
+    /// The next entry after a VMCLEAR is a VMLAUNCH.
+    #[test]
+    fn clearing_forgets_the_launch() -> Result {
+        let region = region()?;
+        activate(&region)?;
+        region.set_launched();
+        let launched = region.launched();
+        region.clear();
+        let cleared = region.launched();
+        activate(&region)?;
+        let again = region.launched();
+        region.clear();
+        assert_eq!((launched, cleared, again), (true, false, false));
+        Ok(())
+    }
+}

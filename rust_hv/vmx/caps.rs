@@ -350,3 +350,168 @@ pub fn explain_absence() {
         _ => pr_err!("the host kernel has switched VMX off\n"),
     }
 }
+
+#[kunit_tests(rusthv_caps)]
+mod tests {
+    use super::*;
+    use crate::device::MACHINE;
+
+    /// Each bit that must be 1, taken away; each that may not be 1, added; each other one both
+    /// ways.
+    fn obeys(fixed: &FixedBits) -> bool {
+        let free = fixed.allowed & !fixed.ones;
+        (0..64).map(|bit| 1u64 << bit).all(|bit| {
+            if fixed.ones & bit != 0 {
+                !fixed.allow(fixed.ones & !bit) && !fixed.allow((fixed.ones | free) & !bit)
+            } else if fixed.allowed & bit == 0 {
+                !fixed.allow(fixed.ones | bit) && !fixed.allow(fixed.ones | free | bit)
+            } else {
+                fixed.allow(fixed.ones | bit) && fixed.allow((fixed.ones | free) & !bit)
+            }
+        })
+    }
+
+    #[test]
+    fn fixed_bits_refuse_each_wrong_bit() {
+        let made_up = FixedBits {
+            ones: 0x8000_0000_0000_2021,
+            allowed: 0x8000_0000_ffff_3fff,
+        };
+        assert!(made_up.allow(made_up.ones));
+        assert!(made_up.allow(made_up.allowed));
+        assert!(!made_up.allow(0));
+        assert!(!made_up.allow(u64::MAX));
+        assert!(obeys(&made_up));
+    }
+
+    #[test]
+    fn control_registers_are_as_vmx_operation_wants() -> Result {
+        const CR0_PE_PG: u64 = 1 << 0 | 1 << 31;
+        const CR0_NE: u64 = 1 << 5;
+        const CR4_VMXE: u64 = 1 << 13;
+        let caps = &MACHINE.get()?.caps;
+        for fixed in [&caps.cr0, &caps.cr4] {
+            assert_eq!(fixed.ones & !fixed.allowed, 0);
+            assert!(fixed.allow(fixed.ones));
+            assert!(obeys(fixed));
+        }
+        // Unrestricted guests start in real mode; these two are fixed on every CPU so far.
+        assert_eq!(caps.cr0.ones & CR0_PE_PG, 0);
+        assert_eq!(caps.cr0.allowed & CR0_PE_PG, CR0_PE_PG);
+        assert!(!caps.cr0.allow(caps.cr0.ones & !CR0_NE));
+        assert!(!caps.cr4.allow(caps.cr4.ones & !CR4_VMXE));
+        // The host's own values run in VMX operation now.
+        let irqs = crate::host::cpu::IrqsOff::new();
+        let cr4 = crate::host::switch::host_cr4(&irqs);
+        let cr0 = crate::host::switch::host_state(&irqs).cr0;
+        drop(irqs);
+        assert!(caps.cr0.allow(cr0));
+        assert!(caps.cr4.allow(cr4));
+        Ok(())
+    }
+
+    #[test]
+    fn words_obey_the_capability_msrs() -> Result {
+        let caps = &MACHINE.get()?.caps;
+        let basic = msr::read(0x480);
+        assert_eq!(u64::from(caps.revision), basic & 0x7fff_ffff);
+        // The MSRs by their numbers (SDM Vol. 4), the TRUE ones where they exist.
+        let exact = basic >> 55 & 1 != 0;
+        let words = [
+            (if exact { 0x48d } else { 0x481 }, caps.pin),
+            (if exact { 0x48e } else { 0x482 }, caps.primary),
+            (0x48b, caps.secondary),
+            (if exact { 0x48f } else { 0x483 }, caps.exit),
+            (if exact { 0x490 } else { 0x484 }, caps.entry),
+        ];
+        for (number, word) in words {
+            let msr = msr::read(number);
+            let (must, may) = (msr as u32, (msr >> 32) as u32);
+            assert_eq!(word & must, must);
+            assert_eq!(word & !may, 0);
+        }
+        Ok(())
+    }
+
+    /// What must never be off or on, whatever the tables above say.
+    #[test]
+    fn guests_are_kept_in() -> Result {
+        let caps = &MACHINE.get()?.caps;
+        // External interrupts and NMIs exit; HLT, DR and I/O exits, MSR bitmaps, secondary
+        // controls; EPT and unrestricted guest; 64-bit host, EFER and PAT back at the exit.
+        assert_eq!(caps.pin & 0b1001, 0b1001);
+        let primary = 1 << 7 | 1 << 23 | 1 << 24 | 1 << 28 | 1 << 31;
+        assert_eq!(caps.primary & primary, primary);
+        assert_eq!(caps.secondary & 0b1000_0010, 0b1000_0010);
+        let exit = 1 << 9 | 1 << 19 | 1 << 21;
+        assert_eq!(caps.exit & exit, exit);
+        // "Acknowledge interrupt on exit" would take the host's interrupts from it, an I/O bitmap
+        // that is not there would let ports through.
+        assert_eq!(caps.exit & 1 << 15, 0);
+        assert_eq!(caps.primary & 1 << 25, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn features_are_present_or_missing() -> Result {
+        let caps = &MACHINE.get()?.caps;
+        assert_eq!(caps.present & caps.missing, 0);
+        let vpid = u64::from(bindings::RUSTHV_FEAT_VPID);
+        let in_use = caps.secondary & secondary::VPID != 0;
+        assert_eq!(in_use, (caps.present & vpid != 0));
+        assert!(caps.has(bindings::RUSTHV_FEAT_EPT));
+        assert!(caps.has(bindings::RUSTHV_FEAT_UNRESTRICTED_GUEST));
+        for feature in (0..32).map(|bit| 1u32 << bit) {
+            assert_eq!(caps.has(feature), (caps.present & u64::from(feature) != 0));
+        }
+        Ok(())
+    }
+
+    fn reader() -> Reader {
+        Reader {
+            present: 0,
+            missing: 0,
+            refused: false,
+        }
+    }
+
+    #[test]
+    fn needs_become_control_words() {
+        let wanted = [
+            control(0, "KUnit 0", Required),
+            control(1, "KUnit 1", Optional(1 << 40)),
+            control(2, "KUnit 2", Later),
+            control(3, "KUnit 3", Refused),
+        ];
+        let mut all = reader();
+        // Bit 4 is forced, as the default-1 controls are.
+        assert_eq!(all.word(0b1_0000, 0b1_1111, &wanted), 0b1_0011);
+        assert_eq!((all.present, all.missing, all.refused), (1 << 40, 0, false));
+        let mut some = reader();
+        assert_eq!(some.word(0, 0b0_0101, &wanted), 0b0_0001);
+        assert_eq!(
+            (some.present, some.missing, some.refused),
+            (0, 1 << 40, false)
+        );
+    }
+
+    /// The log names what this test makes up.
+    #[test]
+    fn what_cannot_be_done_is_refused() {
+        let cases = [
+            (0, 0b1110, control(0, "KUnit's made-up control", Required)),
+            (0, 0b1101, control(1, "KUnit's made-up control", Later)),
+            (
+                0b1000,
+                0b1111,
+                control(3, "KUnit's made-up control", Refused),
+            ),
+        ];
+        for (must, may, wanted) in cases {
+            let mut reader = reader();
+            let word = reader.word(must, may, &[wanted]);
+            assert!(reader.refused);
+            assert_eq!(word, must);
+        }
+    }
+}

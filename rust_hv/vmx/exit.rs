@@ -12,6 +12,7 @@ use crate::model::arch::addr::{Gpa, Gva};
 use crate::model::exit::{
     ControlAccess, Direction, Event, EventKind, Exit, NestedFault, PortAccess,
 };
+use kernel::prelude::kunit_tests;
 
 /// Exit reason, bit 31: the entry failed.
 const ENTRY_FAILURE: u32 = 1 << 31;
@@ -234,4 +235,121 @@ fn memory(window: &Window<'_>) -> Result<Exit, VmxError> {
         present: qualification & 0b111 << 3 != 0,
         gva,
     }))
+}
+
+#[kunit_tests(rusthv_exit)]
+mod tests {
+    use super::*;
+
+    fn event(vector: u8, kind: EventKind, error_code: Option<u32>) -> Event {
+        Event {
+            vector,
+            kind,
+            error_code,
+            instruction_len: 0,
+        }
+    }
+
+    /// Words from the SDM's table "Format of the VM-Entry Interruption-Information Field".
+    #[test]
+    fn known_words() {
+        let word = |vector, kind, code| interruption_info(&event(vector, kind, code));
+        assert_eq!(word(0x20, EventKind::Interrupt, None), 0x8000_0020);
+        assert_eq!(word(2, EventKind::Nmi, None), 0x8000_0202);
+        assert_eq!(word(6, EventKind::Exception, None), 0x8000_0306);
+        assert_eq!(word(13, EventKind::Exception, Some(0)), 0x8000_0b0d);
+        assert_eq!(word(14, EventKind::Exception, Some(2)), 0x8000_0b0e);
+        assert_eq!(word(0x80, EventKind::SoftwareInterrupt, None), 0x8000_0480);
+        let int1 = word(1, EventKind::PrivilegedSoftwareException, None);
+        assert_eq!(int1, 0x8000_0501);
+        assert_eq!(word(3, EventKind::SoftwareException, None), 0x8000_0603);
+    }
+
+    #[test]
+    fn kinds_round_trip() {
+        let kinds = [
+            EventKind::Interrupt,
+            EventKind::Nmi,
+            EventKind::Exception,
+            EventKind::SoftwareInterrupt,
+            EventKind::PrivilegedSoftwareException,
+            EventKind::SoftwareException,
+        ];
+        for kind in kinds {
+            for vector in 0..=255u8 {
+                for code in [None, Some(0), Some(u32::MAX)] {
+                    let word = interruption_info(&event(vector, kind, code));
+                    assert_eq!(kind_of(word), kind);
+                    assert_eq!(word as u8, vector);
+                    assert_eq!((word & HAS_ERROR_CODE != 0), code.is_some());
+                    // Bits 30:12 are reserved, and the entry fails when they are set.
+                    assert_eq!(word & 0x7fff_f000, 0);
+                    assert_eq!(word & VALID, VALID);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn port_accesses() {
+        let plain = PortAccess {
+            port: 0x3f8,
+            size: 1,
+            out: true,
+            string: false,
+            repeated: false,
+        };
+        assert_eq!(port(0x03f8_0000), Exit::Port(plain));
+        let read = PortAccess {
+            out: false,
+            ..plain
+        };
+        assert_eq!(port(0x03f8_0008), Exit::Port(read));
+        let wide = PortAccess { size: 4, ..plain };
+        assert_eq!(port(0x03f8_0003), Exit::Port(wide));
+        let highest = PortAccess {
+            port: 0xffff,
+            size: 2,
+            string: true,
+            repeated: true,
+            ..plain
+        };
+        assert_eq!(port(0xffff_0031), Exit::Port(highest));
+    }
+
+    #[test]
+    fn control_register_accesses() {
+        let write = ControlAccess::Write {
+            register: 3,
+            gpr: 15,
+        };
+        assert_eq!(control(0x0f03), Exit::Control(write));
+        let read = ControlAccess::Read {
+            register: 8,
+            gpr: 1,
+        };
+        assert_eq!(control(0x0118), Exit::Control(read));
+        assert_eq!(
+            control(0x20),
+            Exit::Control(ControlAccess::ClearTaskSwitched)
+        );
+        let lmsw = ControlAccess::LoadMachineStatus(0xfff1);
+        assert_eq!(control(0xfff1_0030), Exit::Control(lmsw));
+    }
+
+    #[test]
+    fn debug_register_accesses() {
+        let write = Exit::Debug {
+            register: 7,
+            gpr: 12,
+            direction: Direction::Write,
+        };
+        assert_eq!(debug(0x0c07), write);
+        let read = Exit::Debug {
+            register: 6,
+            gpr: 0,
+            direction: Direction::Read,
+        };
+        assert_eq!(debug(0x0016), read);
+    }
 }

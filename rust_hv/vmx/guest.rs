@@ -800,3 +800,311 @@ impl GuestWindow<'_> {
         self.window.irqs()
     }
 }
+
+#[kunit_tests(rusthv_guest)]
+mod tests {
+    use super::*;
+    use crate::device::MACHINE;
+    use crate::host::cpu::current_node;
+    use crate::model::exit::EventKind;
+
+    /// Write-back tables, walk length 4, at a frame that no entry ever walks.
+    const NO_TABLES: u64 = 0x1000 | 3 << 3 | 6;
+
+    struct Nothing;
+
+    impl KeepAlive for Nothing {}
+
+    fn guest() -> Result<Guest> {
+        let machine = MACHINE.get()?;
+        let root = NestedRoot::new(NO_TABLES, Arc::new(Nothing, GFP_KERNEL)?);
+        Guest::new(
+            &machine.caps,
+            &machine.bitmap,
+            root,
+            0x1234_5678,
+            current_node(),
+        )
+    }
+
+    // Nothing is asserted while a window is open: a failed assertion ends the thread at once, and
+    // would leave interrupts off.
+
+    /// Reads of low and high MSRs, then writes of both, bit by bit.
+    #[test]
+    fn bitmap_lets_through_what_is_listed() -> Result {
+        const BOTH: [u32; 6] = [0x174, 0x175, 0x176, 0xc000_0100, 0xc000_0101, 0xc000_0102];
+        const TSC: u32 = 0x10;
+        let mut bitmap = MsrBitmap::new(current_node())?;
+        let bits = bitmap.0.bytes_mut();
+        let mut wrong = 0;
+        for (quarter, bytes) in bits.chunks(1024).enumerate() {
+            let first = if quarter % 2 == 0 { 0 } else { 0xc000_0000 };
+            let write = quarter >= 2;
+            for index in 0..8192u32 {
+                let byte = bytes.get(index as usize / 8).copied().unwrap_or(0);
+                let exits = byte >> (index % 8) & 1 != 0;
+                let msr = first + index;
+                let free = BOTH.contains(&msr) || (msr == TSC && !write);
+                wrong += u32::from(exits == free);
+            }
+        }
+        assert_eq!(wrong, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn controls_reach_the_vmcs() -> Result {
+        let machine = MACHINE.get()?;
+        let caps = &machine.caps;
+        let mut guest = guest()?;
+        let vpid = guest.vpid.as_ref().map_or(0, Vpid::number);
+        let window = guest.open()?;
+        let w = &window.window;
+        let words = [
+            (w.read(PIN_CONTROLS)?, caps.pin),
+            (w.read(PRIMARY_CONTROLS)?, caps.primary),
+            (w.read(SECONDARY_CONTROLS)?, caps.secondary),
+            (w.read(EXIT_CONTROLS)?, caps.exit),
+            (w.read(ENTRY_CONTROLS)?, caps.entry),
+            (w.read(EXCEPTION_BITMAP)?, EXCEPTIONS),
+            (w.read(EXIT_MSR_LOAD_COUNT)?, 0),
+            (w.read(EXIT_MSR_STORE_COUNT)?, 0),
+            (w.read(ENTRY_MSR_LOAD_COUNT)?, 0),
+        ];
+        let wide = [
+            (w.read(MSR_BITMAP)?, machine.bitmap.0.hpa().raw()),
+            (w.read(EPT_POINTER)?, NO_TABLES),
+            (w.read(VMCS_LINK_POINTER)?, u64::MAX),
+            (w.read(TSC_OFFSET)?, 0x1234_5678),
+            (u64::from(w.read(VPID)?), u64::from(vpid)),
+        ];
+        drop(window);
+        for (found, wanted) in words {
+            assert_eq!(found, wanted);
+        }
+        for (found, wanted) in wide {
+            assert_eq!(found, wanted);
+        }
+        // The VPID is the guest's own.
+        assert_eq!((vpid != 0), (caps.secondary & secondary::VPID != 0));
+        Ok(())
+    }
+
+    #[test]
+    fn registers_round_trip() -> Result {
+        let mut guest = guest()?;
+        let mut window = guest.open()?;
+        window.set_rip(0xffff_8000_0000_1000)?;
+        window.set_rsp(0x7fff_ffff_f000)?;
+        window.set_rflags(0x246 & !2)?;
+        window.set_cr3(0x1234_5000)?;
+        window.set_dr7(0x400)?;
+        window.set_pat(0x0007_0406_0007_0406)?;
+        window.set_gdtr(TableRegister {
+            base: 0xffff_8000_0000_2000,
+            limit: 0x7f,
+        })?;
+        window.set_idtr(TableRegister {
+            base: 0x3000,
+            limit: 0xffff,
+        })?;
+        let scalars = [
+            (window.rip()?, 0xffff_8000_0000_1000),
+            (window.rsp()?, 0x7fff_ffff_f000),
+            // Bit 1 is always set.
+            (window.rflags()?, 0x246),
+            (window.cr3()?, 0x1234_5000),
+            (window.dr7()?, 0x400),
+            (window.pat()?, 0x0007_0406_0007_0406),
+        ];
+        let tables = (window.gdtr()?, window.idtr()?);
+        drop(window);
+        for (found, wanted) in scalars {
+            assert_eq!(found, wanted);
+        }
+        assert_eq!(tables.0.base, 0xffff_8000_0000_2000);
+        assert_eq!(tables.0.limit, 0x7f);
+        assert_eq!((tables.1.base, tables.1.limit), (0x3000, 0xffff));
+        Ok(())
+    }
+
+    /// Each segment register has fields of its own.
+    #[test]
+    fn segments_do_not_mix() -> Result {
+        const ALL: [SegmentRegister; 8] = [
+            SegmentRegister::Es,
+            SegmentRegister::Cs,
+            SegmentRegister::Ss,
+            SegmentRegister::Ds,
+            SegmentRegister::Fs,
+            SegmentRegister::Gs,
+            SegmentRegister::Ldtr,
+            SegmentRegister::Tr,
+        ];
+        let segment = |index: usize| Segment {
+            selector: 0x100 + 8 * index as u16,
+            base: 0x1_0000 * (index as u64 + 1),
+            limit: 0xfff + index as u32,
+            rights: AccessRights::from_raw(0xc093 + (index as u32 & 1)),
+        };
+        let mut guest = guest()?;
+        let mut window = guest.open()?;
+        for (index, &which) in ALL.iter().enumerate() {
+            window.set_segment(which, &segment(index))?;
+        }
+        let mut right = 0;
+        for (index, &which) in ALL.iter().enumerate() {
+            let (found, wanted) = (window.segment(which)?, segment(index));
+            right += usize::from(
+                found.selector == wanted.selector
+                    && found.base == wanted.base
+                    && found.limit == wanted.limit
+                    && found.rights.raw() == wanted.rights.raw(),
+            );
+        }
+        drop(window);
+        assert_eq!(right, ALL.len());
+        Ok(())
+    }
+
+    /// The guest reads what it wrote; the CPU gets what VMX operation and the host want.
+    #[test]
+    fn control_registers_have_two_faces() -> Result {
+        const PE: u64 = 1 << 0;
+        const CD_NW: u64 = 3 << 29;
+        const CR4_VMXE: u64 = 1 << 13;
+        let caps = &MACHINE.get()?.caps;
+        let mut guest = guest()?;
+        let mut seen = KVec::with_capacity(4, GFP_KERNEL)?;
+        for value in [0, PE, 0x6000_0010, 0x8005_003b] {
+            let mut window = guest.open()?;
+            window.set_cr0(value)?;
+            let found = (window.cr0()?, window.window.read(GUEST_CR0)?);
+            drop(window);
+            seen.push((value, found), GFP_KERNEL)?;
+        }
+        for (value, (guests, cpus)) in seen {
+            assert_eq!(guests, value);
+            assert!(caps.cr0.allow(cpus));
+            assert_eq!(cpus & CD_NW, 0);
+            assert_eq!((cpus ^ value) & (PE | 1 << 31), 0);
+        }
+        let mut window = guest.open()?;
+        window.set_cr4(0x6a0)?;
+        let (guests, cpus) = (window.cr4()?, window.window.read(GUEST_CR4)?);
+        drop(window);
+        assert_eq!(guests, 0x6a0);
+        assert_eq!(cpus & !caps.cr4.ones, 0x6a0 & !caps.cr4.ones);
+        assert!(caps.cr4.allow(cpus));
+        assert!(cpus & CR4_VMXE != 0);
+        Ok(())
+    }
+
+    /// The entry control "IA-32e mode guest" says what EFER.LMA says.
+    #[test]
+    fn long_mode_is_an_entry_control() -> Result {
+        const LONG: u64 = 0xd01;
+        let mut guest = guest()?;
+        let mut window = guest.open()?;
+        let before = window.window.read(ENTRY_CONTROLS)?;
+        window.set_efer(LONG)?;
+        let (on, efer) = (window.window.read(ENTRY_CONTROLS)?, window.efer()?);
+        window.set_efer(LONG & !EFER_LMA)?;
+        let off = window.window.read(ENTRY_CONTROLS)?;
+        drop(window);
+        assert_eq!(before & entry::IA32E_GUEST, 0);
+        assert_eq!(on, before | entry::IA32E_GUEST);
+        assert_eq!(off, before);
+        assert_eq!(efer, LONG);
+        Ok(())
+    }
+
+    #[test]
+    fn optional_controls_go_on_and_off() -> Result {
+        let caps = &MACHINE.get()?.caps;
+        let optional = caps.secondary & (secondary::RDTSCP | secondary::INVPCID);
+        let mut guest = guest()?;
+        let mut window = guest.open()?;
+        window.want_interrupt_window(true)?;
+        let wanted = window.window.read(PRIMARY_CONTROLS)?;
+        window.want_interrupt_window(false)?;
+        let unwanted = window.window.read(PRIMARY_CONTROLS)?;
+        window.offer(false, false)?;
+        let none = window.window.read(SECONDARY_CONTROLS)?;
+        window.offer(true, true)?;
+        let both = window.window.read(SECONDARY_CONTROLS)?;
+        drop(window);
+        assert_eq!(wanted, caps.primary | primary::INTERRUPT_WINDOW);
+        assert_eq!(unwanted, caps.primary & !primary::INTERRUPT_WINDOW);
+        assert_eq!(none & (secondary::RDTSCP | secondary::INVPCID), 0);
+        assert_eq!(both, none | optional);
+        Ok(())
+    }
+
+    #[test]
+    fn injections_are_written_and_taken_back() -> Result {
+        let page_fault = Event {
+            vector: 14,
+            kind: EventKind::Exception,
+            error_code: Some(0x1f),
+            instruction_len: 0,
+        };
+        let int3 = Event {
+            vector: 3,
+            kind: EventKind::SoftwareException,
+            error_code: None,
+            instruction_len: 1,
+        };
+        let mut guest = guest()?;
+        let mut window = guest.open()?;
+        window.inject(&page_fault)?;
+        let w = &window.window;
+        let first = (w.read(ENTRY_INTERRUPTION_INFO)?, w.read(ENTRY_ERROR_CODE)?);
+        window.inject(&int3)?;
+        let w = &window.window;
+        let second = (
+            w.read(ENTRY_INTERRUPTION_INFO)?,
+            w.read(ENTRY_INSTRUCTION_LENGTH)?,
+        );
+        window.cancel_injection()?;
+        let third = window.window.read(ENTRY_INTERRUPTION_INFO)?;
+        drop(window);
+        assert_eq!(first, (0x8000_0b0e, 0x1f));
+        assert_eq!(second, (0x8000_0603, 1));
+        assert_eq!(third, 0);
+        Ok(())
+    }
+
+    /// The host area is that of the CPU that the guest is on.
+    #[test]
+    fn host_area_is_this_cpus() -> Result {
+        let mut guest = guest()?;
+        let window = guest.open()?;
+        let host = switch::host_state(window.window.irqs());
+        let w = &window.window;
+        let found = [
+            (w.read(HOST_CR0)?, host.cr0),
+            (w.read(HOST_TR_BASE)?, host.tr_base),
+            (w.read(HOST_GDTR_BASE)?, host.gdtr_base),
+            (w.read(HOST_IDTR_BASE)?, host.idtr_base),
+            (w.read(HOST_EFER)?, host.efer),
+            (w.read(HOST_PAT)?, host.pat),
+            (w.read(HOST_SYSENTER_ESP)?, host.sysenter_esp),
+            (w.read(HOST_SYSENTER_EIP)?, host.sysenter_eip),
+        ];
+        let selectors = (
+            w.read(HOST_CS_SELECTOR)?,
+            w.read(HOST_SS_SELECTOR)?,
+            w.read(HOST_TR_SELECTOR)?,
+        );
+        let data = w.read(HOST_DS_SELECTOR)? | w.read(HOST_FS_SELECTOR)?;
+        drop(window);
+        for (field, host) in found {
+            assert_eq!(field, host);
+        }
+        assert_eq!(selectors, (host.cs, host.ss, host.tr));
+        assert_eq!(data, 0);
+        Ok(())
+    }
+}

@@ -90,3 +90,74 @@ pub fn flush_ept(caps: &Caps, _irqs: &IrqsOff, eptp: u64) -> Result<(), VmxError
     };
     instr::invept(kind, eptp)
 }
+
+#[kunit_tests(rusthv_vpid)]
+mod tests {
+    use super::*;
+    use crate::device::MACHINE;
+    use crate::host::task::cond_resched;
+
+    /// All VPIDs but 0.
+    const ALL: usize = 65_535;
+
+    fn in_use() -> usize {
+        let ones = |word: &Atomic<u64>| word.load(Relaxed).count_ones() as usize;
+        USED.iter().map(ones).sum()
+    }
+
+    #[test]
+    fn unique_and_not_the_hosts() -> Result {
+        let before = in_use();
+        let mut seen = KVec::new();
+        for _ in 0..200 {
+            let vpid = Vpid::new().ok_or(ENOSPC)?;
+            assert!(vpid.number() != 0);
+            assert!(seen
+                .iter()
+                .all(|other: &Vpid| other.number() != vpid.number()));
+            seen.push(vpid, GFP_KERNEL)?;
+        }
+        assert_eq!(in_use(), before + 200);
+        drop(seen);
+        assert_eq!(in_use(), before);
+        Ok(())
+    }
+
+    #[test]
+    fn none_when_all_are_in_use() -> Result {
+        let before = in_use();
+        let mut taken = KVVec::with_capacity(ALL, GFP_KERNEL)?;
+        while let Some(vpid) = Vpid::new() {
+            taken.push(vpid, GFP_KERNEL)?;
+            if taken.len() % 1024 == 0 {
+                cond_resched();
+            }
+        }
+        assert_eq!(taken.len() + before, ALL);
+        // One that is given back is the one that comes next.
+        let freed = taken.pop().map(|vpid| vpid.number());
+        let again = Vpid::new();
+        assert!(freed.is_some());
+        assert_eq!(again.as_ref().map(Vpid::number), freed);
+        assert!(Vpid::new().is_none());
+        drop((taken, again));
+        assert_eq!(in_use(), before);
+        Ok(())
+    }
+
+    #[test]
+    fn invalidations_succeed() -> Result {
+        let caps = &MACHINE.get()?.caps;
+        let vpid = Vpid::new().ok_or(ENOSPC)?;
+        let irqs = IrqsOff::new();
+        let by_vpid = match caps.has(crate::host::bindings::RUSTHV_FEAT_VPID) {
+            true => vpid.flush(&irqs),
+            false => Ok(()),
+        };
+        // Write-back tables, walk length 4, at some frame that is never walked.
+        let by_root = flush_ept(caps, &irqs, 0x1000 | 3 << 3 | 6);
+        drop(irqs);
+        assert_eq!((by_vpid, by_root), (Ok(()), Ok(())));
+        Ok(())
+    }
+}

@@ -164,3 +164,242 @@ impl Drop for Window<'_> {
         }
     }
 }
+
+#[kunit_tests(rusthv_vmcs)]
+mod tests {
+    use super::*;
+    use crate::device::MACHINE;
+    use crate::host::cpu::{call_on, current_node, max_cpus, Cpu};
+    use crate::host::kunit::Pinned;
+    use kernel::sync::atomic::{ordering::Relaxed, Atomic};
+
+    /// VM-instruction errors (SDM Vol. 3C, "VM Instruction Error Numbers").
+    const UNSUPPORTED_FIELD: VmxError = VmxError::Instruction(12);
+    const WRONG_REVISION: VmxError = VmxError::Instruction(11);
+    const INVALID_OPERAND: VmxError = VmxError::Instruction(28);
+
+    // Nothing is asserted while a window is open: a failed assertion ends the thread at once, and
+    // would leave interrupts off.
+
+    fn vmcs() -> Result<Vmcs> {
+        Vmcs::new(MACHINE.get()?.caps.revision, current_node())
+    }
+
+    /// Makes a VMCS current and leaves it so, with interrupts on, as other hypervisors do.
+    fn leave_current(vmcs: &Vmcs, irqs: &IrqsOff, rip: u64) -> Result {
+        vmcs.region.as_ref().activate(irqs)?;
+        // SAFETY: Ours and active here; what was current before is put back by the tests.
+        unsafe {
+            instr::vmptrld(vmcs.region.hpa())?;
+            instr::vmwrite(GUEST_RIP.encoding(), rip)?;
+        }
+        Ok(())
+    }
+
+    /// Runs a test on one CPU and puts back what was current there.
+    fn on_one_cpu<R>(test: impl FnOnce(&Pinned) -> Result<R>) -> Result<R> {
+        let pinned = Pinned::new();
+        let irqs = IrqsOff::new();
+        let theirs = instr::vmptrst();
+        drop(irqs);
+        let result = test(&pinned);
+        let irqs = IrqsOff::new();
+        if let Ok(Some(theirs)) = theirs {
+            // SAFETY: It was current here before, and we have stayed on the CPU.
+            unsafe { instr::vmptrld(theirs) }?;
+        }
+        drop(irqs);
+        drop(pinned);
+        result
+    }
+
+    fn current() -> Result<Option<Hpa>> {
+        let irqs = IrqsOff::new();
+        let current = instr::vmptrst();
+        drop(irqs);
+        Ok(current?)
+    }
+
+    #[test]
+    fn fields_keep_their_values() -> Result {
+        let mut vmcs = vmcs()?;
+        let mut window = vmcs.open()?;
+        window.write(SegmentFields::CS.selector, 0xabcd)?;
+        window.write(SegmentFields::CS.limit, 0x89ab_cdef)?;
+        window.write(GUEST_RIP, 0x1234_5678_9abc_def0)?;
+        window.write(GUEST_PAT, 0x0007_0406_0007_0406)?;
+        let inside = (
+            window.read(SegmentFields::CS.selector)?,
+            window.read(SegmentFields::CS.limit)?,
+            window.read(GUEST_RIP)?,
+            window.read(GUEST_PAT)?,
+        );
+        drop(window);
+        // Out of the CPU and back.
+        vmcs.region.clear();
+        let window = vmcs.open()?;
+        let later = (
+            window.read(SegmentFields::CS.selector)?,
+            window.read(SegmentFields::CS.limit)?,
+            window.read(GUEST_RIP)?,
+            window.read(GUEST_PAT)?,
+        );
+        drop(window);
+        let written = (
+            0xabcd,
+            0x89ab_cdef,
+            0x1234_5678_9abc_def0,
+            0x0007_0406_0007_0406,
+        );
+        assert_eq!(inside, written);
+        assert_eq!(later, written);
+        Ok(())
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() -> Result {
+        /// Of the right shape, and no field's.
+        const UNKNOWN: u32 = 0x2ffe;
+        let mut vmcs = vmcs()?;
+        let window = vmcs.open()?;
+        let read = instr::vmread(UNKNOWN);
+        // SAFETY: No field, no effect.
+        let written = unsafe { instr::vmwrite(UNKNOWN, 1) };
+        // The window goes on working.
+        let known = window.read(EXIT_REASON);
+        drop(window);
+        assert_eq!(read, Err(UNSUPPORTED_FIELD));
+        assert_eq!(written, Err(UNSUPPORTED_FIELD));
+        assert!(known.is_ok());
+        Ok(())
+    }
+
+    #[test]
+    fn no_current_vmcs_is_an_error() -> Result {
+        let mut vmcs = vmcs()?;
+        let mut window = vmcs.open()?;
+        let ours = window.vmcs.region.hpa();
+        // SAFETY: Ours and active here alone; loaded again below.
+        let cleared = unsafe { instr::vmclear(ours) };
+        let current = instr::vmptrst();
+        let read = window.read(GUEST_RIP);
+        let written = window.write(GUEST_RIP, 1);
+        // SAFETY: As above.
+        let loaded = unsafe { instr::vmptrld(ours) };
+        let again = window.write(GUEST_RIP, 1);
+        drop(window);
+        assert_eq!((cleared, loaded, again), (Ok(()), Ok(()), Ok(())));
+        assert_eq!(current, Ok(None));
+        assert_eq!(read, Err(VmxError::NoCurrentVmcs));
+        assert_eq!(written, Err(VmxError::NoCurrentVmcs));
+        Ok(())
+    }
+
+    #[test]
+    fn failures_have_their_number() -> Result {
+        let caps = &MACHINE.get()?.caps;
+        let mut vmcs = vmcs()?;
+        let foreign = Vmcs::new(caps.revision ^ 1, current_node())?;
+        let window = vmcs.open()?;
+        let ours = instr::vmptrst();
+        // SAFETY: A region of ours with a revision that the CPU refuses.
+        let loaded = unsafe { instr::vmptrld(foreign.region.hpa()) };
+        let still_ours = instr::vmptrst();
+        let number = match caps.has(crate::host::bindings::RUSTHV_FEAT_VPID) {
+            // VPID 0 is the host's.
+            true => instr::invvpid(instr::InvvpidKind::SingleContext, 0, 0),
+            false => Err(INVALID_OPERAND),
+        };
+        drop(window);
+        assert_eq!(loaded, Err(WRONG_REVISION));
+        assert_eq!(ours, Ok(Some(vmcs.region.hpa())));
+        assert_eq!(still_ours, ours);
+        assert_eq!(number, Err(INVALID_OPERAND));
+        Ok(())
+    }
+
+    /// What another hypervisor has left current is current again after the window, unchanged.
+    #[test]
+    fn displaced_vmcs_is_put_back() -> Result {
+        let (theirs, mut ours) = (vmcs()?, vmcs()?);
+        let (before, inside, after, rips) = on_one_cpu(|_| {
+            let irqs = IrqsOff::new();
+            let left = leave_current(&theirs, &irqs, 0x1111);
+            drop(irqs);
+            left?;
+            let before = current()?;
+            let mut window = ours.open()?;
+            let inside = instr::vmptrst();
+            let written = window.write(GUEST_RIP, 0x2222);
+            drop(window);
+            let after = current()?;
+            let irqs = IrqsOff::new();
+            let their_rip = instr::vmread(GUEST_RIP.encoding());
+            drop(irqs);
+            let our_rip = ours.open()?.read(GUEST_RIP);
+            theirs.region.clear();
+            written?;
+            Ok((before, inside?, after, (their_rip?, our_rip?)))
+        })?;
+        assert_eq!(before, Some(theirs.region.hpa()));
+        assert_eq!(inside, Some(ours.region.hpa()));
+        assert_eq!(after, before);
+        assert_eq!(rips, (0x1111, 0x2222));
+        Ok(())
+    }
+
+    /// A window that follows one of the same VMCS on the same CPU loads nothing.
+    #[test]
+    fn moved_only_the_first_time() -> Result {
+        let mut vmcs = vmcs()?;
+        let (first, second, third) = on_one_cpu(|_| {
+            let first = vmcs.open()?.moved();
+            let second = vmcs.open()?.moved();
+            vmcs.region.clear();
+            let third = vmcs.open()?.moved();
+            vmcs.region.clear();
+            Ok((first, second, third))
+        })?;
+        assert_eq!((first, second, third), (true, false, true));
+        Ok(())
+    }
+
+    /// A VMCS that is active on another CPU is cleared there and brought here, with its contents.
+    /// On a machine with one CPU it stays.
+    #[test]
+    fn comes_from_another_cpu() -> Result {
+        let mut vmcs = vmcs()?;
+        let (elsewhere, moved, rip) = on_one_cpu(|pinned| {
+            let here = pinned.cpu();
+            let there = (0..max_cpus() as Cpu)
+                .find(|&cpu| cpu != here && call_on(cpu, |_| ()).is_ok())
+                .unwrap_or(here);
+            let left = Atomic::new(false);
+            let displaced = Atomic::new(u64::MAX);
+            call_on(there, |irqs| {
+                if let Ok(Some(theirs)) = instr::vmptrst() {
+                    displaced.store(theirs.raw(), Relaxed);
+                }
+                left.store(leave_current(&vmcs, irqs, 0x3333).is_ok(), Relaxed);
+            })?;
+            if !left.load(Relaxed) {
+                return Err(EIO);
+            }
+            let window = vmcs.open()?;
+            let (moved, rip) = (window.moved(), window.read(GUEST_RIP));
+            drop(window);
+            vmcs.region.clear();
+            call_on(there, |_| {
+                let theirs = displaced.load(Relaxed);
+                if theirs != u64::MAX {
+                    // SAFETY: It was current there, and still is active there.
+                    let _ = unsafe { instr::vmptrld(Hpa::new(theirs)) };
+                }
+            })?;
+            Ok((there != here, moved, rip?))
+        })?;
+        assert_eq!(moved, elsewhere);
+        assert_eq!(rip, 0x3333);
+        Ok(())
+    }
+}
