@@ -99,11 +99,14 @@ impl Mmio {
         fault: &NestedFault,
     ) -> Result<Step> {
         let facts = *state.cpuid.facts();
-        let mut snapshot = Snapshot::take(&mut guest.open()?, &facts)?;
+        // It stays where it is, as it is large: nothing below moves it.
+        let snapshot = self
+            .snapshot
+            .insert(Snapshot::take(&mut guest.open()?, &facts)?);
         self.log.clear();
         self.known = Known::from_fault(fault);
         let mut bytes = [0; MAX_LEN];
-        let mut machine = Machine::new(&mut snapshot, mmu, &mut self.slot);
+        let mut machine = Machine::new(snapshot, mmu, &mut self.slot);
         let have = match machine.fetch(&mut bytes) {
             Ok(have) => have,
             Err(Stop::Fault(exception)) => {
@@ -116,7 +119,7 @@ impl Mmio {
         };
         let code = bytes.get(..have).unwrap_or_default();
         match decode(code, machine.snapshot.mode()) {
-            Ok(insn) => self.go_on(state, guest, mmu, snapshot, insn),
+            Ok(insn) => self.go_on(state, guest, mmu, insn),
             Err(DecodeError::NeedMoreBytes) => {
                 // The instruction goes on in a page that cannot be fetched from.
                 let next = machine.snapshot.linear_rip(have as u64);
@@ -155,12 +158,12 @@ impl Mmio {
             Waiting::Writes => return Ok(self.next_write()),
             Waiting::Read(read, insn) => (read, insn),
         };
-        let snapshot = match self.snapshot.take() {
+        let snapshot = match &mut self.snapshot {
             Some(snapshot) => snapshot,
-            None => {
+            empty => {
                 let facts = *state.cpuid.facts();
                 self.known = None;
-                Snapshot::take(&mut guest.open()?, &facts)?
+                empty.insert(Snapshot::take(&mut guest.open()?, &facts)?)
             }
         };
         if snapshot.rip != self.rip {
@@ -168,7 +171,7 @@ impl Mmio {
             return Ok(Step::Enter);
         }
         self.log.record(read, run.mmio_data()).map_err(|_| EINVAL)?;
-        self.go_on(state, guest, mmu, snapshot, insn)
+        self.go_on(state, guest, mmu, insn)
     }
 
     /// Executes, from the beginning or after an answer.
@@ -177,13 +180,15 @@ impl Mmio {
         state: &mut State,
         guest: &mut Guest,
         mmu: &Mmu,
-        mut snapshot: Snapshot,
         insn: Insn,
     ) -> Result<Step> {
+        let Some(snapshot) = &mut self.snapshot else {
+            return Ok(Step::Enter);
+        };
         let mut outcome;
         let mut tries = RETRIES;
         loop {
-            let mut machine = Machine::new(&mut snapshot, mmu, &mut self.slot);
+            let mut machine = Machine::new(snapshot, mmu, &mut self.slot);
             machine.known = self.known;
             outcome = execute(&mut machine, &insn, &mut self.log, ITERATIONS);
             tries -= 1;
@@ -224,11 +229,13 @@ impl Mmio {
             && state.event.is_none()
             && state.interrupt.is_none()
             && !snapshot.interrupt_shadow;
+        self.rip = snapshot.rip;
+        if !matches!(outcome, Outcome::MmioRead(_)) {
+            self.snapshot = None;
+        }
         match outcome {
             Outcome::MmioRead(read) => {
                 self.waiting = Waiting::Read(read, insn);
-                self.rip = snapshot.rip;
-                self.snapshot = Some(snapshot);
                 Ok(Step::Exit(UserExit::Mmio {
                     gpa: read.gpa,
                     len: read.len,
