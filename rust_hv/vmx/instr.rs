@@ -39,13 +39,18 @@ fn pr_err_ratelimited(error: VmxError) {
     }
 }
 
-/// Outcome of an instruction: `ok` was preset to 0, and set when neither CF nor ZF was.
+/// Status of an instruction that came through with CF and ZF clear.
+const DONE: u8 = 0;
+/// Preset of the status: the instruction itself did not write it, as it faulted.
+const FAULTED: u8 = 2;
+
+/// Outcome of an instruction, by its status: 1 stands for CF or ZF.
 #[inline]
-fn check(ok: u8) -> Result<(), VmxError> {
-    if ok != 0 {
-        Ok(())
-    } else {
-        Err(diagnose())
+fn check(status: u8) -> Result<(), VmxError> {
+    match status {
+        DONE => Ok(()),
+        FAULTED => Err(VmxError::Fault),
+        _ => Err(diagnose()),
     }
 }
 
@@ -54,23 +59,22 @@ fn check(ok: u8) -> Result<(), VmxError> {
 fn diagnose() -> VmxError {
     /// VM-instruction error
     const VM_INSTRUCTION_ERROR: u32 = 0x4400;
-    let (value, ok) = vmread_raw(VM_INSTRUCTION_ERROR);
-    match (ok, value as u32) {
-        (0, _) => VmxError::NoCurrentVmcs,
-        (_, 0) => VmxError::Fault,
-        (_, number) => VmxError::Instruction(number),
+    match vmread_raw(VM_INSTRUCTION_ERROR) {
+        (number, DONE) => VmxError::Instruction(number as u32),
+        _ => VmxError::NoCurrentVmcs,
     }
 }
 
-/// One VMX instruction with a fixup: on a fault, execution goes on behind it with `ok` still 0.
+/// One VMX instruction with a fixup: on a fault, execution goes on behind it with the status still
+/// as it was preset.
 macro_rules! vmx {
-    ($instruction:literal, $ok:ident, $($operands:tt)*) => {
+    ($instruction:literal, $status:ident, $($operands:tt)*) => {
         // SAFETY: See the callers. The exception-table entry has the layout of the host's
         // `_ASM_EXTABLE`: EX_TYPE_DEFAULT resumes at the second address.
         unsafe {
             asm!(
                 concat!("2: ", $instruction),
-                "seta {ok}",
+                "setbe {status}",
                 "3:",
                 ".pushsection \"__ex_table\", \"a\"",
                 ".balign 4",
@@ -78,7 +82,7 @@ macro_rules! vmx {
                 ".long 3b - .",
                 ".long 1",
                 ".popsection",
-                ok = inout(reg_byte) $ok,
+                status = inout(reg_byte) $status,
                 $($operands)*
             )
         }
@@ -87,17 +91,17 @@ macro_rules! vmx {
 
 #[inline]
 fn vmread_raw(field: u32) -> (u64, u8) {
-    let mut ok = 0u8;
+    let mut status = FAULTED;
     let mut value = 0u64;
     // VMREAD changes nothing but its destination.
     vmx!(
         "vmread {value}, {field}",
-        ok,
+        status,
         value = inout(reg) value,
         field = in(reg) u64::from(field),
         options(nomem, nostack)
     );
-    (value, ok)
+    (value, status)
 }
 
 /// VMREAD of a field of the current VMCS.
@@ -107,8 +111,8 @@ fn vmread_raw(field: u32) -> (u64, u8) {
 /// [`VmxError::Instruction`] 12 for a field that the CPU does not have.
 #[inline]
 pub(super) fn vmread(field: u32) -> Result<u64, VmxError> {
-    let (value, ok) = vmread_raw(field);
-    check(ok)?;
+    let (value, status) = vmread_raw(field);
+    check(status)?;
     Ok(value)
 }
 
@@ -120,16 +124,16 @@ pub(super) fn vmread(field: u32) -> Result<u64, VmxError> {
 /// bitmap address lets a guest reach foreign memory.
 #[inline]
 pub(super) unsafe fn vmwrite(field: u32, value: u64) -> Result<(), VmxError> {
-    let mut ok = 0u8;
+    let mut status = FAULTED;
     // The effect is delayed until a VM entry, which the caller answers for.
     vmx!(
         "vmwrite {field}, {value}",
-        ok,
+        status,
         value = in(reg) value,
         field = in(reg) u64::from(field),
         options(nostack)
     );
-    check(ok)
+    check(status)
 }
 
 /// VMCLEAR: writes cached data of a VMCS back and makes it inactive and clear.
@@ -138,15 +142,15 @@ pub(super) unsafe fn vmwrite(field: u32, value: u64) -> Result<(), VmxError> {
 ///
 /// `region` is a VMCS region that we own, active on no other CPU.
 pub(super) unsafe fn vmclear(region: Hpa) -> Result<(), VmxError> {
-    let mut ok = 0u8;
+    let mut status = FAULTED;
     let address = region.raw();
     vmx!(
         "vmclear qword ptr [{pointer}]",
-        ok,
+        status,
         pointer = in(reg) &raw const address,
         options(nostack)
     );
-    check(ok)
+    check(status)
 }
 
 /// VMPTRLD: makes a VMCS active and current on this CPU.
@@ -156,33 +160,31 @@ pub(super) unsafe fn vmclear(region: Hpa) -> Result<(), VmxError> {
 /// `region` is a VMCS region that is active on no other CPU. Interrupts are off, and the VMCS that
 /// was current before is made current again before they come on, if others count on it.
 pub(super) unsafe fn vmptrld(region: Hpa) -> Result<(), VmxError> {
-    let mut ok = 0u8;
+    let mut status = FAULTED;
     let address = region.raw();
     vmx!(
         "vmptrld qword ptr [{pointer}]",
-        ok,
+        status,
         pointer = in(reg) &raw const address,
         options(nostack)
     );
-    check(ok)
+    check(status)
 }
 
 /// VMPTRST: the current VMCS, `None` without one.
 #[inline]
 pub(super) fn vmptrst() -> Result<Option<Hpa>, VmxError> {
-    let mut ok = 0u8;
+    let mut status = FAULTED;
     let mut address = 0u64;
-    // VMPTRST stores the pointer and sets no flags: clear CF and ZF before it, so that `seta`
+    // VMPTRST stores the pointer and sets no flags: clear CF and ZF before it, so that `setbe`
     // tells whether it came through without a fault.
     vmx!(
         "vmptrst qword ptr [{pointer}]\n test {pointer}, {pointer}",
-        ok,
+        status,
         pointer = in(reg) &raw mut address,
         options(nostack)
     );
-    if ok == 0 {
-        return Err(VmxError::Fault);
-    }
+    check(status)?;
     Ok((address != u64::MAX).then(|| Hpa::new(address)))
 }
 
@@ -198,17 +200,17 @@ pub enum InveptKind {
 
 /// INVEPT on this CPU.
 pub(super) fn invept(kind: InveptKind, eptp: u64) -> Result<(), VmxError> {
-    let mut ok = 0u8;
+    let mut status = FAULTED;
     let descriptor = [eptp, 0];
     // Dropping translations is always allowed.
     vmx!(
         "invept {kind}, xmmword ptr [{descriptor}]",
-        ok,
+        status,
         kind = in(reg) kind as u64,
         descriptor = in(reg) &raw const descriptor,
         options(nostack)
     );
-    check(ok)
+    check(status)
 }
 
 /// What INVVPID invalidates.
@@ -225,15 +227,15 @@ pub enum InvvpidKind {
 
 /// INVVPID on this CPU.
 pub(super) fn invvpid(kind: InvvpidKind, vpid: u16, linear: u64) -> Result<(), VmxError> {
-    let mut ok = 0u8;
+    let mut status = FAULTED;
     let descriptor = [u64::from(vpid), linear];
     // Dropping translations is always allowed.
     vmx!(
         "invvpid {kind}, xmmword ptr [{descriptor}]",
-        ok,
+        status,
         kind = in(reg) kind as u64,
         descriptor = in(reg) &raw const descriptor,
         options(nostack)
     );
-    check(ok)
+    check(status)
 }
