@@ -31,6 +31,8 @@ enum Need {
     Required,
     /// Used when there; its `RUSTHV_FEAT_*`.
     Optional(u64),
+    /// Used when there. Without it there is nothing that it could keep from the guest.
+    IfThere,
     /// May be switched on later; must be possible.
     Later,
     /// Must be possible to leave off.
@@ -47,7 +49,7 @@ const fn control(bit: u32, name: &'static str, need: Need) -> Control {
     Control { bit, name, need }
 }
 
-use Need::{Later, Optional, Refused, Required};
+use Need::{IfThere, Later, Optional, Refused, Required};
 
 /// Pin-based controls.
 pub mod pin {
@@ -71,6 +73,8 @@ pub mod secondary {
     pub const VPID: u32 = 1 << 5;
     /// INVPCID works.
     pub const INVPCID: u32 = 1 << 12;
+    /// ENCLS exits as its bitmap says.
+    pub const ENCLS_EXITING: u32 = 1 << 15;
 }
 
 /// VM-entry controls.
@@ -105,12 +109,16 @@ const SECONDARY: &[Control] = &[
     control(1, "EPT", Required),
     control(3, "RDTSCP", Optional(bindings::RUSTHV_FEAT_RDTSCP as u64)),
     control(5, "VPID", Optional(bindings::RUSTHV_FEAT_VPID as u64)),
+    // A guest that empties the caches holds everybody up.
+    control(6, "WBINVD exiting", Required),
     control(7, "unrestricted guest", Required),
     control(
         12,
         "INVPCID",
         Optional(bindings::RUSTHV_FEAT_INVPCID as u64),
     ),
+    // CPUs with SGX have it, and there ENCLS would run for the guest.
+    control(15, "ENCLS exiting", IfThere),
 ];
 
 const EXIT: &[Control] = &[
@@ -221,7 +229,7 @@ impl Reader {
                 self.refused = true;
                 pr_err!("the CPU cannot do without {}\n", control.name);
             }
-            Required | Later => {
+            Required | Later | IfThere => {
                 self.refused = true;
                 pr_err!("the CPU lacks {}, which is required\n", control.name);
             }
@@ -234,7 +242,8 @@ impl Reader {
         for control in wanted {
             let bit = 1u32 << control.bit;
             match control.need {
-                Required if may & bit != 0 => word |= bit,
+                Required | IfThere if may & bit != 0 => word |= bit,
+                IfThere => {}
                 Optional(feature) if may & bit != 0 => {
                     word |= bit;
                     self.present |= feature;
@@ -438,11 +447,12 @@ mod tests {
     fn guests_are_kept_in() -> Result {
         let caps = &MACHINE.get()?.caps;
         // External interrupts and NMIs exit; HLT, DR and I/O exits, MSR bitmaps, secondary
-        // controls; EPT and unrestricted guest; 64-bit host, EFER and PAT back at the exit.
+        // controls; EPT, WBINVD exits, unrestricted guest; 64-bit host, EFER and PAT back at the
+        // exit.
         assert_eq!(caps.pin & 0b1001, 0b1001);
         let primary = 1 << 7 | 1 << 23 | 1 << 24 | 1 << 28 | 1 << 31;
         assert_eq!(caps.primary & primary, primary);
-        assert_eq!(caps.secondary & 0b1000_0010, 0b1000_0010);
+        assert_eq!(caps.secondary & 0b1100_0010, 0b1100_0010);
         let exit = 1 << 9 | 1 << 19 | 1 << 21;
         assert_eq!(caps.exit & exit, exit);
         // "Acknowledge interrupt on exit" would take the host's interrupts from it, an I/O bitmap
@@ -482,10 +492,11 @@ mod tests {
             control(1, "KUnit 1", Optional(1 << 40)),
             control(2, "KUnit 2", Later),
             control(3, "KUnit 3", Refused),
+            control(5, "KUnit 5", IfThere),
         ];
         let mut all = reader();
         // Bit 4 is forced, as the default-1 controls are.
-        assert_eq!(all.word(0b1_0000, 0b1_1111, &wanted), 0b1_0011);
+        assert_eq!(all.word(0b01_0000, 0b11_1111, &wanted), 0b11_0011);
         assert_eq!((all.present, all.missing, all.refused), (1 << 40, 0, false));
         let mut some = reader();
         assert_eq!(some.word(0, 0b0_0101, &wanted), 0b0_0001);

@@ -104,6 +104,8 @@ fields! {
     TSC_OFFSET: Field<u64> = 0x2010;
     /// EPT pointer.
     EPT_POINTER: HostField<u64> = 0x201a;
+    /// Which leaves of ENCLS exit.
+    ENCLS_EXITING_BITMAP: HostField<u64> = 0x202e;
     /// Guest-physical address of an EPT violation.
     GUEST_PHYSICAL_ADDRESS: ReadField<u64> = 0x2400;
     /// VMCS link pointer.

@@ -317,6 +317,9 @@ impl GuestWindow<'_> {
             if vpid != 0 {
                 w.write_host(VPID, vpid)?;
             }
+            if secondary & secondary::ENCLS_EXITING != 0 {
+                w.write_host(ENCLS_EXITING_BITMAP, u64::MAX)?;
+            }
             w.write_host(CR0_MASK, !CR0_GUEST_OWNED)?;
             w.write_host(CR4_MASK, !CR4_GUEST_OWNED)?;
         }
