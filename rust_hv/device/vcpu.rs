@@ -6,7 +6,8 @@ use super::first_entry;
 use super::numbers::*;
 use crate::host::bindings::{kvm_cpuid_entry2, kvm_interrupt, kvm_regs, kvm_sregs};
 use crate::host::errno::not_a_typewriter;
-use crate::host::file::{FdObject, NewArea};
+use crate::host::file::FdObject;
+use crate::host::frame::Frame;
 use crate::host::run_page::PAGES;
 use crate::host::user;
 use crate::model::arch::addr::PAGE_SIZE;
@@ -34,6 +35,7 @@ impl VcpuFile {
 
 impl FdObject for VcpuFile {
     const NAME: &'static CStr = c"rusthv-vcpu";
+    const MAPPABLE: bool = true;
 
     fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: usize) -> Result<isize> {
         if !this.vm.is_ours() {
@@ -67,12 +69,12 @@ impl FdObject for VcpuFile {
         }
     }
 
-    fn mmap(this: ArcBorrow<'_, Self>, area: &NewArea) -> Result {
-        this.vcpu.map(area)
+    fn page(&self, index: usize) -> Option<&Frame> {
+        self.vcpu.page(index)
     }
 }
 
-/// KVM API section 4.86.
+/// `KVM_SET_CPUID2`, which is described with `KVM_GET_CPUID2` in the KVM API.
 fn set_cpuid(vcpu: &Vcpu, arg: usize) -> Result<isize> {
     // Count and padding, as one: a header that is cut off is a fault.
     let count = user::read::<u64>(arg)? as u32 as usize;

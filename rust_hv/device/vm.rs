@@ -55,7 +55,7 @@ impl FdObject for VmFile {
     }
 }
 
-/// Three pages must fit below 4 GiB (KVM API section 4.31).
+/// Three pages must fit below 4 GiB (KVM API section 4.36).
 fn set_tss_address(address: usize) -> Result<isize> {
     const PAGES: usize = 3 << 12;
     if address > (1 << 32) - PAGES {

@@ -6,6 +6,7 @@
 //! does not set in 7.2.
 
 use super::bindings;
+use super::frame::Frame;
 use kernel::bindings as host;
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
@@ -22,9 +23,12 @@ pub trait FdObject: Send + Sync + Sized + 'static {
     /// The file's `ioctl`.
     fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: usize) -> Result<isize>;
 
-    /// The file's `mmap`. `ENODEV` when the object has nothing to map.
-    fn mmap(_this: ArcBorrow<'_, Self>, _area: &NewArea) -> Result {
-        Err(ENODEV)
+    /// Whether the file can be mapped; `mmap` is `ENODEV` otherwise.
+    const MAPPABLE: bool = false;
+
+    /// The frame that page `index` of a mapping shows; an access to one without is a bus error.
+    fn page(&self, _index: usize) -> Option<&Frame> {
+        None
     }
 }
 
@@ -51,15 +55,46 @@ impl<T: FdObject> FdOps<T> {
         result_to_isize(T::ioctl(this, cmd, arg))
     }
 
+    const AREA: host::vm_operations_struct = host::vm_operations_struct {
+        fault: Some(Self::fault),
+        ..pin_init::zeroed()
+    };
+
     /// # Safety
     ///
     /// As `ioctl`; `vma` is being set up by this thread alone.
-    unsafe extern "C" fn mmap(file: *mut host::file, vma: *mut host::vm_area_struct) -> i32 {
-        // SAFETY: As in `ioctl`.
-        let this = unsafe { <Arc<T> as ForeignOwnable>::borrow((*file).private_data) };
-        match T::mmap(this, &NewArea { vma }) {
-            Ok(()) => 0,
-            Err(error) => error.to_errno(),
+    unsafe extern "C" fn mmap(_file: *mut host::file, vma: *mut host::vm_area_struct) -> i32 {
+        if !T::MAPPABLE {
+            return ENODEV.to_errno();
+        }
+        // SAFETY: By the contract.
+        unsafe { (*vma).vm_ops = &Self::AREA };
+        0
+    }
+
+    /// # Safety
+    ///
+    /// A fault in a mapping that `mmap` made.
+    unsafe extern "C" fn fault(fault: *mut host::vm_fault) -> host::vm_fault_t {
+        // SAFETY: The mapping holds its file; `private_data` as in `ioctl`.
+        let (this, index) = unsafe {
+            let details = &(*fault).__bindgen_anon_1;
+            let file = (*details.vma).vm_file;
+            (
+                <Arc<T> as ForeignOwnable>::borrow((*file).private_data),
+                details.pgoff,
+            )
+        };
+        match this.page(index) {
+            Some(frame) => {
+                // SAFETY: The frame is alive; the host takes over the new reference.
+                unsafe {
+                    bindings::rhv_get_page(frame.as_page());
+                    (*fault).page = frame.as_page();
+                }
+                0
+            }
+            None => host::vm_fault_reason_VM_FAULT_SIGBUS,
         }
     }
 
@@ -102,48 +137,6 @@ pub fn install<T: FdObject>(object: Arc<T>) -> Result<i32> {
         return Err(Error::from_errno(fd));
     }
     Ok(fd)
-}
-
-/// A mapping that is being made of one of our files.
-pub struct NewArea {
-    vma: *mut host::vm_area_struct,
-}
-
-impl NewArea {
-    /// First page of the file that the mapping shows.
-    pub fn page_offset(&self) -> usize {
-        // SAFETY: The mapping is being set up by this thread alone.
-        unsafe { (*self.vma).vm_pgoff }
-    }
-
-    /// Pages in the mapping.
-    pub fn pages(&self) -> usize {
-        // SAFETY: As above.
-        unsafe {
-            let area = &(*self.vma).__bindgen_anon_1.__bindgen_anon_1;
-            (area.vm_end - area.vm_start) / kernel::page::PAGE_SIZE
-        }
-    }
-
-    /// Shows `frame` as page `index` of the mapping. The host takes its own reference.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`, `EINVAL` for an index past the end.
-    pub fn insert(&self, index: usize, frame: &super::frame::Frame) -> Result {
-        if index >= self.pages() {
-            return Err(EINVAL);
-        }
-        // SAFETY: As above; the address is inside the mapping, the page an ordinary one.
-        kernel::error::to_result(unsafe {
-            let start = (*self.vma).__bindgen_anon_1.__bindgen_anon_1.vm_start;
-            host::vm_insert_page(
-                self.vma,
-                start + index * kernel::page::PAGE_SIZE,
-                frame.as_page(),
-            )
-        })
-    }
 }
 
 /// The device node's `ioctl`.

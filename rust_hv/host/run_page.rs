@@ -6,7 +6,6 @@
 //! from then on; nothing is read twice.
 
 use super::bindings::{self, kvm_run};
-use super::file::NewArea;
 use super::frame::Frame;
 use crate::model::arch::addr::{Gpa, PAGE_SIZE};
 use core::ptr::addr_of_mut;
@@ -129,21 +128,9 @@ impl RunPages {
         self.raw
     }
 
-    /// Shows the pages in a mapping of the vCPU's file. What lies past them is a bus error.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`.
-    pub fn map(&self, area: &NewArea) -> Result {
-        let first = area.page_offset();
-        for (page, frame) in [&self.run, &self.pio].into_iter().enumerate() {
-            if let Some(index) = page.checked_sub(first) {
-                if index < area.pages() {
-                    area.insert(index, frame)?;
-                }
-            }
-        }
-        Ok(())
+    /// The frame of a page of the vCPU's mapping.
+    pub fn page(&self, index: usize) -> Option<&Frame> {
+        [&self.run, &self.pio].get(index).copied()
     }
 
     /// The VMM wants `KVM_RUN` to come back at once.

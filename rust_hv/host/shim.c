@@ -22,6 +22,7 @@
 #include <asm/mce.h>
 #include <asm/mmu_context.h>
 #include <asm/msr.h>
+#include <asm/nospec-branch.h>
 #include <asm/tlbflush.h>
 #include <asm/trapnr.h>
 #include <asm/vmx.h>
@@ -94,6 +95,16 @@ void rhv_irq_restore(unsigned long flags)
 bool rhv_work_pending(void)
 {
 	return __xfer_to_guest_mode_work_pending();
+}
+
+bool rhv_fatal_signal_pending(void)
+{
+	return fatal_signal_pending(current);
+}
+
+int rhv_mutex_lock_killable(struct mutex *lock)
+{
+	return mutex_lock_killable(lock);
 }
 
 void rhv_cond_resched(void)
@@ -316,28 +327,6 @@ void rhv_load_debug_registers(const u64 *db, u64 dr6)
 	set_debugreg(dr6, 6);
 }
 
-u64 rhv_read_dr6(void)
-{
-	unsigned long value;
-
-	get_debugreg(value, 6);
-	return value;
-}
-
-void rhv_save_debug_addresses(u64 *db)
-{
-	unsigned long value;
-
-	get_debugreg(value, 0);
-	db[0] = value;
-	get_debugreg(value, 1);
-	db[1] = value;
-	get_debugreg(value, 2);
-	db[2] = value;
-	get_debugreg(value, 3);
-	db[3] = value;
-}
-
 /* The guest counts as user space for the handler, whatever it ran. */
 void rhv_machine_check(void)
 {
@@ -366,8 +355,12 @@ static enum vmx_l1d_flush_state rhv_l1d_choose(void)
 	    rhv_rdmsr(MSR_IA32_ARCH_CAPABILITIES) &
 	    ARCH_CAP_SKIP_VMENTRY_L1DFLUSH)
 		return VMENTER_L1D_FLUSH_NOT_REQUIRED;
-	/* kvm_intel, if it is there, has been told or has decided. */
-	if (l1tf_vmx_mitigation != VMENTER_L1D_FLUSH_AUTO)
+	/*
+	 * kvm_intel, if it is there, has been told or has decided; without EPT
+	 * it needs no flush, but we do.
+	 */
+	if (l1tf_vmx_mitigation != VMENTER_L1D_FLUSH_AUTO &&
+	    l1tf_vmx_mitigation != VMENTER_L1D_FLUSH_EPT_DISABLED)
 		return l1tf_vmx_mitigation;
 	switch (l1tf_mitigation) {
 	case L1TF_MITIGATION_OFF:
@@ -454,6 +447,18 @@ static __always_inline void rhv_l1d_flush(void)
 		native_wrmsrq(MSR_IA32_FLUSH_CMD, L1D_FLUSH);
 }
 
+static DEFINE_PER_CPU(const void *, rhv_last_vcpu);
+
+/* Each vCPU has a prediction domain of its own, where the policy wants that. */
+void rhv_separate_predictions(const void *vcpu)
+{
+	if (this_cpu_read(rhv_last_vcpu) == vcpu)
+		return;
+	if (static_branch_likely(&switch_vcpu_ibpb))
+		indirect_branch_prediction_barrier();
+	this_cpu_write(rhv_last_vcpu, vcpu);
+}
+
 int rhv_vmx_run(struct rhv_regs *regs, bool launched);
 
 static __always_inline u32 rhv_vmread32(unsigned long field)
@@ -502,6 +507,9 @@ int rhv_enter_guest(struct rhv_regs *regs, bool launched, u32 *reason)
 
 	guest_timing_enter_irqoff();
 	ret = rhv_enter_guest_noinstr(regs, launched, reason);
+	/* VMSCAPE: the guest must not steer the VMM's predictions. */
+	if (cpu_feature_enabled(X86_FEATURE_IBPB_EXIT_TO_USER))
+		this_cpu_write(x86_ibpb_exit_to_user, true);
 	guest_timing_exit_irqoff();
 	return ret;
 }
@@ -553,12 +561,6 @@ void rhv_put_user_page(struct page *page, bool dirty)
 	if (dirty && !PageReserved(page))
 		SetPageDirty(page);
 	put_page(page);
-}
-
-/* Ordinary memory, which the guest may cache as it likes. */
-bool rhv_page_is_plain(struct page *page)
-{
-	return !is_zone_device_page(page);
 }
 
 /*
@@ -658,12 +660,51 @@ fault:
 	return -EFAULT;
 }
 
-int rhv_get_user_u32(u64 addr, u32 *value)
+/* One access of 1, 2, 4 or 8 bytes. */
+int rhv_get_user(u64 addr, u32 size, u64 *value)
 {
-	return get_user(*value, (u32 __user *)addr);
+	u8 v8;
+	u16 v16;
+	u32 v32;
+	int ret;
+
+	switch (size) {
+	case 1:
+		ret = get_user(v8, (u8 __user *)addr);
+		*value = v8;
+		return ret;
+	case 2:
+		ret = get_user(v16, (u16 __user *)addr);
+		*value = v16;
+		return ret;
+	case 4:
+		ret = get_user(v32, (u32 __user *)addr);
+		*value = v32;
+		return ret;
+	case 8:
+		return get_user(*value, (u64 __user *)addr);
+	default:
+		return -EINVAL;
+	}
 }
 
-int rhv_get_user_u64(u64 addr, u64 *value)
+int rhv_put_user(u64 addr, u32 size, u64 value)
 {
-	return get_user(*value, (u64 __user *)addr);
+	switch (size) {
+	case 1:
+		return put_user((u8)value, (u8 __user *)addr);
+	case 2:
+		return put_user((u16)value, (u16 __user *)addr);
+	case 4:
+		return put_user((u32)value, (u32 __user *)addr);
+	case 8:
+		return put_user(value, (u64 __user *)addr);
+	default:
+		return -EINVAL;
+	}
+}
+
+void rhv_get_page(struct page *page)
+{
+	get_page(page);
 }

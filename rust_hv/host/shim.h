@@ -10,6 +10,7 @@
 #include <linux/types.h>
 
 struct mm_struct;
+struct mutex;
 struct page;
 struct vm_area_struct;
 
@@ -43,7 +44,6 @@ struct rhv_host_state {
 struct rhv_cpu_state {
 	struct list_head active;	/* VMCSs active on this CPU */
 	bool enabled;			/* we hold a VMX reference here */
-	u64 host_star, host_lstar, host_cstar, host_fmask, host_tsc_aux;
 };
 
 /* CPU, preemption, interrupts */
@@ -59,6 +59,8 @@ void rhv_irq_enable(void);
 unsigned long rhv_irq_save(void);
 void rhv_irq_restore(unsigned long flags);
 bool rhv_work_pending(void);
+bool rhv_fatal_signal_pending(void);
+int rhv_mutex_lock_killable(struct mutex *lock);
 void rhv_cond_resched(void);
 void rhv_smp_mb(void);
 void rhv_schedule_away(void);
@@ -71,6 +73,7 @@ bool rhv_has_fred(void);
 bool rhv_has_osxsave(void);
 int rhv_l1d_setup(void);
 void rhv_l1d_cleanup(void);
+void rhv_separate_predictions(const void *vcpu);
 void rhv_request_l1d_flush(void);
 u32 rhv_phys_bits(void);
 u32 rhv_kernel_features(u32 leaf, u32 reg);
@@ -92,8 +95,6 @@ u64 rhv_host_debugctl(void);
 void rhv_set_debugctl(u64 value);
 void rhv_restore_debug_registers(void);
 void rhv_load_debug_registers(const u64 *db, u64 dr6);
-u64 rhv_read_dr6(void);
-void rhv_save_debug_addresses(u64 *db);
 void rhv_machine_check(void);
 
 /*
@@ -113,14 +114,14 @@ int rhv_page_node(struct page *page);
 unsigned int rhv_max_nodes(void);
 void *rhv_phys_to_virt(u64 phys);
 void rhv_put_user_page(struct page *page, bool dirty);
-bool rhv_page_is_plain(struct page *page);
 unsigned int rhv_host_mapping_shift(struct mm_struct *mm, unsigned long addr);
 struct mm_struct *rhv_current_mm(void);
 void rhv_mmgrab(struct mm_struct *mm);
 void rhv_mmdrop(struct mm_struct *mm);
 u64 rhv_max_user_address(void);
-int rhv_get_user_u32(u64 addr, u32 *value);
-int rhv_get_user_u64(u64 addr, u64 *value);
+int rhv_get_user(u64 addr, u32 size, u64 *value);
+int rhv_put_user(u64 addr, u32 size, u64 value);
+void rhv_get_page(struct page *page);
 int rhv_cmpxchg_user(u64 addr, u32 size, u64 *old, u64 new);
 
 #endif /* RUSTHV_SHIM_H */

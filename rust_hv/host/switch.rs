@@ -201,6 +201,8 @@ impl Running<'_> {
             return None;
         }
         state.load();
+        // SAFETY: An address to compare with, no more.
+        unsafe { bindings::rhv_separate_predictions(core::ptr::from_ref(self.switch).cast()) };
         Some(HostBases {
             fs: state.segments.fs_base,
             gs: state.segments.gs_base,

@@ -48,7 +48,7 @@ impl<T> KillableMutex<T> {
     /// `EINTR` when the task was killed meanwhile.
     pub fn lock(&self) -> Result<KillableGuard<'_, T>> {
         // SAFETY: The mutex was initialised in `new`.
-        kernel::error::to_result(unsafe { bindings::mutex_lock_killable(self.raw.get()) })?;
+        kernel::error::to_result(unsafe { bindings::rhv_mutex_lock_killable(self.raw.get()) })?;
         Ok(KillableGuard {
             mutex: self,
             _not_send: NotThreadSafe,

@@ -40,3 +40,9 @@ pub fn sleep_a_tick() {
     // SAFETY: As `cond_resched`.
     unsafe { bindings::rhv_schedule_away() };
 }
+
+/// True when a signal is about to end the task.
+pub fn is_dying() -> bool {
+    // SAFETY: A look at the task's own flags.
+    unsafe { bindings::rhv_fatal_signal_pending() }
+}

@@ -238,19 +238,24 @@ pub fn copy_from(hva: Hva, buf: &mut [u8]) -> Result {
 ///
 /// # Errors
 ///
-/// `EFAULT`; `EINVAL` for a size other than 4 and 8.
+/// `EFAULT`; `EINVAL` for a size other than 1, 2, 4 and 8.
 pub fn read_word(hva: Hva, size: u8) -> Result<u64> {
-    let (mut narrow, mut wide) = (0u32, 0u64);
-    // SAFETY: The callees check that the address is in user space and catch faults.
-    let error = unsafe {
-        match size {
-            4 => bindings::rhv_get_user_u32(hva.raw(), &mut narrow),
-            8 => bindings::rhv_get_user_u64(hva.raw(), &mut wide),
-            _ => return Err(EINVAL),
-        }
-    };
-    kernel::error::to_result(error)?;
-    Ok(wide | u64::from(narrow))
+    let mut value = 0;
+    // SAFETY: The callee checks that the address is in user space and catches faults.
+    kernel::error::to_result(unsafe {
+        bindings::rhv_get_user(hva.raw(), u32::from(size), &mut value)
+    })?;
+    Ok(value)
+}
+
+/// Writes a naturally aligned word of the VMM's memory in one piece.
+///
+/// # Errors
+///
+/// `EFAULT`; `EINVAL` for a size other than 1, 2, 4 and 8.
+pub fn write_word(hva: Hva, size: u8, value: u64) -> Result {
+    // SAFETY: As in `read_word`.
+    kernel::error::to_result(unsafe { bindings::rhv_put_user(hva.raw(), size.into(), value) })
 }
 
 /// Copies into the VMM's memory.

@@ -52,13 +52,26 @@ impl Mmu {
         user::copy_from(self.hva_cached(cache, gpa)?, buf)
     }
 
-    /// A naturally aligned word of 4 or 8 bytes, in one piece; else as [`Mmu::read_cached`].
+    /// A naturally aligned word of 1, 2, 4 or 8 bytes, in one piece; else as
+    /// [`Mmu::read_cached`].
     ///
     /// # Errors
     ///
     /// As [`Mmu::read`].
     pub fn read_word_cached(&self, cache: &mut SlotCache, gpa: Gpa, size: u8) -> Result<u64> {
         user::read_word(self.hva_cached(cache, gpa)?, size)
+    }
+
+    /// Writes such a word.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mmu::write`].
+    pub fn write_word(&self, gpa: Gpa, size: u8, value: u64) -> Result {
+        match self.backing(gpa) {
+            Backing::Ram(hva) => user::write_word(hva, size, value),
+            Backing::Rom(_) | Backing::Mmio => Err(no_such_device()),
+        }
     }
 
     fn hva_cached(&self, cache: &mut SlotCache, gpa: Gpa) -> Result<Hva> {

@@ -182,6 +182,11 @@ impl Event {
         }
     }
 
+    /// True for external interrupts.
+    pub const fn is_interrupt(&self) -> bool {
+        matches!(self.kind, EventKind::Interrupt)
+    }
+
     /// True for exceptions that are contributory in the sense of the double-fault table (SDM
     /// Vol. 3A, "Interrupt 8—Double Fault Exception").
     const fn is_contributory(&self) -> bool {

@@ -21,7 +21,6 @@
 #define RUSTHV_FEAT_VPID		(1U << 1)
 #define RUSTHV_FEAT_UNRESTRICTED_GUEST	(1U << 2)
 #define RUSTHV_FEAT_EPT_2M		(1U << 3)
-#define RUSTHV_FEAT_EPT_1G		(1U << 4)
 #define RUSTHV_FEAT_EPT_AD		(1U << 5)
 #define RUSTHV_FEAT_EPT_EXEC_ONLY	(1U << 6)
 #define RUSTHV_FEAT_MSR_BITMAP		(1U << 7)

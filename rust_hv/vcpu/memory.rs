@@ -258,11 +258,28 @@ impl Memory for Machine<'_> {
     }
 
     fn read(&mut self, gpa: Gpa, bytes: &mut [u8]) -> Result {
-        self.mmu.read(gpa, bytes).map_err(slot_has_gone)
+        let Some(size) = word_size(gpa, bytes.len()) else {
+            return self.mmu.read(gpa, bytes).map_err(slot_has_gone);
+        };
+        let word = self.mmu.read_word_cached(self.slot, gpa, size);
+        let word = word.map_err(slot_has_gone)?.to_le_bytes();
+        for (to, from) in bytes.iter_mut().zip(word) {
+            *to = from;
+        }
+        Ok(())
     }
 
     fn write(&mut self, gpa: Gpa, bytes: &[u8]) -> Result {
-        self.mmu.write(gpa, bytes).map_err(slot_has_gone)
+        let Some(size) = word_size(gpa, bytes.len()) else {
+            return self.mmu.write(gpa, bytes).map_err(slot_has_gone);
+        };
+        let mut word = [0; 8];
+        for (to, from) in word.iter_mut().zip(bytes) {
+            *to = *from;
+        }
+        self.mmu
+            .write_word(gpa, size, u64::from_le_bytes(word))
+            .map_err(slot_has_gone)
     }
 
     fn compare_exchange(&mut self, gpa: Gpa, width: Width, old: u64, new: u64) -> Result<bool> {
@@ -272,6 +289,12 @@ impl Memory for Machine<'_> {
             .map_err(slot_has_gone)?;
         Ok(found == old)
     }
+}
+
+/// The size, when the access is naturally aligned: then it must be made in one piece.
+fn word_size(gpa: Gpa, len: usize) -> Option<u8> {
+    let aligned = matches!(len, 1 | 2 | 4 | 8) && gpa.raw() % len as u64 == 0;
+    aligned.then_some(len as u8)
 }
 
 /// Memory that was there when the address was translated is gone: user space has changed the slots

@@ -30,8 +30,8 @@ pub mod run;
 pub mod snapshot;
 
 use crate::host::bindings::rusthv_vcpu_stats;
-use crate::host::file::NewArea;
 use crate::host::fpu::GuestFpu;
+use crate::host::frame::Frame;
 use crate::host::pool::{Pools, Reserve};
 use crate::host::run_page::RunPages;
 use crate::host::switch::HostSwitch;
@@ -218,13 +218,9 @@ impl Vcpu {
         self.state.lock()
     }
 
-    /// Shows the shared pages in a mapping of the vCPU's file.
-    ///
-    /// # Errors
-    ///
-    /// `ENOMEM`.
-    pub fn map(&self, area: &NewArea) -> Result {
-        self.run.map(area)
+    /// The frame of a page of the vCPU's mapping.
+    pub fn page(&self, index: usize) -> Option<&Frame> {
+        self.run.page(index)
     }
 
     /// Exits by kind.

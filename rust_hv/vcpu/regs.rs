@@ -7,6 +7,7 @@ use super::{State, Vcpu};
 use crate::host::bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use crate::model::arch::regs::{Cr0, Cr4, Efer, Rflags, DR7_RESET, PAT_RESET};
 use crate::model::arch::segment::{AccessRights, Segment, SegmentFields};
+use crate::model::exit::Event;
 use crate::vmx::guest::{Guest, GuestWindow, SegmentRegister, TableRegister};
 use kernel::prelude::*;
 
@@ -149,7 +150,8 @@ impl Vcpu {
         })
     }
 
-    /// `KVM_SET_REGS`. An exception that waits for delivery is dropped, as KVM does.
+    /// `KVM_SET_REGS`. An exception that waits for delivery is dropped, as KVM does; interrupts
+    /// are not.
     ///
     /// # Errors
     ///
@@ -165,7 +167,9 @@ impl Vcpu {
         window.set_rsp(regs.rsp)?;
         window.set_rip(regs.rip)?;
         window.set_rflags(regs.rflags)?;
-        inner.state.event = None;
+        if !inner.state.event.is_some_and(|event| event.is_interrupt()) {
+            inner.state.event = None;
+        }
         inner.mmio.forget_registers();
         Ok(())
     }
@@ -183,7 +187,9 @@ impl Vcpu {
         let window = inner.guest.open()?;
         let segment = |register| window.segment(register).map(|segment| to_kvm(&segment));
         let mut interrupt_bitmap = [0u64; 4];
-        if let Some(vector) = inner.state.interrupt {
+        let interrupted = inner.state.event.filter(Event::is_interrupt);
+        let injected = interrupted.map(|event| event.vector);
+        if let Some(vector) = injected.or(inner.state.interrupt) {
             if let Some(word) = interrupt_bitmap.get_mut(usize::from(vector / 64)) {
                 *word |= 1 << (vector % 64);
             }
@@ -261,7 +267,12 @@ impl Vcpu {
         if sregs.cr8 & !0xf == 0 {
             state.cr8 = sregs.cr8;
         }
-        state.interrupt = first_vector(&sregs.interrupt_bitmap);
+        if let Some(vector) = first_vector(&sregs.interrupt_bitmap) {
+            match &mut state.event {
+                Some(event) if event.is_interrupt() => event.vector = vector,
+                _ => state.interrupt = Some(vector),
+            }
+        }
         control::want_user_msrs(state, &inner.switch, efer);
         Ok(())
     }

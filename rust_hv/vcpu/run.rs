@@ -11,6 +11,7 @@ use super::mmio::{Mmio, Step};
 use super::port::StringStep;
 use super::snapshot::Snapshot;
 use super::{port, Inner, Pending, State, Vcpu};
+use crate::host::bindings::KVM_INTERNAL_ERROR_DELIVERY_EV;
 use crate::host::cpu;
 use crate::host::fpu::FpuInUse;
 use crate::host::msr;
@@ -89,13 +90,13 @@ impl Vcpu {
             state,
         } = inner;
         state.cr8 = cr8;
-        state.has_run = true;
         if let Some(exit) = self.complete(state, mmio, guest)? {
             return Ok(exit);
         }
         if immediate {
             return Err(EINTR);
         }
+        state.has_run = true;
         let running = switch.as_mut().begin();
         let fpu = fpu.enter();
         let entry = Entry {
@@ -137,7 +138,12 @@ impl Vcpu {
         match core::mem::replace(&mut state.pending, Pending::None) {
             Pending::None => Ok(None),
             Pending::Port(pending) => {
-                port::complete(state, guest, &self.run, &self.mmu, pending)?;
+                let done = port::complete(state, guest, &self.run, &self.mmu, pending);
+                if let Err(error) = done {
+                    // The device has answered: it is not asked again.
+                    state.pending = Pending::Port(pending);
+                    return Err(error);
+                }
                 Ok(None)
             }
         }
@@ -231,6 +237,14 @@ impl Vcpu {
             Resolved::Mapped => {
                 self.counters.ept_faults.bump();
                 Ok(Turn::Again)
+            }
+            Resolved::Mmio if state.event.is_some() => {
+                // Not an instruction's access but the delivery of an event: nothing to emulate.
+                Ok(Turn::User(delivery_failure(
+                    &guest.open()?,
+                    state.event.as_ref(),
+                    fault,
+                )?))
             }
             Resolved::Mmio => {
                 let step = mmio.emulate(state, guest, &self.mmu, fault)?;
@@ -334,9 +348,16 @@ impl Entry<'_> {
         };
         let exit = if state.breakpoints {
             let dr6 = state.dr6();
-            window.enter_with_breakpoints(self.running, self.fpu, xcr0, &state.dr, dr6)?
+            window.enter_with_breakpoints(self.running, self.fpu, xcr0, &state.dr, dr6)
         } else {
-            window.enter(self.running, self.fpu, xcr0)?
+            window.enter(self.running, self.fpu, xcr0)
+        };
+        let exit = match exit {
+            // The hardware refused the entry before it looked at the guest.
+            Err(VmxError::Instruction(number)) => Exit::EntryFailed {
+                reason: number.into(),
+            },
+            other => other?,
         };
         state.event = match exit {
             // Nothing was delivered.
@@ -345,6 +366,20 @@ impl Entry<'_> {
         };
         Ok(exit)
     }
+}
+
+/// `KVM_INTERNAL_ERROR_DELIVERY_EV`: vectoring information, exit reason, exit qualification, GPA.
+fn delivery_failure(
+    window: &GuestWindow<'_>,
+    event: Option<&Event>,
+    fault: &NestedFault,
+) -> Result<UserExit, VmxError> {
+    let [vectoring, reason, qualification] = window.delivery_details(event)?;
+    Ok(UserExit::Internal {
+        suberror: KVM_INTERNAL_ERROR_DELIVERY_EV,
+        data: [vectoring, reason, qualification, fault.gpa.raw()],
+        ndata: 4,
+    })
 }
 
 /// True when the guest can take an external interrupt at its next instruction.

@@ -150,11 +150,6 @@ const EPT_VPID: &[Control] = &[
         "2 MiB EPT pages",
         Optional(bindings::RUSTHV_FEAT_EPT_2M as u64),
     ),
-    control(
-        17,
-        "1 GiB EPT pages",
-        Optional(bindings::RUSTHV_FEAT_EPT_1G as u64),
-    ),
     control(20, "INVEPT", Required),
     control(
         21,

@@ -18,7 +18,7 @@ use crate::host::fpu::FpuInUse;
 use crate::host::frame::Frame;
 use crate::host::msr;
 use crate::host::switch::{self, Running};
-use crate::model::arch::regs::Cr0;
+use crate::model::arch::regs::{Cr0, Cr4};
 use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::exit::{Event, Exit};
 use kernel::prelude::*;
@@ -185,7 +185,7 @@ pub struct GuestWindow<'a> {
     secondary_controls: &'a mut u32,
     vpid: u16,
     host_xcr0: u64,
-    host_debugctl: u64,
+    host_debugctl: &'a mut u64,
 }
 
 impl Guest {
@@ -243,8 +243,6 @@ impl Guest {
                 // Translations from when the vCPU was here last would be stale.
                 vpid.flush(window.irqs())?;
             }
-            // SAFETY: No preconditions.
-            self.host_debugctl = unsafe { bindings::rhv_host_debugctl() };
         }
         let mut window = GuestWindow {
             window,
@@ -257,7 +255,7 @@ impl Guest {
             secondary_controls: &mut self.secondary_controls,
             vpid: self.vpid.as_ref().map_or(0, Vpid::number),
             host_xcr0: self.host_xcr0,
-            host_debugctl: self.host_debugctl,
+            host_debugctl: &mut self.host_debugctl,
         };
         if window.window.moved() {
             window.write_host_state()?;
@@ -267,12 +265,6 @@ impl Guest {
 
     /// General-purpose registers in the order of the instruction encoding. RSP is not among them:
     /// see [`GuestWindow::rsp`].
-    #[inline]
-    pub fn gprs(&self) -> &[u64; 16] {
-        &self.regs.gpr
-    }
-
-    /// As [`Guest::gprs`], to be changed.
     #[inline]
     pub fn gprs_mut(&mut self) -> &mut [u64; 16] {
         &mut self.regs.gpr
@@ -377,6 +369,7 @@ impl GuestWindow<'_> {
         // SAFETY: The values that the host runs with now.
         unsafe {
             if let Some(bases) = bases {
+                *self.host_debugctl = bindings::rhv_host_debugctl();
                 if bases.fs != host.fs {
                     w.write_host(HOST_FS_BASE, bases.fs)?;
                     host.fs = bases.fs;
@@ -453,9 +446,9 @@ impl GuestWindow<'_> {
             // SAFETY: The host's own value.
             unsafe { msr::write_xcr0(self.window.irqs(), self.host_xcr0) };
         }
-        if self.host_debugctl != 0 {
+        if *self.host_debugctl != 0 {
             // SAFETY: The host's own value, which the exit has cleared.
-            unsafe { bindings::rhv_set_debugctl(self.host_debugctl) };
+            unsafe { bindings::rhv_set_debugctl(*self.host_debugctl) };
         }
         debug::restore(self.window.irqs());
         match failed {
@@ -484,6 +477,16 @@ impl GuestWindow<'_> {
     #[inline]
     pub fn interrupted_event(&self) -> Result<Option<Event>, VmxError> {
         exit::interrupted_event(&self.window)
+    }
+
+    /// What hardware says of an event whose delivery failed: the event, exit reason and
+    /// qualification.
+    pub fn delivery_details(&self, event: Option<&Event>) -> Result<[u64; 3], VmxError> {
+        Ok([
+            event.map_or(0, exit::interruption_info).into(),
+            self.window.read(EXIT_REASON)?.into(),
+            self.window.read(EXIT_QUALIFICATION)?,
+        ])
     }
 
     /// Injects an event at the next entry.
@@ -618,11 +621,6 @@ impl GuestWindow<'_> {
         Ok(())
     }
 
-    /// Clears debug exceptions that were pending, for a reset of the registers.
-    pub fn clear_pending_debug(&mut self) -> Result<(), VmxError> {
-        self.window.write(GUEST_PENDING_DEBUG, 0)
-    }
-
     /// CR0 as the guest sees it.
     pub fn cr0(&self) -> Result<u64, VmxError> {
         Ok(self.window.read(GUEST_CR0)? & CR0_GUEST_OWNED
@@ -657,7 +655,11 @@ impl GuestWindow<'_> {
     /// Sets CR4 as the guest sees it; the caller has checked it.
     pub fn set_cr4(&mut self, value: u64) -> Result<(), VmxError> {
         self.window.write(CR4_SHADOW, value)?;
-        self.window.write(GUEST_CR4, value | self.caps.cr4.ones)
+        // Machine checks are the host's, whatever the guest wants: without CR4.MCE one of them shuts
+        // the CPU down.
+        let machine_checks = switch::host_cr4(self.window.irqs()) & Cr4::MCE.raw();
+        let value = value | machine_checks | self.caps.cr4.ones;
+        self.window.write(GUEST_CR4, value)
     }
 
     /// EFER.
@@ -998,7 +1000,9 @@ mod tests {
         let (guests, cpus) = (window.cr4()?, window.window.read(GUEST_CR4)?);
         drop(window);
         assert_eq!(guests, 0x6a0);
-        assert_eq!(cpus & !caps.cr4.ones, 0x6a0 & !caps.cr4.ones);
+        // Machine checks may be on as they are for the host.
+        let theirs = caps.cr4.ones | Cr4::MCE.raw();
+        assert_eq!(cpus & !theirs, 0x6a0 & !theirs);
         assert!(caps.cr4.allow(cpus));
         assert!(cpus & CR4_VMXE != 0);
         Ok(())

@@ -53,7 +53,7 @@ impl Vmcs {
     ///
     /// # Errors
     ///
-    /// `EIO` when a VMX instruction failed.
+    /// `EIO` when a VMX instruction failed, `EINTR` when the task was killed while it waited.
     #[inline]
     pub fn open(&mut self) -> Result<Window<'_>> {
         loop {
@@ -68,6 +68,9 @@ impl Vmcs {
                     Ok(()) => return self.load(irqs, true),
                     Err(error) if error == EAGAIN => {
                         drop(irqs);
+                        if task::is_dying() {
+                            return Err(EINTR);
+                        }
                         task::sleep_a_tick();
                         continue;
                     }
