@@ -447,10 +447,11 @@ static __always_inline void rhv_l1d_flush(void)
 		native_wrmsrq(MSR_IA32_FLUSH_CMD, L1D_FLUSH);
 }
 
-static DEFINE_PER_CPU(const void *, rhv_last_vcpu);
+/* By number, as an address may be another vCPU's by now. 0: none yet. */
+static DEFINE_PER_CPU(u64, rhv_last_vcpu);
 
 /* Each vCPU has a prediction domain of its own, where the policy wants that. */
-void rhv_separate_predictions(const void *vcpu)
+void rhv_separate_predictions(u64 vcpu)
 {
 	if (this_cpu_read(rhv_last_vcpu) == vcpu)
 		return;

@@ -73,7 +73,7 @@ bool rhv_has_fred(void);
 bool rhv_has_osxsave(void);
 int rhv_l1d_setup(void);
 void rhv_l1d_cleanup(void);
-void rhv_separate_predictions(const void *vcpu);
+void rhv_separate_predictions(u64 vcpu);
 void rhv_request_l1d_flush(void);
 u32 rhv_phys_bits(void);
 u32 rhv_kernel_features(u32 leaf, u32 reg);

@@ -16,6 +16,7 @@ use super::msr;
 use core::cell::UnsafeCell;
 use kernel::container_of;
 use kernel::prelude::*;
+use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 use kernel::types::{NotThreadSafe, Opaque};
 
 /// MSRs that matter in user space alone.
@@ -71,8 +72,12 @@ struct State {
 pub struct HostSwitch {
     #[pin]
     notifier: Opaque<bindings::preempt_notifier>,
+    /// Not 0, and never another vCPU's.
+    number: u64,
     state: UnsafeCell<State>,
 }
+
+static NEXT_NUMBER: Atomic<u64> = Atomic::new(1);
 
 // SAFETY: The state is plain data outside `Running`.
 unsafe impl Send for HostSwitch {}
@@ -94,6 +99,8 @@ impl HostSwitch {
                 // The host's `preempt_notifier_init` sets this pointer and nothing else.
                 core::ptr::addr_of_mut!((*slot).ops).write(core::ptr::from_ref(&Self::OPS).cast_mut());
             }),
+            // 64 bits do not wrap.
+            number: NEXT_NUMBER.fetch_add(1, Relaxed),
             state: UnsafeCell::new(State::default()),
         })
     }
@@ -201,8 +208,8 @@ impl Running<'_> {
             return None;
         }
         state.load();
-        // SAFETY: An address to compare with, no more.
-        unsafe { bindings::rhv_separate_predictions(core::ptr::from_ref(self.switch).cast()) };
+        // SAFETY: Interrupts are off; the number is this vCPU's alone.
+        unsafe { bindings::rhv_separate_predictions(self.switch.number) };
         Some(HostBases {
             fs: state.segments.fs_base,
             gs: state.segments.gs_base,
