@@ -36,8 +36,15 @@ impl FdObject for VmFile {
         match cmd {
             KVM_CREATE_VCPU => {
                 let vcpu = vm.create_vcpu(arg)?;
-                let file = Arc::new(VcpuFile::new(vm.clone(), vcpu), GFP_KERNEL_ACCOUNT)?;
-                install(file).map(|fd| fd as isize)
+                let file = VcpuFile::new(vm.clone(), vcpu.clone());
+                let fd = match Arc::new(file, GFP_KERNEL_ACCOUNT) {
+                    Ok(file) => install(file),
+                    Err(error) => Err(error.into()),
+                };
+                if fd.is_err() {
+                    vm.remove_vcpu(&vcpu);
+                }
+                fd.map(|fd| fd as isize)
             }
             KVM_SET_USER_MEMORY_REGION => {
                 let region: kvm_userspace_memory_region = user::read(arg)?;

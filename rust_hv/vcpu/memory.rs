@@ -108,7 +108,12 @@ impl<'a> Machine<'a> {
     pub fn translate_kind(&mut self, gva: Gva, kind: AccessKind) -> Result<Gpa, Stop<Error>> {
         let access = WalkAccess::explicit(kind, self.snapshot.cpl, self.snapshot.rflags);
         let mut memory = GuestPhysical::new(self.mmu, self.slot);
-        match walk::walk(&mut memory, &self.snapshot.paging, gva, access) {
+        let found = match kind {
+            // The CPU has fetched the instruction, and with that set the accessed flags.
+            AccessKind::Fetch => walk::probe(&mut memory, &self.snapshot.paging, gva, access),
+            _ => walk::walk(&mut memory, &self.snapshot.paging, gva, access),
+        };
+        match found {
             Ok(translation) => Ok(translation.gpa),
             Err(WalkError::Fault(code)) => Err(Stop::Fault(Exception {
                 vector: Vector::PF,

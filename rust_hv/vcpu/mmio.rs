@@ -100,9 +100,7 @@ impl Mmio {
     ) -> Result<Step> {
         let facts = *state.cpuid.facts();
         // It stays where it is, as it is large: nothing below moves it.
-        let snapshot = self
-            .snapshot
-            .insert(Snapshot::take(&mut guest.open()?, &facts)?);
+        let snapshot = Snapshot::take_into(&mut self.snapshot, &mut guest.open()?, &facts)?;
         self.log.clear();
         self.known = Known::from_fault(fault);
         let mut bytes = [0; MAX_LEN];
@@ -163,7 +161,7 @@ impl Mmio {
             empty => {
                 let facts = *state.cpuid.facts();
                 self.known = None;
-                empty.insert(Snapshot::take(&mut guest.open()?, &facts)?)
+                Snapshot::take_into(empty, &mut guest.open()?, &facts)?
             }
         };
         if snapshot.rip != self.rip {
@@ -216,7 +214,7 @@ impl Mmio {
             // Of a repeated instruction, iterations before this one are done.
             let mut window = guest.open()?;
             snapshot.put(&mut window)?;
-            if finished || trap {
+            if trap || (finished && snapshot.interrupt_shadow) {
                 state.finish_effects(&mut window, trap)?;
                 snapshot.interrupt_shadow = false;
             }

@@ -41,7 +41,18 @@ const SEGMENTS: [SegmentRegister; 6] = [
 const RSP: usize = 4;
 
 impl Snapshot {
+    /// Reads all of it into its place.
+    pub fn take_into<'s>(
+        place: &'s mut Option<Self>,
+        window: &mut GuestWindow<'_>,
+        facts: &Facts,
+    ) -> Result<&'s mut Self, VmxError> {
+        *place = None;
+        Ok(place.insert(Self::take(window, facts)?))
+    }
+
     /// Reads all of it.
+    #[inline]
     pub fn take(window: &mut GuestWindow<'_>, facts: &Facts) -> Result<Self, VmxError> {
         let mut gprs = *window.gprs_mut();
         if let Some(rsp) = gprs.get_mut(RSP) {

@@ -178,6 +178,17 @@ impl Vm {
         Ok(vcpu)
     }
 
+    /// Takes back a vCPU for which there was no file descriptor: its id is free again.
+    pub fn remove_vcpu(&self, vcpu: &Arc<Vcpu>) {
+        let mut vcpus = self.vcpus.lock();
+        let place = vcpus
+            .iter()
+            .position(|member| Arc::ptr_eq(&member.vcpu, vcpu));
+        let removed = place.map(|index| vcpus.remove(index));
+        drop(vcpus);
+        drop(removed);
+    }
+
     /// `RUSTHV_GET_VM_STATS`.
     pub fn stats(&self) -> rusthv_vm_stats {
         let counts = self.mmu.counts();
@@ -202,5 +213,67 @@ impl PinnedDrop for Vm {
     fn drop(self: Pin<&mut Self>) {
         // In steps, while it may still reschedule.
         self.mmu.clear();
+    }
+}
+
+#[kunit_tests(rusthv_vm)]
+mod tests {
+    use super::*;
+    use crate::device::MACHINE;
+    use crate::host::frame;
+    use crate::host::kunit::UserMemory;
+    use crate::host::pool;
+
+    fn in_use() -> u64 {
+        frame::alive().saturating_sub(pool::pooled())
+    }
+
+    #[test]
+    fn ids_are_taken_once() -> Result {
+        let _memory = UserMemory::new(1)?;
+        let vm = Vm::new(MACHINE.get()?)?;
+        assert!(!vm.has_vcpus());
+        vm.create_vcpu(7)?;
+        assert!(vm.has_vcpus());
+        assert_eq!(vm.create_vcpu(7).err(), Some(EEXIST));
+        assert_eq!(vm.create_vcpu(MAX_VCPU_IDS as usize).err(), Some(EINVAL));
+        assert_eq!(vm.create_vcpu(usize::MAX).err(), Some(EINVAL));
+        assert_eq!(vm.create_vcpu((1 << 32) + 8).err(), Some(EINVAL));
+        vm.create_vcpu(MAX_VCPU_IDS as usize - 1)?;
+        Ok(())
+    }
+
+    #[test]
+    fn a_vcpu_without_a_file_goes() -> Result {
+        let _memory = UserMemory::new(1)?;
+        let vm = Vm::new(MACHINE.get()?)?;
+        let kept = vm.create_vcpu(1)?;
+        let (counts, frames) = (alive(), in_use());
+        let vcpu = vm.create_vcpu(2)?;
+        assert_eq!(alive(), (counts.0, counts.1 + 1));
+        assert!(in_use() > frames);
+        vm.remove_vcpu(&vcpu);
+        // Again: there is no such one any more.
+        vm.remove_vcpu(&vcpu);
+        drop(vcpu);
+        assert_eq!((alive(), in_use()), (counts, frames));
+        assert_eq!(vm.create_vcpu(1).err(), Some(EEXIST));
+        vm.create_vcpu(2)?;
+        assert_eq!(kept.id, 1);
+        Ok(())
+    }
+
+    #[test]
+    fn everything_goes_with_the_vm() -> Result {
+        let _memory = UserMemory::new(1)?;
+        let (counts, frames) = (alive(), in_use());
+        let vm = Vm::new(MACHINE.get()?)?;
+        for id in 0..3 {
+            vm.create_vcpu(id)?;
+        }
+        assert_eq!(alive(), (counts.0 + 1, counts.1 + 3));
+        drop(vm);
+        assert_eq!((alive(), in_use()), (counts, frames));
+        Ok(())
     }
 }
