@@ -25,10 +25,13 @@ ALL_LIMIT = 900
 
 
 _running = set()
+_stopping = False
 
 
 def kill_all():
-    """End every test that runs; for the way out after Ctrl-C."""
+    """End every test that runs, and let none start; for the way out after Ctrl-C."""
+    global _stopping
+    _stopping = True
     for process in list(_running):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -153,6 +156,8 @@ class HostTests:
             report(name, FAILED, "did not run, or did not say how it ended")
 
     def _stream(self, arguments, on_line, limit):
+        if _stopping:
+            raise ui.Failure("interrupted")
         process = subprocess.Popen(
             [program(), *arguments], env=environment(self.name), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",

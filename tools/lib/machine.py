@@ -83,10 +83,13 @@ def choose(wanted=None):
 
 
 _running = set()
+_stopping = False
 
 
 def kill_all():
-    """Switch every machine off; for the way out after Ctrl-C."""
+    """Switch every machine off, and let none start; for the way out after Ctrl-C."""
+    global _stopping
+    _stopping = True
     for process in list(_running):
         process.kill()
 
@@ -275,6 +278,8 @@ debug: action=ignore
     # Processes
 
     def _start(self, command, needs_terminal):
+        if _stopping:
+            raise ui.Failure("interrupted")
         log = open(self.work / "emulator.log", "wb")
         master = slave = None
         if needs_terminal:
