@@ -13,6 +13,7 @@ use super::snapshot::Snapshot;
 use super::{port, Inner, Pending, State, Vcpu};
 use crate::host::bindings::KVM_INTERNAL_ERROR_DELIVERY_EV;
 use crate::host::cpu;
+use crate::host::errno::no_such_device;
 use crate::host::fpu::FpuInUse;
 use crate::host::msr;
 use crate::host::pool::Reserve;
@@ -142,7 +143,8 @@ impl Vcpu {
                 if let Err(error) = done {
                     // The device has answered: it is not asked again.
                     state.pending = Pending::Port(pending);
-                    return Err(error);
+                    let memory_has_gone = error == no_such_device();
+                    return Err(if memory_has_gone { EFAULT } else { error });
                 }
                 Ok(None)
             }
@@ -209,7 +211,17 @@ impl Vcpu {
         snapshot: &mut Snapshot,
         access: PortAccess,
     ) -> Result<Turn> {
-        match port::string_access(&self.run, &self.mmu, snapshot, access)? {
+        let step = match port::string_access(&self.run, &self.mmu, snapshot, access) {
+            // The data, the instruction or the guest's tables are where it has no memory.
+            Err(error) if error == no_such_device() => {
+                return Ok(Turn::User(UserExit::Emulation {
+                    bytes: [0; 15],
+                    len: 0,
+                }));
+            }
+            step => step?,
+        };
+        match step {
             StringStep::Exit(exit, pending) => {
                 state.pending = Pending::Port(pending);
                 Ok(Turn::User(exit))
