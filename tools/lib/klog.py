@@ -18,15 +18,16 @@ COMPLAINT = re.compile(
     r"|sleeping function called|scheduling while atomic|corruption|KASAN:|UBSAN:|KCSAN:"
     r"|new suspected memory leaks|refcount_t:|rust_kernel: panicked|panicked at|Bad page"
     r"|Bad rss-counter|unchecked MSR|invalid opcode:|stack guard page|page_owner tracks"
-    r"|nobody cared|Call Trace:|kmemleak: (Cannot|Memory pool|Kernel memory leak detector disabled)"
+    r"|nobody cared|Call Trace:|kmemleak: (Memory pool empty|.*disabled)"
 )
 
 # Of those, the ones after which usually nothing else comes.
 STUCK = re.compile(r"soft lockup|hard LOCKUP|detected stall|Kernel panic")
 
-# A test that makes an allocation fail on purpose gets the place of it logged, with
-# the trace that leads there.
-INJECTED = re.compile(r"FAULT_INJECTION: forcing a failure")
+# A test that makes an allocation fail on purpose may get the place of it logged, with
+# the trace that leads there. That an allocation failed is no illness of the host.
+INJECTED = re.compile(r"FAULT_INJECTION: forcing a failure|page allocation failure:"
+                      r"|vmalloc error: ")
 
 
 def strip(line):
@@ -42,7 +43,7 @@ class Scanner:
         self.booted = False
         self.complaints = []
         self._open = None
-        self._injected = 0
+        self._injected = False
 
     def feed(self, line):
         """Returns True when this line is a complaint."""
@@ -53,9 +54,12 @@ class Scanner:
             if not re.search(r"Kernel panic|BUG:|\bOops\b", text):
                 return False
         if INJECTED.search(text):
-            self._injected = 3
+            self._injected = True
         if self._injected and text.startswith("Call Trace:"):
-            self._injected = 0
+            self._injected = False
+            return False
+        if self._open is not None and text.startswith("Call Trace:"):
+            self._open.append(line)  # of the report that we are in
             return False
         if COMPLAINT.search(text):
             report = [line]

@@ -39,6 +39,13 @@ class Complaints(unittest.TestCase):
             with self.subTest(text):
                 self.assertEqual(complaints(f"[   12.345678] {text}"), [text])
 
+    def test_kmemleak_out_of_order(self):
+        self.assertEqual(len(complaints("[ 9.1] kmemleak: Kernel memory leak detector disabled")), 1)
+
+    def test_one_report_counts_once(self):
+        self.assertEqual(len(complaints("[ 9.1] BUG: KASAN: null-ptr-deref in f", "[ 9.1] x",
+                                        "[ 9.1] Call Trace:", "[ 9.1]  <TASK>")), 1)
+
     def test_normal_lines(self):
         self.assertEqual(complaints(
             "[   3.1] rust_hv: ready at /dev/rusthv",
@@ -59,6 +66,10 @@ class Complaints(unittest.TestCase):
         self.assertEqual(complaints(
             "[    9.1] FAULT_INJECTION: forcing a failure.", "[    9.1] name failslab",
             "[    9.1] Call Trace:", "[    9.1]  <TASK>"), [])
+        self.assertEqual(complaints(
+            "[    9.1] test: vmalloc error: size 896, vm_struct allocation failed",
+            "[    9.1] Call Trace:",
+            "[    9.2] kmemleak: Cannot allocate a scan area, scanning the full object"), [])
         # The next trace is not excused by it.
         self.assertEqual(len(complaints(
             "[    9.1] FAULT_INJECTION: forcing a failure.", "[    9.1] Call Trace:",
