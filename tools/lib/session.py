@@ -211,7 +211,7 @@ class Session:
             if channel == machine.HOST:
                 if scanner.feed(text) and klog.STUCK.search(text):
                     # The tests may get over it; if not, the rest of the limit is wasted.
-                    box.hurry(90)
+                    box.hurry(max(90, (self.idle_limit or 900) / 2))
                 said = klog.strip(text)
                 mark = SECTION_IN_LOG.match(said)
                 if mark or said.startswith("rusthv machine: command ended"):
