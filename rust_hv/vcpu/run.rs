@@ -29,6 +29,10 @@ use crate::vmx::instr::VmxError;
 use kernel::prelude::*;
 use kernel::sync::atomic::ordering::Relaxed;
 
+/// Exits that are handled with interrupts off before they come on for a moment, whatever the guest
+/// does.
+const EXITS_PER_WINDOW: u32 = 256;
+
 /// What a turn of the loop came to.
 enum Turn {
     /// Look after signals, then enter (again).
@@ -278,7 +282,7 @@ impl Entry<'_> {
         state: &mut State,
         window: &mut GuestWindow<'_>,
     ) -> Result<Option<Action>, VmxError> {
-        loop {
+        for _ in 0..EXITS_PER_WINDOW {
             if state.triple_fault {
                 state.triple_fault = false;
                 return Ok(Some(Action::User(UserExit::Shutdown)));
@@ -309,6 +313,7 @@ impl Entry<'_> {
                 action => return Ok(Some(action)),
             }
         }
+        Ok(None)
     }
 
     /// Brings a waiting interrupt to the guest, or asks for an exit when it can take one. Some

@@ -3,6 +3,7 @@
 //! One round: a VM, its vCPUs, and threads that do random things to them.
 
 use super::calls::{self, Sandbox, Target};
+use super::guests::Kind;
 use super::options::Options;
 use super::{errnos, guests, Counts};
 use crate::device::{Device, Vcpu, Vm};
@@ -24,6 +25,7 @@ const STEPS: u64 = 150;
 const ROUND: Duration = Duration::from_millis(600);
 
 struct Shared {
+    kind: Kind,
     device: Device,
     vm: Vm,
     vcpus: Vec<Vcpu>,
@@ -94,18 +96,20 @@ fn set_up(options: &Options, random: &mut Random) -> Result<Shared, Errno> {
     let device = Device::open(&options.device)?;
     let vm = device.vm()?;
     let memory = Memory::new(layout::SIZE)?;
-    guests::fill(&memory, random);
+    let kind = Kind::pick(random);
+    guests::fill(&memory, random, kind);
     vm.map(100, 0, &memory)?;
     let cpuid = device.supported_cpuid(256)?;
     let vcpus = (0..1 + random.below(3))
         .map(|id| {
             let vcpu = vm.vcpu(id)?;
             vcpu.set_cpuid(&cpuid)?;
-            guests::set_state(&vcpu, random)?;
+            guests::set_state(&vcpu, random, kind)?;
             Ok(vcpu)
         })
         .collect::<Result<_, Errno>>()?;
     Ok(Shared {
+        kind,
         device,
         vm,
         vcpus,
@@ -137,8 +141,8 @@ fn work(shared: &Shared, seed: u64) -> Result<Counts, String> {
         let vcpu = &shared.vcpus[random.below(shared.vcpus.len() as u64) as usize];
         match random.below(20) {
             0..=8 => enter(vcpu, &mut random, &mut counts)?,
-            9 => set(vcpu, &mut random, &mut counts)?,
-            10 => guests::fill(&shared.memory, &mut random),
+            9 => set(vcpu, &mut random, shared.kind, &mut counts)?,
+            10 => guests::fill(&shared.memory, &mut random, shared.kind),
             11 => {
                 let page = random.below((layout::SIZE / PAGE) as u64) as usize * PAGE;
                 let length = PAGE.min(layout::SIZE - page);
@@ -174,8 +178,8 @@ fn enter(vcpu: &Vcpu, random: &mut Random, counts: &mut Counts) -> Result<(), St
 }
 
 /// A new state for a vCPU that may be running.
-fn set(vcpu: &Vcpu, random: &mut Random, counts: &mut Counts) -> Result<(), String> {
-    match guests::set_state(vcpu, random) {
+fn set(vcpu: &Vcpu, random: &mut Random, kind: Kind, counts: &mut Counts) -> Result<(), String> {
+    match guests::set_state(vcpu, random, kind) {
         Ok(()) => counts.calls += 6,
         Err(errno) => {
             checked(KVM_SET_SREGS, Err(errno), counts)?;
@@ -220,6 +224,10 @@ fn call(
 ) -> Result<(), String> {
     let target = random.pick(&[Target::Device, Target::Vm, Target::Vm, Target::Vcpu, Target::Vcpu]);
     let request = calls::request(target, random);
+    // Any registers would take user mode's guests out of it: see Kind.
+    if shared.kind == Kind::User && matches!(request, KVM_SET_REGS | KVM_SET_SREGS) {
+        return Ok(());
+    }
     let mut argument = sandbox.address(random);
     match request {
         KVM_SET_USER_MEMORY_REGION if random.one_in(2) => {
