@@ -119,8 +119,13 @@ def _own_source(name, src, fragments):
     out = paths.cache() / "kernel" / f"own-{name}-{mark}"
     with cache.lock(out.with_suffix(".lock"), f"the {name} kernel of {src}"):
         log = _log_for(name)
+        stamp = out / ".rusthv-options"
+        options = json.dumps(wanted(fragments), sort_keys=True)
         with ui.step(f"Building the {name} kernel from {src}"):
-            configure(src, out, fragments, log)
+            # What the user changed in .config stays as long as the fragments do.
+            if not (stamp.exists() and stamp.read_text() == options):
+                configure(src, out, fragments, log)
+                stamp.write_text(options)
             compile_all(src, out, log)
     return out
 

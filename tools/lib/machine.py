@@ -207,6 +207,14 @@ class Machine:
         result.seconds = time.monotonic() - start
         return result
 
+    def last_words(self, lines=40):
+        """The end of the console, and what the emulator itself had to say."""
+        said = []
+        for path in (self.console, self.work / "emulator.log"):
+            if path.exists():
+                said += path.read_text(errors="replace").splitlines()[-lines:]
+        return said
+
     def cpu_seconds(self):
         """CPU time the emulator has used: unlike wall time, the same on a busy host."""
         try:

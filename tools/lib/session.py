@@ -247,15 +247,13 @@ class Session:
         for name in [n for n in codes if n in pending]:
             close(name)
         complete = self.result.exit_code is not None and not self.result.stopped
-        console = (self.work / "console.log")
-        last = console.read_text(errors="replace").splitlines()[-40:] if console.exists() else []
         for name, section in pending.items():
             # One that was not begun has no say: why it was not is reported elsewhere.
             if name in begun:
                 section.done(None)
         if not complete:
             why = self.result.stopped or "it ended by itself (the console log says why)"
-            self.results.add("machine", self.name, FAILED, why, last)
+            self.results.add("machine", self.name, FAILED, why, box.last_words())
         for text in trouble:
             self.results.add("machine", f"{self.name} trouble", FAILED, text)
         self._host_log(scanner)

@@ -39,6 +39,9 @@ class Scripted:
     def hurry(self, seconds):
         pass
 
+    def last_words(self):
+        return []
+
     def run(self, on_line, _limit, _idle_limit):
         result = machine.Result()
         for channel, text in self.script:
