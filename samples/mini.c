@@ -52,6 +52,7 @@ static int request(int fd, unsigned long number, void *argument, const char *nam
 		err(1, "%s", name);
 	return ret;
 }
+
 #define REQUEST(fd, name, argument) request(fd, name, (void *)(argument), #name)
 
 int main(int argc, char **argv)
@@ -106,7 +107,8 @@ int main(int argc, char **argv)
 		case KVM_EXIT_IO:
 			if (run->io.direction != KVM_EXIT_IO_OUT || run->io.port != SERIAL_PORT)
 				errx(1, "unexpected access to port %#x", run->io.port);
-			fwrite((char *)run + run->io.data_offset, run->io.size, run->io.count, stdout);
+			fwrite((char *)run + run->io.data_offset,
+			       run->io.size, run->io.count, stdout);
 			break;
 		case KVM_EXIT_HLT:
 			return fflush(stdout) ? 1 : 0;

@@ -37,6 +37,7 @@ struct rusthv_info {
 	__u32 phys_bits;	/* guest-physical address width, bits */
 	__u64 reserved[5];
 };
+
 #define RUSTHV_GET_INFO		_IOR(RUSTHV_IO, 0x00, struct rusthv_info)
 
 /* On the device: what the module holds of the host. */
@@ -47,6 +48,7 @@ struct rusthv_host_stats {
 	__u64 vcpus;		/* vCPU objects alive */
 	__u64 reserved[4];
 };
+
 #define RUSTHV_GET_HOST_STATS	_IOR(RUSTHV_IO, 0x01, struct rusthv_host_stats)
 
 /* On a VM. */
@@ -61,6 +63,7 @@ struct rusthv_vm_stats {
 	__u64 fault_retries;	/* faults repeated since the host changed the range */
 	__u64 reserved[8];
 };
+
 #define RUSTHV_GET_VM_STATS	_IOR(RUSTHV_IO, 0x40, struct rusthv_vm_stats)
 
 /* On a vCPU: VM exits by what they were. */
@@ -79,6 +82,7 @@ struct rusthv_vcpu_stats {
 	__u64 user_exits;	/* KVM_RUN returns with an exit for user space */
 	__u64 reserved[12];
 };
+
 #define RUSTHV_GET_VCPU_STATS	_IOR(RUSTHV_IO, 0x80, struct rusthv_vcpu_stats)
 
 #endif /* _UAPI_RUSTHV_H */
