@@ -224,6 +224,12 @@ impl Vcpu {
         self.ioctl(KVM_SET_SREGS, ptr::from_ref(sregs) as u64)
     }
 
+    /// KVM_INTERRUPT.
+    pub fn interrupt(&self, vector: u32) -> Result<i32, Errno> {
+        let interrupt = kvm_interrupt { irq: vector };
+        self.ioctl(KVM_INTERRUPT, ptr::from_ref(&interrupt) as u64)
+    }
+
     pub fn set_cpuid(&self, entries: &[kvm_cpuid_entry2]) -> Result<i32, Errno> {
         let mut list = CpuidList::of(entries);
         self.ioctl(KVM_SET_CPUID2, list.address())

@@ -24,6 +24,7 @@ pub mod random;
 pub mod rusthv;
 pub mod tests;
 pub mod traps;
+pub mod vendor;
 
 /// What nearly every test uses.
 pub mod prelude {

@@ -49,13 +49,17 @@ pub fn install(machine: &Machine) {
         let next = stub + code.len() + 4;
         code.extend((COMMON.wrapping_sub(next) as i32).to_le_bytes());
         memory.write(stub, &code);
-        let address = stub as u64;
-        let gate = address & 0xFFFF | u64::from(layout::CODE64) << 16 | 0x8E << 40 | (address >> 16) << 48;
-        memory.write_u64(layout::IDT + 16 * vector, gate);
+        memory.write_u64(layout::IDT + 16 * vector, gate(stub));
         memory.write_u64(layout::IDT + 16 * vector + 8, 0);
     }
     // out PORT, al; add rsp, 16; iretq
     memory.write(COMMON, &[0xE6, PORT, 0x48, 0x83, 0xC4, 0x10, 0x48, 0xCF]);
+}
+
+/// The lower half of a 64-bit interrupt gate to a handler below 4 GiB.
+pub fn gate(handler: usize) -> u64 {
+    let address = handler as u64;
+    address & 0xFFFF | u64::from(layout::CODE64) << 16 | 0x8E << 40 | (address >> 16) << 48
 }
 
 /// The trap that this exit reports, if it is one of the handlers'.
