@@ -17,7 +17,7 @@ fn run(t: &Context) -> Outcome {
     check_eq!(info.present & info.missing, 0, "both present and missing");
     check_eq!((info.present | info.missing) & !KNOWN, 0, "without a name");
     check!(info.present & EPT != 0, "EPT is {info:x?}");
-    check!(info.vmcs_revision != 0 && info.vmcs_revision >> 31 == 0, "{info:x?}");
+    check!(info.revision != 0 && info.revision >> 31 == 0, "{info:x?}");
     check!((36..=52).contains(&info.phys_bits), "{info:x?}");
     check_eq!(info.reserved, [0; 5]);
     check_eq!(device.info()?, info, "asked again");
