@@ -6,7 +6,9 @@
 //! (`Documentation/architecture.md`):
 //!
 //! * `model`: the machine's logic, without a host
-//! * `host`, `vmx`: what the host kernel and the hardware give; the only `unsafe` code
+//! * `host`: what the host kernel gives
+//! * `vendor`: the seam, what the floors above ask of the hardware
+//! * `vmx`: the hardware; with `host` the only `unsafe` code
 //! * `mmu`: guest memory
 //! * `vcpu`, `vm`: the objects
 //! * `device`: `/dev/rusthv`
@@ -19,20 +21,22 @@ pub mod host;
 pub mod mmu;
 pub mod model;
 pub mod vcpu;
+pub mod vendor;
 pub mod vm;
 pub mod vmx;
 
+mod tests;
+
+use device::{Platform, PLATFORM};
 use host::cpu::CpuWatch;
-use host::errno::unsupported;
 use host::file::DeviceNode;
-use host::global::GlobalGuard;
-use host::pool::Pools;
+use host::global::{Global, GlobalGuard};
+use host::pool::{Pools, POOLS};
 use host::switch::NotifiersOn;
 use kernel::prelude::*;
 use vcpu::Machine;
-use vmx::active::Virtualization;
-use vmx::caps::Caps;
-use vmx::guest::{CacheGuard, MsrBitmap};
+use vendor::Vendor;
+use vmx::{Vmx, VMX};
 
 module! {
     type: RustHv,
@@ -43,52 +47,55 @@ module! {
 }
 
 /// The loaded module. Fields are dropped in the order in which they stand here: first nobody can
-/// come in any more, then VMX goes off, then what VMs shared is freed.
+/// come in any more, then the CPUs' virtualization goes off, then what VMs shared is freed.
 struct RustHv {
     _device: DeviceNode,
-    _virtualization: CpuWatch<Virtualization>,
+    _hardware: Switched<Vmx>,
     _notifiers: NotifiersOn,
-    _cache: CacheGuard,
-    _machine: GlobalGuard<Machine>,
+    _platform: GlobalGuard<KBox<dyn Platform>>,
+    _pools: GlobalGuard<Pools>,
+}
+
+/// A vendor's virtualization, switched on. Dropped in this order, too.
+struct Switched<V: Vendor> {
+    _cpus: CpuWatch<V::Cpus>,
+    _shared: GlobalGuard<V>,
 }
 
 impl kernel::Module for RustHv {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        let caps = probe()?;
-        let machine = KBox::new(
-            Machine {
-                caps,
-                bitmap: MsrBitmap::new(host::cpu::current_node())?,
-                pools: Pools::new()?,
-            },
-            GFP_KERNEL,
-        )?;
         // Each stage is undone by its drop when a later one fails.
-        let machine = device::MACHINE.set(machine);
-        let cache = CacheGuard::new()?;
+        let pools = POOLS.set(KBox::new(Pools::new()?, GFP_KERNEL)?);
+        let (on, platform) = switch_on(&VMX, Vmx::new()?)?;
         let notifiers = NotifiersOn::new();
-        let virtualization = CpuWatch::new(c"virt/rusthv:online")?;
         let device = DeviceNode::new::<device::RustHvDevice>()?;
         pr_info!("ready at /dev/rusthv\n");
         Ok(Self {
             _device: device,
-            _virtualization: virtualization,
+            _hardware: on,
             _notifiers: notifiers,
-            _cache: cache,
-            _machine: machine,
+            _platform: platform,
+            _pools: pools,
         })
     }
 }
 
-/// Finds out whether the machine can run guests; says in the log why not.
-fn probe() -> Result<Caps> {
-    if host::cpu::host_uses_fred() {
-        pr_err!("the host uses FRED, which is not supported yet\n");
-        return Err(unsupported());
-    }
-    if !host::cpu::host_has_vmx() {
-        vmx::caps::explain_absence();
-        return Err(unsupported());
-    }
-    Caps::read()
+/// Makes a vendor's virtualization the one that the device uses, and switches it on on every CPU.
+fn switch_on<V: Vendor>(
+    place: &'static Global<V>,
+    vendor: V,
+) -> Result<(Switched<V>, GlobalGuard<KBox<dyn Platform>>)> {
+    let shared = place.set(KBox::new(vendor, GFP_KERNEL)?);
+    let machine = Machine {
+        vendor: place.get()?,
+        pools: POOLS.get()?,
+    };
+    let platform: KBox<dyn Platform> = KBox::new(machine, GFP_KERNEL)?;
+    let platform = PLATFORM.set(KBox::new(platform, GFP_KERNEL)?);
+    let cpus = CpuWatch::new(c"virt/rusthv:online")?;
+    let on = Switched {
+        _cpus: cpus,
+        _shared: shared,
+    };
+    Ok((on, platform))
 }

@@ -16,13 +16,39 @@ use crate::host::file::{install, Device};
 use crate::host::global::Global;
 use crate::host::{cpu, frame, pool, user};
 use crate::vcpu::{cpuid, Machine};
+use crate::vendor::{Caps, Vendor};
 use crate::vm::{self as machines, Vm};
 use kernel::prelude::*;
 use kernel::sync::Arc;
 use numbers::*;
 
-/// What all VMs share, from load to unload.
-pub static MACHINE: Global<Machine> = Global::new();
+/// The machine behind the device, whoever made its CPUs.
+pub trait Platform: Send + Sync {
+    /// What guests can have.
+    fn caps(&self) -> &Caps;
+
+    /// A new VM's file descriptor.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, `EMFILE`, `EINTR` when killed meanwhile.
+    fn create_vm(&self) -> Result<isize>;
+}
+
+impl<V: Vendor> Platform for Machine<V> {
+    fn caps(&self) -> &Caps {
+        self.vendor.caps()
+    }
+
+    fn create_vm(&self) -> Result<isize> {
+        let vm = Vm::new(*self)?;
+        let file = Arc::new(vm::VmFile::new(vm), GFP_KERNEL_ACCOUNT)?;
+        install(file).map(|fd| fd as isize)
+    }
+}
+
+/// The machine, from load to unload.
+pub static PLATFORM: Global<KBox<dyn Platform>> = Global::new();
 
 /// The device.
 pub enum RustHvDevice {}
@@ -65,9 +91,7 @@ fn no_argument(arg: usize) -> Result {
 #[inline(never)]
 fn create_vm(machine_type: usize) -> Result<isize> {
     no_argument(machine_type)?;
-    let vm = Vm::new(MACHINE.get()?)?;
-    let file = Arc::new(vm::VmFile::new(vm), GFP_KERNEL_ACCOUNT)?;
-    install(file).map(|fd| fd as isize)
+    PLATFORM.get()?.create_vm()
 }
 
 /// KVM API section 4.4.
@@ -103,7 +127,7 @@ fn get_supported_cpuid(arg: usize) -> Result<isize> {
         return Err(E2BIG);
     }
     let room = (room as usize).min(cpuid::MAX_ENTRIES);
-    let entries = cpuid::supported(&MACHINE.get()?.caps, room)?;
+    let entries = cpuid::supported(PLATFORM.get()?.caps(), room)?;
     let first = first_entry(arg)?;
     user::write_slice(first, &entries)?;
     user::write(arg, &(entries.len() as u32))?;
@@ -119,11 +143,11 @@ pub(crate) fn first_entry(arg: usize) -> Result<usize> {
 
 #[inline(never)]
 fn info(arg: usize) -> Result<isize> {
-    let caps = &MACHINE.get()?.caps;
+    let caps = PLATFORM.get()?.caps();
     let info = rusthv_info {
         present: caps.present,
         missing: caps.missing,
-        vmcs_revision: caps.revision,
+        revision: caps.revision,
         phys_bits: cpu::phys_bits(),
         reserved: [0; 5],
     };

@@ -13,6 +13,7 @@ use crate::host::user;
 use crate::model::arch::addr::PAGE_SIZE;
 use crate::vcpu::cpuid::{Cpuid, MAX_ENTRIES};
 use crate::vcpu::Vcpu;
+use crate::vendor::Vendor;
 use crate::vm::Vm;
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
@@ -21,19 +22,19 @@ use kernel::sync::{Arc, ArcBorrow};
 pub const MMAP_SIZE: isize = PAGES as isize * PAGE_SIZE as isize;
 
 /// A vCPU's file. It keeps the VM alive.
-pub struct VcpuFile {
-    vcpu: Arc<Vcpu>,
-    vm: Arc<Vm>,
+pub struct VcpuFile<V: Vendor> {
+    vcpu: Arc<Vcpu<V>>,
+    vm: Arc<Vm<V>>,
 }
 
-impl VcpuFile {
+impl<V: Vendor> VcpuFile<V> {
     /// For a new vCPU of `vm`.
-    pub fn new(vm: Arc<Vm>, vcpu: Arc<Vcpu>) -> Self {
+    pub fn new(vm: Arc<Vm<V>>, vcpu: Arc<Vcpu<V>>) -> Self {
         Self { vcpu, vm }
     }
 }
 
-impl FdObject for VcpuFile {
+impl<V: Vendor> FdObject for VcpuFile<V> {
     const NAME: &'static CStr = c"rusthv-vcpu";
     const MAPPABLE: bool = true;
 
@@ -75,7 +76,7 @@ impl FdObject for VcpuFile {
 }
 
 /// `KVM_SET_CPUID2`, which is described with `KVM_GET_CPUID2` in the KVM API.
-fn set_cpuid(vcpu: &Vcpu, arg: usize) -> Result<isize> {
+fn set_cpuid(vcpu: &Vcpu<impl Vendor>, arg: usize) -> Result<isize> {
     // Count and padding, as one: a header that is cut off is a fault.
     let count = user::read::<u64>(arg)? as u32 as usize;
     if count > MAX_ENTRIES {

@@ -9,23 +9,24 @@ use crate::host::bindings::kvm_userspace_memory_region;
 use crate::host::errno::not_a_typewriter;
 use crate::host::file::{install, FdObject};
 use crate::host::user;
+use crate::vendor::Vendor;
 use crate::vm::Vm;
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
 
 /// A VM's file.
-pub struct VmFile {
-    vm: Arc<Vm>,
+pub struct VmFile<V: Vendor> {
+    vm: Arc<Vm<V>>,
 }
 
-impl VmFile {
+impl<V: Vendor> VmFile<V> {
     /// For a new VM.
-    pub fn new(vm: Arc<Vm>) -> Self {
+    pub fn new(vm: Arc<Vm<V>>) -> Self {
         Self { vm }
     }
 }
 
-impl FdObject for VmFile {
+impl<V: Vendor> FdObject for VmFile<V> {
     const NAME: &'static CStr = c"rusthv-vm";
 
     fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: usize) -> Result<isize> {

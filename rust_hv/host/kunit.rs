@@ -33,6 +33,12 @@ impl Drop for Pinned {
     }
 }
 
+/// Marks the running test as skipped; it should return then.
+pub fn skip(why: &'static CStr) {
+    // SAFETY: A string that ends with a zero.
+    unsafe { bindings::rhv_kunit_skip(why.as_char_ptr()) };
+}
+
 /// Anonymous user memory of the test's thread, which gets an address space for it and keeps that
 /// until the test ends.
 pub struct UserMemory {

@@ -51,7 +51,27 @@ pub const SAME_XCR0: u64 = 0;
 /// The host uses XSAVE, `value` is valid for the CPU, and the host's value is back before
 /// interrupts come on.
 #[inline]
-pub unsafe fn write_xcr0(_irqs: &IrqsOff, value: u64) {
+unsafe fn write_xcr0(_irqs: &IrqsOff, value: u64) {
     // SAFETY: By the contract of this function.
     unsafe { bindings::rhv_xsetbv0(value) };
+}
+
+/// Calls `f` with a guest's XCR0 in the CPU, unless it is [`SAME_XCR0`] or the host's own.
+///
+/// # Safety
+///
+/// `host` is [`host_xcr0`], and `guest` has only bits that the CPU has.
+#[inline]
+pub unsafe fn with_xcr0<R>(irqs: &IrqsOff, host: u64, guest: u64, f: impl FnOnce() -> R) -> R {
+    let differs = guest != SAME_XCR0 && guest != host;
+    if differs {
+        // SAFETY: By the contract, and as it is undone below with interrupts still off.
+        unsafe { write_xcr0(irqs, guest) };
+    }
+    let result = f();
+    if differs {
+        // SAFETY: The host's own value.
+        unsafe { write_xcr0(irqs, host) };
+    }
+    result
 }

@@ -10,6 +10,7 @@
 
 use super::bindings;
 use super::frame::Frame;
+use super::global::Global;
 use kernel::prelude::*;
 use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 use kernel::sync::{new_spinlock, SpinLock};
@@ -18,6 +19,9 @@ use kernel::sync::{new_spinlock, SpinLock};
 pub const CAPACITY: usize = 128;
 /// Frames that a fault can need: one table for each level below the root of five.
 pub const RESERVE: usize = 4;
+
+/// The pools of the machine, while the module is loaded.
+pub static POOLS: Global<Pools> = Global::new();
 
 static POOLED: Atomic<i64> = Atomic::new(0);
 

@@ -11,6 +11,8 @@
 #include <linux/sched/mm.h>
 #include <linux/smp.h>
 #include <linux/uaccess.h>
+#include <kunit/test.h>
+#include <kunit/test-bug.h>
 #include <asm/cpu_entry_area.h>
 #include <asm/cpufeature.h>
 #include <asm/debugreg.h>
@@ -709,7 +711,30 @@ int rhv_put_user(u64 addr, u32 size, u64 value)
 	}
 }
 
+/* In a KUnit test: it counts as skipped, unless it fails yet. */
+void rhv_kunit_skip(const char *why)
+{
+#if IS_ENABLED(CONFIG_KUNIT)
+	struct kunit *test = kunit_get_current_test();
+
+	if (test)
+		kunit_mark_skipped(test, "%s", why);
+#endif
+}
+
 void rhv_get_page(struct page *page)
 {
 	get_page(page);
+}
+
+/* 2^order pages, zeroed; may sleep. */
+struct page *rhv_alloc_pages(int node, unsigned int order)
+{
+	return alloc_pages_node(node, GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN,
+				order);
+}
+
+void rhv_free_pages(struct page *page, unsigned int order)
+{
+	__free_pages(page, order);
 }

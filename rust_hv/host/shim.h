@@ -122,6 +122,37 @@ u64 rhv_max_user_address(void);
 int rhv_get_user(u64 addr, u32 size, u64 *value);
 int rhv_put_user(u64 addr, u32 size, u64 value);
 void rhv_get_page(struct page *page);
+void rhv_kunit_skip(const char *why);
 int rhv_cmpxchg_user(u64 addr, u32 size, u64 *old, u64 new);
+
+/* Contiguous memory */
+struct page *rhv_alloc_pages(int node, unsigned int order);
+void rhv_free_pages(struct page *page, unsigned int order);
+
+/*
+ * AMD-V: what the module keeps per CPU; svm/cpus.rs owns it, and only the CPU
+ * itself looks inside, with interrupts off. Addresses are physical.
+ */
+struct rhv_svm_cpu {
+	u64 hsave;		/* frame in which VMRUN keeps host state */
+	u64 host;		/* frame for what VMSAVE stores of the host */
+	u64 purge;		/* VMCB that exits at once */
+	u64 previous;		/* VM_HSAVE_PA as another hypervisor has it */
+	u64 tsc_ratio;		/* another hypervisor's, when not the default */
+	u64 generation;		/* of ASIDs; 0 before the first one */
+	u32 next_asid;
+	u32 used_asid;		/* by the guest whose state is loaded, or 0 */
+	bool flush_all;		/* at the next entry, for a new generation */
+	bool enabled;		/* we hold an SVM reference here */
+	bool speculation_reduced;	/* we have set BP_SPEC_REDUCE */
+};
+
+struct rhv_svm_cpu *rhv_svm_cpu(int cpu);
+bool rhv_has_svm(void);
+int rhv_memory_encryption(void);
+bool rhv_svm_load(void);
+void rhv_svm_put(void);
+/* 0: a VM exit; 2: an instruction faulted. */
+int rhv_svm_enter(struct rhv_regs *regs, u64 vmcb, u32 asid, u64 host_debugctl);
 
 #endif /* RUSTHV_SHIM_H */

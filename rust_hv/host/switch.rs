@@ -2,10 +2,11 @@
 
 //! Host state that changes hands less often than a VM exit comes.
 //!
-//! A VM exit leaves KERNEL_GS_BASE and the system-call MSRs as the guest had them, and FS, GS,
-//! LDTR, DS, ES, the GDT limit and the TSS limit not as the host wants them. None of that matters
-//! to kernel code, so it is put back only when the task leaves the CPU (a preempt notifier says
-//! when) or `KVM_RUN`.
+//! A VM exit of VT-x leaves KERNEL_GS_BASE and the system-call MSRs as the guest had them, and FS,
+//! GS, LDTR, DS, ES, the GDT limit and the TSS limit not as the host wants them. None of that
+//! matters to kernel code, so it is put back only when the task leaves the CPU (a preempt notifier
+//! says when) or `KVM_RUN`. AMD-V has instructions that switch all of it at each exit but TSC_AUX:
+//! [`Leaves`] says which of the two it is.
 //!
 //! Nothing here is locked: the state belongs to the task inside `KVM_RUN` ([`Running`]), and is
 //! touched with interrupts off by that task or by its own `sched_out`.
@@ -43,7 +44,16 @@ const USER_MSRS: [u32; 5] = [
 ];
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 
-/// What the VMCS's host area needs after a load.
+/// What a VM exit leaves as the guest had it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaves {
+    /// Segments, KERNEL_GS_BASE, system-call MSRs, TSC_AUX.
+    Everything,
+    /// TSC_AUX.
+    TscAux,
+}
+
+/// Bases that hardware with a host area wants there after a load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HostBases {
     /// FS base of the task.
@@ -52,9 +62,9 @@ pub struct HostBases {
     pub gs: u64,
 }
 
-#[derive(Default)]
 struct State {
     loaded: bool,
+    leaves: Leaves,
     segments: bindings::rhv_host_segments,
     guest_kernel_gs_base: u64,
     /// Guest values, in the order of [`USER_MSRS`].
@@ -91,7 +101,7 @@ impl HostSwitch {
     };
 
     /// State as after reset.
-    pub fn new() -> impl PinInit<Self> {
+    pub fn new(leaves: Leaves) -> impl PinInit<Self> {
         pin_init!(Self {
             // SAFETY: The slot is pinned memory for the structure.
             notifier <- Opaque::ffi_init(|slot: *mut bindings::preempt_notifier| unsafe {
@@ -101,7 +111,7 @@ impl HostSwitch {
             }),
             // 64 bits do not wrap.
             number: NEXT_NUMBER.fetch_add(1, Relaxed),
-            state: UnsafeCell::new(State::default()),
+            state: UnsafeCell::new(State::new(leaves)),
         })
     }
 
@@ -141,12 +151,27 @@ impl HostSwitch {
 }
 
 impl State {
+    fn new(leaves: Leaves) -> Self {
+        Self {
+            loaded: false,
+            leaves,
+            segments: bindings::rhv_host_segments::default(),
+            guest_kernel_gs_base: 0,
+            guest: [0; 5],
+            wanted: 0,
+            in_hardware: 0,
+            host: [0; 5],
+        }
+    }
+
     /// Replaces the host's values. Interrupts are off.
     fn load(&mut self) {
-        // SAFETY: Interrupts are off; `put` restores what is saved and written here.
-        unsafe {
-            bindings::rhv_save_segments(&mut self.segments);
-            msr::write(KERNEL_GS_BASE, self.guest_kernel_gs_base);
+        if self.leaves == Leaves::Everything {
+            // SAFETY: Interrupts are off; `put` restores what is saved and written here.
+            unsafe {
+                bindings::rhv_save_segments(&mut self.segments);
+                msr::write(KERNEL_GS_BASE, self.guest_kernel_gs_base);
+            }
         }
         self.loaded = true;
         // User space or another task ran here.
@@ -173,10 +198,12 @@ impl State {
         if !self.loaded {
             return;
         }
-        self.guest_kernel_gs_base = msr::read(KERNEL_GS_BASE);
-        // SAFETY: These are the values that `load` found, on the same CPU: the task cannot have
-        // moved without `sched_out`.
-        unsafe { bindings::rhv_restore_segments(&self.segments) };
+        if self.leaves == Leaves::Everything {
+            self.guest_kernel_gs_base = msr::read(KERNEL_GS_BASE);
+            // SAFETY: These are the values that `load` found, on the same CPU: the task cannot have
+            // moved without `sched_out`.
+            unsafe { bindings::rhv_restore_segments(&self.segments) };
+        }
         self.loaded = false;
         if self.in_hardware == 0 {
             return;
@@ -198,8 +225,8 @@ pub struct Running<'a> {
 }
 
 impl Running<'_> {
-    /// Makes sure that the guest's values are in the CPU. Some when they had to be loaded: the
-    /// VMCS's host area must then get these bases.
+    /// Makes sure that the guest's values are in the CPU. Some when they had to be loaded: a
+    /// host area must then get these bases (0 where there is none).
     #[inline]
     pub fn load(&self, _irqs: &IrqsOff) -> Option<HostBases> {
         // SAFETY: Interrupts are off, and this is the task inside `KVM_RUN`.
@@ -275,7 +302,12 @@ impl HostSwitch {
     /// Says whether the guest can see the system-call MSRs (EFER.SCE) and TSC_AUX (RDTSCP).
     pub fn want(&self, syscall: bool, tsc_aux: bool) {
         let wanted = if syscall { 0b0_1111 } else { 0 } | if tsc_aux { 0b1_0000 } else { 0 };
-        self.with(|state| state.wanted = wanted);
+        self.with(|state| {
+            state.wanted = match state.leaves {
+                Leaves::Everything => wanted,
+                Leaves::TscAux => wanted & 0b1_0000,
+            }
+        });
     }
 }
 
@@ -306,7 +338,7 @@ pub fn request_cache_flush() {
     unsafe { bindings::rhv_request_l1d_flush() };
 }
 
-/// Host state for the VMCS's host area, of the CPU that runs this.
+/// Host state for a host area, of the CPU that runs this.
 pub fn host_state(_irqs: &IrqsOff) -> bindings::rhv_host_state {
     let mut state = bindings::rhv_host_state::default();
     // SAFETY: Interrupts are off, so all of it is of one CPU.

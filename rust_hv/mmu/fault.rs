@@ -12,8 +12,9 @@ use crate::model::arch::addr::{Gpa, Hpa, Hva, PAGE_SIZE};
 use crate::model::exit::NestedFault;
 use crate::model::memory::slots::{Slot, SlotFlags};
 use crate::model::paging::format::Leaf;
+use crate::model::paging::nested::Nested;
 use crate::model::paging::table::{MapError, Table};
-use crate::model::paging::{ept::Ept, MemoryType, PageSize, Permissions};
+use crate::model::paging::{MemoryType, PageSize, Permissions};
 use kernel::prelude::*;
 use kernel::sync::atomic::ordering::Relaxed;
 
@@ -68,25 +69,11 @@ impl Mmu {
             let Some(table) = state.tree.table.as_mut() else {
                 return Err(EIO);
             };
-            let writable = pages.writable() && !read_only;
+            let like = self.leaf(pages.writable() && !read_only);
             let mapped = if large {
-                map_large(
-                    table,
-                    &mut memory,
-                    &mut unlinked,
-                    fault.gpa,
-                    &pages,
-                    writable,
-                )
+                map_large(table, &mut memory, &mut unlinked, fault.gpa, &pages, like)
             } else {
-                map_small(
-                    table,
-                    &mut memory,
-                    &mut unlinked,
-                    fault.gpa,
-                    &pages,
-                    writable,
-                )
+                map_small(table, &mut memory, &mut unlinked, fault.gpa, &pages, like)
             };
             drop(state);
             // After the lock: flush what was replaced, then free it.
@@ -96,6 +83,22 @@ impl Mmu {
                 Err(MapError::NoTable) => Err(ENOMEM),
                 Err(_) => Err(EFAULT),
             };
+        }
+    }
+}
+
+impl Mmu {
+    /// What mappings have in common, all but address and size: write-back memory, in use.
+    fn leaf(&self, writable: bool) -> Leaf {
+        let perms = if writable {
+            Permissions::RWX
+        } else {
+            Permissions::RX
+        };
+        Leaf {
+            accessed: true,
+            ..Leaf::new(Hpa::new(0), PageSize::Size4K, perms)
+                .with_memory_type(MemoryType::WriteBack, self.overrules_pat)
         }
     }
 }
@@ -142,45 +145,37 @@ fn room(slot: &Slot, gpa: Gpa) -> usize {
     in_slot.min(in_table).min(BATCH as u64) as usize
 }
 
-fn leaf(hpa: Hpa, size: PageSize, writable: bool) -> Leaf {
-    let perms = if writable {
-        Permissions::RWX
-    } else {
-        Permissions::RX
-    };
-    Leaf {
-        accessed: true,
-        ..Leaf::new(hpa, size, perms).with_memory_type(MemoryType::WriteBack, true)
-    }
-}
-
 fn map_large(
-    table: &mut Table<Ept>,
+    table: &mut Table<Nested>,
     memory: &mut Tables<'_>,
     unlinked: &mut Unlinked<'_>,
     gpa: Gpa,
     pages: &UserPages,
-    writable: bool,
+    like: Leaf,
 ) -> Result<(), MapError> {
     let mask = PageSize::Size2M.bytes() - 1;
     let first = pages.iter().next().ok_or(MapError::OutOfRange)?;
-    let leaf = leaf(Hpa::new(first.raw() & !mask), PageSize::Size2M, writable);
+    let leaf = Leaf {
+        hpa: Hpa::new(first.raw() & !mask),
+        size: PageSize::Size2M,
+        ..like
+    };
     table.map(memory, Gpa::new(gpa.raw() & !mask), leaf, unlinked)?;
     Ok(())
 }
 
 fn map_small(
-    table: &mut Table<Ept>,
+    table: &mut Table<Nested>,
     memory: &mut Tables<'_>,
     unlinked: &mut Unlinked<'_>,
     gpa: Gpa,
     pages: &UserPages,
-    writable: bool,
+    like: Leaf,
 ) -> Result<(), MapError> {
     let mut run = pages.iter();
     let first = run.next().ok_or(MapError::OutOfRange)?;
     let base = gpa.page_base();
-    let like = leaf(first, PageSize::Size4K, writable);
+    let like = Leaf { hpa: first, ..like };
     match table.leaf_table(memory, base) {
         Ok(mut table) => {
             table.map(base, like, unlinked)?;

@@ -35,15 +35,15 @@ use crate::host::pool::{Pools, Reserve};
 use crate::host::tables::{give_back, Tables};
 use crate::host::task;
 use crate::host::user::{self, UserMm};
-use crate::model::arch::addr::{Gfn, GfnRange, Gpa};
+use crate::model::arch::addr::{Gfn, GfnRange, Gpa, Hpa};
 use crate::model::memory::slots::{plan, Change, Limits, Request, Slot, SlotView};
-use crate::model::paging::ept::Ept;
 use crate::model::paging::format::Leaf;
 use crate::model::paging::frames::{Gather, TableFrame};
+use crate::model::paging::nested::Nested;
 use crate::model::paging::sweep::{Progress, Sweep};
 use crate::model::paging::table::Table;
-use crate::model::paging::Level;
-use crate::vmx::guest::{KeepAlive, NestedRoot};
+use crate::model::paging::PageSize;
+use crate::vendor::{KeepAlive, NestedRoot};
 use kernel::prelude::*;
 use kernel::sync::atomic::{
     ordering::{Relaxed, Release},
@@ -88,7 +88,7 @@ impl MmuStats {
 /// when no vCPU and no notifier is left, so nothing walks the tables any more.
 struct Tree {
     /// Some until `drop`.
-    table: Option<Table<Ept>>,
+    table: Option<Table<Nested>>,
     pools: &'static Pools,
 }
 
@@ -156,8 +156,9 @@ pub struct Mmu {
     limits: Limits,
     mm: UserMm,
     pools: &'static Pools,
-    eptp: u64,
+    root: Hpa,
     large_pages: bool,
+    overrules_pat: bool,
     /// Counters, for `RUSTHV_GET_VM_STATS`.
     pub stats: MmuStats,
 }
@@ -230,7 +231,7 @@ impl Mmu {
     ///
     /// `ENOMEM`.
     pub fn new(
-        format: Ept,
+        format: Nested,
         phys_bits: u32,
         mm: UserMm,
         pools: &'static Pools,
@@ -239,8 +240,9 @@ impl Mmu {
         let mut reserve = Reserve::default();
         reserve.fill(pools, node)?;
         let mut memory = Tables::with_reserve(pools, &mut reserve);
-        let table = Table::new(&mut memory, format, Level::Pml4).ok_or(ENOMEM)?;
-        let eptp = format.pointer(table.root(), Level::Pml4);
+        let top = format.levels();
+        let table = Table::new(&mut memory, format, top).ok_or(ENOMEM)?;
+        let root = table.root();
         let tree = Tree {
             table: Some(table),
             pools,
@@ -255,7 +257,8 @@ impl Mmu {
             sequence: 0,
         };
         // 4-level tables map 48 bits.
-        let limits = Limits::new(phys_bits.min(48), user::max_user_address());
+        let mapped_bits = top.shift() + 9;
+        let limits = Limits::new(phys_bits.min(mapped_bits), user::max_user_address());
         Ok(try_pin_init!(Self {
             tlb,
             slots_lock <- new_mutex!(()),
@@ -265,15 +268,16 @@ impl Mmu {
             limits,
             mm,
             pools,
-            eptp,
-            large_pages: format.largest >= crate::model::paging::PageSize::Size2M,
+            root,
+            large_pages: format.largest() >= PageSize::Size2M,
+            overrules_pat: format.overrules_pat(),
             stats: MmuStats::new(),
         }))
     }
 
     /// The tables, for the hardware; they live as long as the address space.
     pub fn root(this: &Arc<Self>) -> NestedRoot {
-        NestedRoot::new(this.eptp, this.clone())
+        NestedRoot::new(this.root, this.clone())
     }
 
     /// The address space of the VMM.
@@ -464,15 +468,14 @@ fn everything() -> GfnRange {
 mod tests {
     use super::fault::Resolved;
     use super::*;
-    use crate::device::MACHINE;
     use crate::host::cpu::current_node;
     use crate::host::frame::alive;
     use crate::host::kunit::UserMemory;
     use crate::host::notifier::Notifier;
-    use crate::host::pool::pooled;
+    use crate::host::pool::{pooled, POOLS};
     use crate::model::arch::addr::PAGE_SIZE;
     use crate::model::exit::NestedFault;
-    use crate::model::paging::PageSize;
+    use crate::model::paging::ept::Ept;
 
     const READ_ONLY: u32 = 1 << 1;
     /// Where the tests put their memory.
@@ -485,13 +488,13 @@ mod tests {
     }
 
     fn space() -> Result<Space> {
-        let format = Ept {
+        let format = Nested::Ept(Ept {
             accessed_dirty: true,
             execute_only: false,
             largest: PageSize::Size4K,
-        };
+        });
         let mm = UserMm::current()?;
-        let pools = &MACHINE.get()?.pools;
+        let pools = POOLS.get()?;
         let mmu = Mmu::new(format, 40, mm.clone(), pools, current_node())?;
         let mmu = Arc::pin_init(mmu, GFP_KERNEL)?;
         let notifier = KBox::pin_init(Notifier::new(mm, mmu.clone()), GFP_KERNEL)?;

@@ -4,6 +4,8 @@
 //!
 //! Each CPU is in one of two states. *Current*: the VM has run there since the last change, and
 //! may run there now. *Stale*: before the VM runs there (again), the CPU forgets what it knows.
+//! Beside the state stands the *epoch*, which counts how often the CPU became current: where each
+//! vCPU has translations of its own (AMD-V), each has to forget them once per epoch.
 //!
 //! * An entry on a stale CPU makes it current (a full barrier), then flushes.
 //! * A change first writes the tables, then makes every current CPU stale (a full barrier each)
@@ -20,21 +22,22 @@
 
 use super::MmuStats;
 use crate::host::cpu::{self, Cpu};
+use crate::vendor::Visit;
 use kernel::prelude::*;
 use kernel::sync::atomic::{
     ordering::{Full, Relaxed},
     Atomic,
 };
 
-const STALE: u32 = 0;
-const CURRENT: u32 = 1;
+/// Bit 0: the CPU is current. The epoch is in the bits above, and changes on that CPU alone.
+const CURRENT: u64 = 1;
 
 /// CPUs that one call interrupts: a bitmap of this many words.
 const WORDS: usize = 8;
 
 /// The states of all CPUs.
 pub struct Tlb {
-    cpus: KVec<Atomic<u32>>,
+    cpus: KVec<Atomic<u64>>,
 }
 
 impl Tlb {
@@ -47,28 +50,40 @@ impl Tlb {
         let count = cpu::max_cpus();
         let mut cpus = KVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
         for _ in 0..count {
-            cpus.push(Atomic::new(STALE), GFP_KERNEL_ACCOUNT)?;
+            cpus.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
         }
         Ok(Self { cpus })
     }
 
-    /// Whether the CPU must flush before the VM runs there. Interrupts are off.
+    /// What the VM finds on the CPU where it is about to run. Interrupts are off, and stay off
+    /// until it has forgotten what it must.
     #[inline]
-    pub fn must_flush(&self, cpu: Cpu) -> bool {
+    pub fn visit(&self, cpu: Cpu) -> Visit {
         let Some(state) = self.cpus.get(cpu as usize) else {
-            return true;
+            return Visit {
+                stale: true,
+                epoch: u64::MAX,
+            };
         };
-        if state.load(Relaxed) == CURRENT {
-            return false;
+        let now = state.load(Relaxed);
+        if now & CURRENT != 0 {
+            return Visit {
+                stale: false,
+                epoch: now >> 1,
+            };
         }
-        state.xchg(CURRENT, Full);
-        true
+        // Nobody else changes a stale state: the next epoch, and current.
+        state.xchg(now.wrapping_add(2) | CURRENT, Full);
+        Visit {
+            stale: true,
+            epoch: now.wrapping_add(2) >> 1,
+        }
     }
 
     /// Makes a CPU stale again whose flush failed.
     pub fn spoil(&self, cpu: Cpu) {
         if let Some(state) = self.cpus.get(cpu as usize) {
-            state.xchg(STALE, Full);
+            make_stale(state);
         }
     }
 
@@ -81,7 +96,7 @@ impl Tlb {
             let mut bits = [0u64; WORDS];
             let mut interrupted = 0;
             for (index, state) in states.iter().enumerate() {
-                if state.load(Relaxed) == CURRENT && state.xchg(STALE, Full) == CURRENT {
+                if make_stale(state) {
                     if let Some(word) = bits.get_mut(index / 64) {
                         *word |= 1 << (index % 64);
                         interrupted += 1;
@@ -94,6 +109,18 @@ impl Tlb {
             }
         }
     }
+}
+
+/// Tells whether the state was current.
+fn make_stale(state: &Atomic<u64>) -> bool {
+    let mut now = state.load(Relaxed);
+    while now & CURRENT != 0 {
+        match state.cmpxchg(now, now & !CURRENT, Full) {
+            Ok(_) => return true,
+            Err(other) => now = other,
+        }
+    }
+    false
 }
 
 #[kunit_tests(rusthv_tlb)]
@@ -112,9 +139,9 @@ mod tests {
     fn new_cpus_flush_once() -> Result {
         let tlb = Tlb::new()?;
         for cpu in cpus() {
-            assert!(tlb.must_flush(cpu));
-            assert!(!tlb.must_flush(cpu));
-            assert!(!tlb.must_flush(cpu));
+            assert!(tlb.visit(cpu).stale);
+            assert!(!tlb.visit(cpu).stale);
+            assert!(!tlb.visit(cpu).stale);
         }
         Ok(())
     }
@@ -123,9 +150,9 @@ mod tests {
     fn a_cpu_that_is_not_there_always_flushes() -> Result {
         let tlb = Tlb::new()?;
         let beyond = cpu::max_cpus() as Cpu;
-        assert!(tlb.must_flush(beyond));
-        assert!(tlb.must_flush(beyond));
-        assert!(tlb.must_flush(Cpu::MAX));
+        assert!(tlb.visit(beyond).stale);
+        assert!(tlb.visit(beyond).stale);
+        assert!(tlb.visit(Cpu::MAX).stale);
         tlb.spoil(beyond);
         Ok(())
     }
@@ -135,13 +162,13 @@ mod tests {
         let (tlb, stats) = (Tlb::new()?, MmuStats::new());
         for turn in 1..4u64 {
             for cpu in cpus() {
-                tlb.must_flush(cpu);
+                tlb.visit(cpu);
             }
             tlb.flush(&stats);
             assert_eq!(stats.flushes.load(Relaxed), turn);
             assert_eq!(ipis(&stats), turn * cpu::max_cpus() as u64);
             for cpu in cpus() {
-                assert!(tlb.must_flush(cpu));
+                assert!(tlb.visit(cpu).stale);
             }
             // Stale again for the count of the next turn.
             for cpu in cpus() {
@@ -157,7 +184,7 @@ mod tests {
         tlb.flush(&stats);
         assert_eq!((stats.flushes.load(Relaxed), ipis(&stats)), (1, 0));
         let here = cpu::current_cpu();
-        tlb.must_flush(here);
+        tlb.visit(here);
         tlb.flush(&stats);
         assert_eq!((stats.flushes.load(Relaxed), ipis(&stats)), (2, 1));
         // Stale since, so not again.
@@ -170,11 +197,29 @@ mod tests {
     #[test]
     fn a_spoilt_cpu_is_stale() -> Result {
         let (tlb, stats) = (Tlb::new()?, MmuStats::new());
-        tlb.must_flush(0);
+        tlb.visit(0);
         tlb.spoil(0);
         tlb.flush(&stats);
         assert_eq!(ipis(&stats), 0);
-        assert!(tlb.must_flush(0));
+        assert!(tlb.visit(0).stale);
+        Ok(())
+    }
+
+    /// Each time a CPU becomes current is an epoch of its own there, and of no other CPU's.
+    #[test]
+    fn epochs_follow_the_flushes() -> Result {
+        let (tlb, stats) = (Tlb::new()?, MmuStats::new());
+        let first = tlb.visit(0);
+        assert!(first.stale);
+        for turn in 1..5 {
+            let same = tlb.visit(0);
+            assert_eq!((same.stale, same.epoch), (false, first.epoch + turn - 1));
+            // Two changes without a visit between them are forgotten at once.
+            tlb.flush(&stats);
+            tlb.flush(&stats);
+            let next = tlb.visit(0);
+            assert_eq!((next.stale, next.epoch), (true, first.epoch + turn));
+        }
         Ok(())
     }
 }

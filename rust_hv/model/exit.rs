@@ -109,6 +109,8 @@ pub enum Exit {
     },
     /// XSETBV; the register's number is in ECX.
     Xsetbv,
+    /// An instruction exited, and the CPU does not say enough of it: its bytes are needed.
+    Fetch,
     /// RDPMC: no counters are offered.
     Rdpmc,
     /// An instruction that the guest's CPU does not have.

@@ -28,12 +28,17 @@
 #define RUSTHV_FEAT_INVPCID		(1U << 9)
 #define RUSTHV_FEAT_LOAD_EFER		(1U << 10)
 #define RUSTHV_FEAT_LOAD_PAT		(1U << 11)
+#define RUSTHV_FEAT_NPT			(1U << 16)
+#define RUSTHV_FEAT_ASID_FLUSH		(1U << 17)
+#define RUSTHV_FEAT_NRIPS		(1U << 18)
+#define RUSTHV_FEAT_DECODE_ASSISTS	(1U << 19)
+#define RUSTHV_FEAT_VMCB_CLEAN		(1U << 20)
 
 /* On the device: what the CPU offers of the features above, and what it lacks. */
 struct rusthv_info {
 	__u64 present;		/* RUSTHV_FEAT_* that the CPU has and rusthv uses */
 	__u64 missing;		/* RUSTHV_FEAT_* that the CPU lacks */
-	__u32 vmcs_revision;	/* IA32_VMX_BASIC[30:0] */
+	__u32 revision;		/* of VMCSs (IA32_VMX_BASIC[30:0]) or SVM (CPUID 0x8000000A EAX) */
 	__u32 phys_bits;	/* guest-physical address width, bits */
 	__u64 reserved[5];
 };

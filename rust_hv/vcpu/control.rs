@@ -14,9 +14,7 @@ use crate::model::arch::regs::{Cr0, Cr4, Efer};
 use crate::model::arch::segment::AccessRights;
 use crate::model::exit::Event;
 use crate::model::paging::walk::load_pdptes;
-use crate::vmx::caps::Caps;
-use crate::vmx::guest::{GuestWindow, SegmentRegister};
-use crate::vmx::instr::VmxError;
+use crate::vendor::{Caps, HwError, SegmentRegister, Window};
 
 /// An exception that the guest's instruction raises.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,8 +44,8 @@ pub enum Written {
     NeedsPdptes,
 }
 
-const REFUSED: Result<Written, VmxError> = Ok(Written::Faulted(Fault::general_protection()));
-const DONE: Result<Written, VmxError> = Ok(Written::Done);
+const REFUSED: Result<Written, HwError> = Ok(Written::Faulted(Fault::general_protection()));
+const DONE: Result<Written, HwError> = Ok(Written::Done);
 
 /// True when an address is canonical with so many linear-address bits.
 pub const fn is_canonical(address: u64, bits: u32) -> bool {
@@ -113,7 +111,7 @@ impl Pdptes {
     }
 
     /// Gives them to the CPU; some when that cannot be done now.
-    fn load(self, window: &mut GuestWindow<'_>) -> Result<Option<Written>, VmxError> {
+    fn load(self, window: &mut impl Window) -> Result<Option<Written>, HwError> {
         match self {
             Self::Unread => Ok(Some(Written::NeedsPdptes)),
             Self::Bad => Ok(Some(Written::Faulted(Fault::general_protection()))),
@@ -125,10 +123,10 @@ impl Pdptes {
 /// MOV to CR0.
 pub(super) fn write_cr0(
     caps: &Caps,
-    window: &mut GuestWindow<'_>,
+    window: &mut impl Window,
     raw: u64,
     pdptes: Pdptes,
-) -> Result<Written, VmxError> {
+) -> Result<Written, HwError> {
     let new = Cr0::from_raw(raw);
     if !cr0_is_valid(caps, new) {
         return REFUSED;
@@ -175,7 +173,7 @@ pub(super) fn write_cr0(
 
 /// Enters or leaves IA-32e mode. The task register must then hold a 64-bit TSS, which is what a
 /// busy 32-bit one becomes.
-fn set_long_mode(window: &mut GuestWindow<'_>, efer: Efer) -> Result<(), VmxError> {
+fn set_long_mode(window: &mut impl Window, efer: Efer) -> Result<(), HwError> {
     if efer.contains(Efer::LMA) {
         let mut task = window.segment(SegmentRegister::Tr)?;
         let busy = AccessRights::BUSY_TSS.segment_type();
@@ -191,10 +189,10 @@ fn set_long_mode(window: &mut GuestWindow<'_>, efer: Efer) -> Result<(), VmxErro
 pub(super) fn write_cr4(
     caps: &Caps,
     state: &mut State,
-    window: &mut GuestWindow<'_>,
+    window: &mut impl Window,
     raw: u64,
     pdptes: Pdptes,
-) -> Result<Written, VmxError> {
+) -> Result<Written, HwError> {
     let new = Cr4::from_raw(raw);
     if !cr4_is_valid(caps, state, new) {
         return REFUSED;
@@ -231,9 +229,9 @@ pub(super) fn write_cr4(
 pub(super) fn write_efer(
     state: &mut State,
     switch: &HostSwitch,
-    window: &mut GuestWindow<'_>,
+    window: &mut impl Window,
     raw: u64,
-) -> Result<Written, VmxError> {
+) -> Result<Written, HwError> {
     let new = Efer::from_raw(raw);
     let old = Efer::from_raw(window.efer()?);
     let paged = Cr0::from_raw(window.cr0()?).contains(Cr0::PG);

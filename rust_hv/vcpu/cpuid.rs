@@ -8,7 +8,7 @@ use crate::host::cpuid::{cpuid, host_features};
 use crate::host::msr;
 use crate::model::arch::cpuid::*;
 use crate::model::arch::regs::{Cr4, Efer};
-use crate::vmx::caps::Caps;
+use crate::vendor::Caps;
 use kernel::prelude::*;
 
 /// Entries of a guest's CPUID at most: KVM's limit.
@@ -481,10 +481,17 @@ fn facts(entries: &[kvm_cpuid_entry2]) -> Facts {
 #[kunit_tests(rusthv_cpuid)]
 mod tests {
     use super::*;
-    use crate::device::MACHINE;
+
+    /// Guests can have whatever the host has.
+    fn everything() -> Caps {
+        Caps {
+            present: u64::MAX,
+            ..Caps::default()
+        }
+    }
 
     fn offered() -> Result<KVec<kvm_cpuid_entry2>> {
-        supported(&MACHINE.get()?.caps, MAX_ENTRIES)
+        supported(&everything(), MAX_ENTRIES)
     }
 
     fn leaf(entries: &[kvm_cpuid_entry2], number: u32) -> Result<Registers> {
@@ -511,7 +518,7 @@ mod tests {
 
     #[test]
     fn too_little_room() -> Result {
-        let caps = &MACHINE.get()?.caps;
+        let caps = &everything();
         let entries = offered()?;
         for room in 0..entries.len() {
             assert_eq!(supported(caps, room).err(), Some(E2BIG));

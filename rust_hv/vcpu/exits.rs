@@ -17,9 +17,7 @@ use crate::model::emulate::Exception;
 use crate::model::exit::{
     ControlAccess, Direction, Event, EventKind, Exit, NestedFault, PortAccess,
 };
-use crate::vmx::caps::Caps;
-use crate::vmx::guest::GuestWindow;
-use crate::vmx::instr::VmxError;
+use crate::vendor::{Caps, HwError, Window};
 
 /// DR6.BS: a single-step trap. DR6.BD: access to a debug register under DR7.GD.
 const DR6_BS: u64 = 1 << 14;
@@ -47,6 +45,8 @@ pub(super) enum Action {
     Memory(NestedFault),
     /// INS or OUTS.
     PortString(PortAccess),
+    /// Fetch the instruction, and ask the window again.
+    Fetch,
     /// A write of CR0 or CR4 that loads the entries of PAE paging.
     Control {
         /// 0 or 4.
@@ -76,7 +76,7 @@ impl State {
     }
 
     /// Queues an exception of an emulated instruction.
-    pub(super) fn raise(&mut self, window: &mut GuestWindow<'_>, exception: Exception) {
+    pub(super) fn raise(&mut self, window: &mut impl Window, exception: Exception) {
         if let Some(address) = exception.cr2 {
             window.set_cr2(address.raw());
         }
@@ -90,9 +90,9 @@ impl State {
     /// single-stepped.
     pub(super) fn finish_effects(
         &mut self,
-        window: &mut GuestWindow<'_>,
+        window: &mut impl Window,
         trap: bool,
-    ) -> Result<(), VmxError> {
+    ) -> Result<(), HwError> {
         window.clear_interrupt_shadow()?;
         if trap {
             self.dr6 |= DR6_BS;
@@ -104,10 +104,10 @@ impl State {
     /// Moves past an instruction at `rip` that was emulated.
     pub(super) fn finish_instruction(
         &mut self,
-        window: &mut GuestWindow<'_>,
+        window: &mut impl Window,
         rip: u64,
         len: u32,
-    ) -> Result<(), VmxError> {
+    ) -> Result<(), HwError> {
         let mut next = rip.wrapping_add(len.into());
         if (next ^ rip) >> 32 != 0 && !window.code_rights_and_cpl()?.0.long() {
             // Outside 64-bit code EIP wraps.
@@ -126,7 +126,7 @@ impl State {
 
 impl Handler<'_> {
     /// Moves past the instruction that exited.
-    fn skip(&self, state: &mut State, window: &mut GuestWindow<'_>) -> Result<(), VmxError> {
+    fn skip(&self, state: &mut State, window: &mut impl Window) -> Result<(), HwError> {
         let (rip, len) = (window.rip()?, window.instruction_len()?);
         state.finish_instruction(window, rip, len)
     }
@@ -140,9 +140,9 @@ impl Handler<'_> {
     pub(super) fn handle(
         &self,
         state: &mut State,
-        window: &mut GuestWindow<'_>,
+        window: &mut impl Window,
         exit: Exit,
-    ) -> Result<Action, VmxError> {
+    ) -> Result<Action, HwError> {
         let counters = self.counters;
         match exit {
             Exit::HostEvent => {
@@ -161,6 +161,7 @@ impl Handler<'_> {
                 port::register_access(state, self.run, window, access)
             }
             // Counted when it is known what it is.
+            Exit::Fetch => Ok(Action::Fetch),
             Exit::Memory(fault) => Ok(Action::Memory(fault)),
             Exit::Halt => {
                 counters.hlt.bump();
@@ -198,9 +199,9 @@ impl Handler<'_> {
     fn rare(
         &self,
         state: &mut State,
-        window: &mut GuestWindow<'_>,
+        window: &mut impl Window,
         exit: Exit,
-    ) -> Result<Action, VmxError> {
+    ) -> Result<Action, HwError> {
         Ok(match exit {
             Exit::InterruptWindow => {
                 window.want_interrupt_window(false)?;
@@ -236,7 +237,7 @@ impl Handler<'_> {
         })
     }
 
-    fn cpuid(&self, state: &mut State, window: &mut GuestWindow<'_>) -> Result<Action, VmxError> {
+    fn cpuid(&self, state: &mut State, window: &mut impl Window) -> Result<Action, HwError> {
         let cr4 = Cr4::NONE.with(Cr4::OSXSAVE, state.osxsave);
         let [rax, rcx, rdx, rbx, ..] = window.gprs_mut();
         let found = state
@@ -253,9 +254,9 @@ impl Handler<'_> {
     fn msr(
         &self,
         state: &mut State,
-        window: &mut GuestWindow<'_>,
+        window: &mut impl Window,
         direction: Direction,
-    ) -> Result<Action, VmxError> {
+    ) -> Result<Action, HwError> {
         let [rax, rcx, rdx, ..] = *window.gprs_mut();
         let number = rcx as u32;
         match direction {
@@ -279,7 +280,7 @@ impl Handler<'_> {
         Ok(Action::Enter)
     }
 
-    fn xsetbv(&self, state: &mut State, window: &mut GuestWindow<'_>) -> Result<Action, VmxError> {
+    fn xsetbv(&self, state: &mut State, window: &mut impl Window) -> Result<Action, HwError> {
         let [rax, rcx, rdx, ..] = *window.gprs_mut();
         let value = rax & 0xffff_ffff | rdx << 32;
         let (_, cpl) = window.code_rights_and_cpl()?;
@@ -296,7 +297,7 @@ impl Handler<'_> {
     }
 
     /// A general-purpose register; RSP lives elsewhere.
-    fn gpr(&self, window: &mut GuestWindow<'_>, number: u8) -> Result<u64, VmxError> {
+    fn gpr(&self, window: &mut impl Window, number: u8) -> Result<u64, HwError> {
         if number == RSP {
             return window.rsp();
         }
@@ -304,12 +305,7 @@ impl Handler<'_> {
         Ok(gprs.get(usize::from(number)).copied().unwrap_or(0))
     }
 
-    fn set_gpr(
-        &self,
-        window: &mut GuestWindow<'_>,
-        number: u8,
-        value: u64,
-    ) -> Result<(), VmxError> {
+    fn set_gpr(&self, window: &mut impl Window, number: u8, value: u64) -> Result<(), HwError> {
         if number == RSP {
             return window.set_rsp(value);
         }
@@ -320,7 +316,7 @@ impl Handler<'_> {
     }
 
     /// True in 64-bit code, where control and debug registers move 64 bits.
-    fn in_long_code(&self, window: &GuestWindow<'_>) -> Result<bool, VmxError> {
+    fn in_long_code(&self, window: &impl Window) -> Result<bool, HwError> {
         let efer = Efer::from_raw(window.efer()?);
         Ok(efer.contains(Efer::LMA) && window.code_rights_and_cpl()?.0.long())
     }
@@ -328,9 +324,9 @@ impl Handler<'_> {
     fn control(
         &self,
         state: &mut State,
-        window: &mut GuestWindow<'_>,
+        window: &mut impl Window,
         access: ControlAccess,
-    ) -> Result<Action, VmxError> {
+    ) -> Result<Action, HwError> {
         let (register, value) = match access {
             ControlAccess::Write { register, gpr } => {
                 let mut value = self.gpr(window, gpr)?;
@@ -344,8 +340,16 @@ impl Handler<'_> {
                 self.skip(state, window)?;
                 return Ok(Action::Enter);
             }
-            ControlAccess::Read { .. } => {
-                return Ok(Action::User(UserExit::Unknown(0)));
+            ControlAccess::Read { register, gpr } => {
+                let value = match register {
+                    0 => window.cr0()?,
+                    3 => window.cr3()?,
+                    4 => window.cr4()?,
+                    _ => return Ok(Action::User(UserExit::Unknown(register.into()))),
+                };
+                self.set_gpr(window, gpr, value)?;
+                self.skip(state, window)?;
+                return Ok(Action::Enter);
             }
             ControlAccess::ClearTaskSwitched => (0, window.cr0()? & !Cr0::TS.raw()),
             ControlAccess::LoadMachineStatus(source) => {
@@ -376,11 +380,11 @@ impl Handler<'_> {
     pub(super) fn write_control(
         &self,
         state: &mut State,
-        window: &mut GuestWindow<'_>,
+        window: &mut impl Window,
         register: u8,
         value: u64,
         pdptes: Pdptes,
-    ) -> Result<Action, VmxError> {
+    ) -> Result<Action, HwError> {
         let written = match register {
             0 => control::write_cr0(self.caps, window, value, pdptes)?,
             4 => control::write_cr4(self.caps, state, window, value, pdptes)?,
@@ -399,11 +403,11 @@ impl Handler<'_> {
     fn debug(
         &self,
         state: &mut State,
-        window: &mut GuestWindow<'_>,
+        window: &mut impl Window,
         register: u8,
         gpr: u8,
         direction: Direction,
-    ) -> Result<Action, VmxError> {
+    ) -> Result<Action, HwError> {
         let register = match register {
             4 | 5 if Cr4::from_raw(window.cr4()?).contains(Cr4::DE) => {
                 return Ok(self.fault(state, Fault::invalid_opcode()));
@@ -453,14 +457,14 @@ impl Handler<'_> {
         Ok(Action::Enter)
     }
 
-    /// Exceptions that exit go on to the guest: see `EXCEPTIONS` in `vmx::guest`.
+    /// Exceptions that exit go on to the guest: see the vendors' lists of them.
     fn exception(
         &self,
         state: &mut State,
-        window: &mut GuestWindow<'_>,
+        window: &mut impl Window,
         vector: u8,
         error_code: Option<u32>,
-    ) -> Result<Action, VmxError> {
+    ) -> Result<Action, HwError> {
         if vector == Vector::DB.raw() {
             // The exit has not written DR6; INT1 is delivered with its length.
             state.dr6 = state.dr6 & !0xf | window.debug_conditions()? & DR6_WRITABLE;

@@ -20,7 +20,7 @@ use crate::model::emulate::{
 };
 use crate::model::exit::NestedFault;
 use crate::model::paging::state::AccessKind;
-use crate::vmx::guest::Guest;
+use crate::vendor::Guest;
 use kernel::prelude::*;
 
 /// Iterations of a repeated instruction before signals are looked after.
@@ -94,7 +94,7 @@ impl Mmio {
     pub(super) fn emulate(
         &mut self,
         state: &mut State,
-        guest: &mut Guest,
+        guest: &mut impl Guest,
         mmu: &Mmu,
         fault: &NestedFault,
     ) -> Result<Step> {
@@ -147,7 +147,7 @@ impl Mmio {
     pub(super) fn complete(
         &mut self,
         state: &mut State,
-        guest: &mut Guest,
+        guest: &mut impl Guest,
         run: &RunPages,
         mmu: &Mmu,
     ) -> Result<Step> {
@@ -176,7 +176,7 @@ impl Mmio {
     fn go_on(
         &mut self,
         state: &mut State,
-        guest: &mut Guest,
+        guest: &mut impl Guest,
         mmu: &Mmu,
         insn: Insn,
     ) -> Result<Step> {

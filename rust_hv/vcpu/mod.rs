@@ -39,8 +39,7 @@ use crate::host::sync::{KillableGuard, KillableMutex};
 use crate::mmu::Mmu;
 use crate::model::arch::regs::Efer;
 use crate::model::exit::Event;
-use crate::vmx::caps::Caps;
-use crate::vmx::guest::{Guest, MsrBitmap};
+use crate::vendor::{Guest, Vendor, Window};
 use cpuid::Cpuid;
 use kernel::prelude::*;
 use kernel::sync::atomic::{ordering::Relaxed, Atomic};
@@ -50,14 +49,20 @@ use msr::Msrs;
 use port::PendingPort;
 
 /// What all guests of the machine share.
-pub struct Machine {
-    /// What the CPU can do.
-    pub caps: Caps,
-    /// The MSR bitmap of every guest.
-    pub bitmap: MsrBitmap,
+pub struct Machine<V: Vendor> {
+    /// The CPUs' virtualization.
+    pub vendor: &'static V,
     /// Where frames for tables come from.
-    pub pools: Pools,
+    pub pools: &'static Pools,
 }
+
+impl<V: Vendor> Clone for Machine<V> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<V: Vendor> Copy for Machine<V> {}
 
 /// What the next `KVM_RUN` has to finish first.
 enum Pending {
@@ -134,44 +139,44 @@ impl Counter {
 
 /// A virtual CPU.
 #[pin_data]
-pub struct Vcpu {
+pub struct Vcpu<V: Vendor> {
     /// Its number, as user space chose it.
     pub id: u32,
-    machine: &'static Machine,
+    machine: Machine<V>,
     mmu: Arc<Mmu>,
     run: RunPages,
     counters: Counters,
     #[pin]
-    state: KillableMutex<Inner>,
+    state: KillableMutex<Inner<V>>,
 }
 
 /// What a vCPU's mutex protects. In parts, as an open window borrows `guest`.
-struct Inner {
+struct Inner<V: Vendor> {
     switch: Pin<KBox<HostSwitch>>,
-    guest: Guest,
+    guest: V::Guest,
     fpu: GuestFpu,
     reserve: Reserve,
     mmio: Mmio,
     state: State,
 }
 
-impl Vcpu {
+impl<V: Vendor> Vcpu<V> {
     /// A vCPU in its state after reset.
     ///
     /// # Errors
     ///
     /// `ENOMEM`; `EIO` when the hardware refuses.
     pub fn new(
-        machine: &'static Machine,
+        machine: Machine<V>,
         mmu: Arc<Mmu>,
         id: u32,
         tsc_offset: u64,
         node: i32,
     ) -> Result<Arc<Self>> {
         let root = Mmu::root(&mmu);
-        let guest = Guest::new(&machine.caps, &machine.bitmap, root, tsc_offset, node)?;
+        let guest = machine.vendor.guest(root, tsc_offset, node)?;
         let mut inner = Inner {
-            switch: KBox::pin_init(HostSwitch::new(), GFP_KERNEL_ACCOUNT)?,
+            switch: KBox::pin_init(HostSwitch::new(V::LEAVES), GFP_KERNEL_ACCOUNT)?,
             guest,
             fpu: GuestFpu::new()?,
             reserve: Reserve::default(),
@@ -214,7 +219,7 @@ impl Vcpu {
         )
     }
 
-    fn lock(&self) -> Result<KillableGuard<'_, Inner>> {
+    fn lock(&self) -> Result<KillableGuard<'_, Inner<V>>> {
         self.state.lock()
     }
 

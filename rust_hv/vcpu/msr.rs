@@ -8,8 +8,7 @@ use super::control::{self, Fault, Written};
 use super::State;
 use crate::host::switch::{HostSwitch, UserMsr};
 use crate::model::arch::msr;
-use crate::vmx::guest::GuestWindow;
-use crate::vmx::instr::VmxError;
+use crate::vendor::{HwError, Window};
 
 /// Variable-range MTRRs that the guest sees.
 const MTRR_PAIRS: usize = 8;
@@ -102,14 +101,14 @@ const fn user_msr(number: u32) -> Option<UserMsr> {
 pub(super) fn read(
     state: &mut State,
     switch: &HostSwitch,
-    window: &GuestWindow<'_>,
+    window: &impl Window,
     number: u32,
-) -> Result<Result<u64, Fault>, VmxError> {
+) -> Result<Result<u64, Fault>, HwError> {
     if let Some(which) = user_msr(number) {
         if which == UserMsr::TscAux && !state.cpuid.facts().rdtscp {
             return Ok(Err(Fault::general_protection()));
         }
-        return Ok(Ok(switch.user_msr(which)));
+        return Ok(Ok(window.user_msr(switch, which)));
     }
     Ok(Ok(match number {
         msr::EFER => window.efer()?,
@@ -137,10 +136,10 @@ pub(super) fn read(
 pub(super) fn write(
     state: &mut State,
     switch: &HostSwitch,
-    window: &mut GuestWindow<'_>,
+    window: &mut impl Window,
     number: u32,
     value: u64,
-) -> Result<Written, VmxError> {
+) -> Result<Written, HwError> {
     let refused = Ok(Written::Faulted(Fault::general_protection()));
     if let Some(which) = user_msr(number) {
         let value = match which {
@@ -150,7 +149,7 @@ pub(super) fn write(
             UserMsr::Fmask => value & 0xffff_ffff,
             _ => value,
         };
-        switch.set_user_msr(which, value);
+        window.set_user_msr(switch, which, value);
         return Ok(Written::Done);
     }
     match number {

@@ -17,8 +17,7 @@ use crate::model::arch::regs::Rflags;
 use crate::model::emulate::{Cpu, Exception, PortString, Stop, Width, MAX_LEN};
 use crate::model::exit::PortAccess;
 use crate::model::paging::state::AccessKind;
-use crate::vmx::guest::{Guest, GuestWindow};
-use crate::vmx::instr::VmxError;
+use crate::vendor::{Guest, HwError, Window};
 use kernel::prelude::*;
 
 /// Bytes that a string access moves per exit at most; they go over the stack.
@@ -46,9 +45,9 @@ enum Waiting {
 pub(super) fn register_access(
     state: &mut State,
     run: &RunPages,
-    window: &mut GuestWindow<'_>,
+    window: &mut impl Window,
     access: PortAccess,
-) -> Result<Action, VmxError> {
+) -> Result<Action, HwError> {
     let what = if access.out {
         let [rax, ..] = *window.gprs_mut();
         let bytes = rax.to_le_bytes();
@@ -168,7 +167,7 @@ pub(super) fn string_access(
 /// `EFAULT` when the VMM's memory is not there, `EIO`.
 pub(super) fn complete(
     state: &mut State,
-    guest: &mut Guest,
+    guest: &mut impl Guest,
     run: &RunPages,
     mmu: &Mmu,
     pending: PendingPort,

@@ -8,7 +8,7 @@ use crate::host::bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use crate::model::arch::regs::{Cr0, Cr4, Efer, Rflags, DR7_RESET, PAT_RESET};
 use crate::model::arch::segment::{AccessRights, Segment, SegmentFields};
 use crate::model::exit::Event;
-use crate::vmx::guest::{Guest, GuestWindow, SegmentRegister, TableRegister};
+use crate::vendor::{Guest, SegmentRegister, TableRegister, Vendor, Window};
 use kernel::prelude::*;
 
 const APIC_BASE: u64 = 0xfee0_0000;
@@ -21,7 +21,7 @@ pub(super) const fn apic_base_after_reset(id: u32) -> u64 {
 }
 
 /// Brings all registers to their state after reset (SDM Vol. 3A, "Processor State After Reset").
-pub(super) fn reset(state: &mut State, guest: &mut Guest) -> Result {
+pub(super) fn reset(state: &mut State, guest: &mut impl Guest) -> Result {
     *guest.gprs_mut() = [0; 16];
     // EDX has the processor's signature: family 6.
     let [_, _, rdx, ..] = guest.gprs_mut();
@@ -116,7 +116,7 @@ const fn table_from_kvm(table: &kvm_dtable) -> TableRegister {
     }
 }
 
-impl Vcpu {
+impl<V: Vendor> Vcpu<V> {
     /// `KVM_GET_REGS`.
     ///
     /// # Errors
@@ -229,7 +229,7 @@ impl Vcpu {
         let cr0 = Cr0::from_raw(sregs.cr0);
         let cr4 = Cr4::from_raw(sregs.cr4);
         let efer = Efer::from_raw(sregs.efer);
-        let caps = &self.machine.caps;
+        let caps = self.machine.vendor.caps();
         let apic_unchanged = sregs.apic_base == state.apic_base;
         if !sregs_are_valid(state, sregs)
             || !control::cr4_is_valid(caps, state, cr4)
@@ -291,7 +291,7 @@ fn sregs_are_valid(state: &State, sregs: &kvm_sregs) -> bool {
     }
 }
 
-fn set_segments(window: &mut GuestWindow<'_>, sregs: &kvm_sregs) -> Result {
+fn set_segments(window: &mut impl Window, sregs: &kvm_sregs) -> Result {
     use SegmentRegister::{Cs, Ds, Es, Fs, Gs, Ldtr, Ss, Tr};
     for (register, segment) in [
         (Cs, &sregs.cs),

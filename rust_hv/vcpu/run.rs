@@ -7,6 +7,7 @@
 
 use super::control::Pdptes;
 use super::exits::{Action, Handler};
+use super::memory::Machine;
 use super::mmio::{Mmio, Step};
 use super::port::StringStep;
 use super::snapshot::Snapshot;
@@ -20,12 +21,13 @@ use crate::host::pool::Reserve;
 use crate::host::run_page::UserExit;
 use crate::host::switch::Running;
 use crate::host::task;
+use crate::mmu::access::SlotCache;
 use crate::mmu::fault::Resolved;
 use crate::mmu::Mmu;
 use crate::model::arch::regs::{Cr0, Rflags};
+use crate::model::emulate::{Stop, MAX_LEN};
 use crate::model::exit::{Event, Exit, NestedFault, PortAccess};
-use crate::vmx::guest::{Guest, GuestWindow};
-use crate::vmx::instr::VmxError;
+use crate::vendor::{Guest, HwError, Vendor, Window};
 use kernel::prelude::*;
 use kernel::sync::atomic::ordering::Relaxed;
 
@@ -49,7 +51,7 @@ struct Entry<'a> {
     handler: Handler<'a>,
 }
 
-impl Vcpu {
+impl<V: Vendor> Vcpu<V> {
     /// `KVM_RUN`.
     ///
     /// # Errors
@@ -76,7 +78,7 @@ impl Vcpu {
         }
     }
 
-    fn run_locked(&self, inner: &mut Inner) -> Result<UserExit> {
+    fn run_locked(&self, inner: &mut Inner<V>) -> Result<UserExit> {
         let immediate = self.run.immediate_exit();
         self.run.begin();
         if self.run.sync_regs() != 0 {
@@ -109,7 +111,7 @@ impl Vcpu {
             fpu: &fpu,
             mmu: &self.mmu,
             handler: Handler {
-                caps: &self.machine.caps,
+                caps: self.machine.vendor.caps(),
                 run: &self.run,
                 counters: &self.counters,
                 switch: &running,
@@ -134,7 +136,7 @@ impl Vcpu {
         &self,
         state: &mut State,
         mmio: &mut Mmio,
-        guest: &mut Guest,
+        guest: &mut impl Guest,
     ) -> Result<Option<UserExit>> {
         if mmio.is_waiting() {
             let step = mmio.complete(state, guest, &self.run, &self.mmu)?;
@@ -171,16 +173,24 @@ impl Vcpu {
         entry: &Entry<'_>,
         state: &mut State,
         mmio: &mut Mmio,
-        guest: &mut Guest,
+        guest: &mut impl Guest,
         reserve: &mut Reserve,
     ) -> Result<Turn> {
         let mut window = guest.open()?;
         let action = entry.in_window(state, &mut window);
-        let action = match action {
+        let mut action = match action {
             Ok(Some(action)) => action,
             Ok(None) => return Ok(Turn::Again),
             Err(error) => return Err(error.into()),
         };
+        if let Action::Fetch = action {
+            drop(window);
+            action = self.identify(entry, state, guest)?;
+            if let Action::Enter = action {
+                return Ok(Turn::Again);
+            }
+            window = guest.open()?;
+        }
         if let Action::User(exit) = action {
             state.note_interruptibility(&window)?;
             return Ok(Turn::User(exit));
@@ -204,14 +214,46 @@ impl Vcpu {
                     .write_control(state, &mut window, register, value, pdptes)?;
                 Ok(Turn::Again)
             }
-            Action::Enter | Action::User(_) | Action::PortString(_) => Ok(Turn::Again),
+            Action::Enter | Action::User(_) | Action::PortString(_) | Action::Fetch => {
+                Ok(Turn::Again)
+            }
+        }
+    }
+
+    /// Does what an exit asks for of which the CPU has not said enough: fetches the instruction.
+    fn identify(
+        &self,
+        entry: &Entry<'_>,
+        state: &mut State,
+        guest: &mut impl Guest,
+    ) -> Result<Action> {
+        let facts = *state.cpuid.facts();
+        let mut snapshot = Snapshot::take(&mut guest.open()?, &facts)?;
+        let mut slot = SlotCache::new();
+        let mut code = [0; MAX_LEN];
+        let have = match Machine::new(&mut snapshot, &self.mmu, &mut slot).fetch(&mut code) {
+            Ok(have) => have,
+            // The tables were changed since the CPU fetched it: it will come to the same fault.
+            Err(Stop::Fault(_) | Stop::Retry) => return Ok(Action::Enter),
+            Err(Stop::Failed(error)) if error == no_such_device() => {
+                return Ok(Action::User(UserExit::Emulation {
+                    bytes: [0; MAX_LEN],
+                    len: 0,
+                }));
+            }
+            Err(Stop::Failed(error)) => return Err(error),
+        };
+        let mut window = guest.open()?;
+        match window.identify(code.get(..have).unwrap_or_default())? {
+            Some(exit) => Ok(entry.handler.handle(state, &mut window, exit)?),
+            None => Ok(Action::Enter),
         }
     }
 
     fn port_string(
         &self,
         state: &mut State,
-        guest: &mut Guest,
+        guest: &mut impl Guest,
         snapshot: &mut Snapshot,
         access: PortAccess,
     ) -> Result<Turn> {
@@ -245,7 +287,7 @@ impl Vcpu {
         &self,
         state: &mut State,
         mmio: &mut Mmio,
-        guest: &mut Guest,
+        guest: &mut impl Guest,
         reserve: &mut Reserve,
         fault: &NestedFault,
     ) -> Result<Turn> {
@@ -280,8 +322,8 @@ impl Entry<'_> {
     fn in_window(
         &self,
         state: &mut State,
-        window: &mut GuestWindow<'_>,
-    ) -> Result<Option<Action>, VmxError> {
+        window: &mut impl Window,
+    ) -> Result<Option<Action>, HwError> {
         for _ in 0..EXITS_PER_WINDOW {
             if state.triple_fault {
                 state.triple_fault = false;
@@ -294,12 +336,13 @@ impl Entry<'_> {
                 return Ok(Some(Action::User(exit)));
             }
             let here = window.irqs().cpu();
-            if self.mmu.tlb().must_flush(here) {
-                if let Err(error) = window.flush_nested() {
+            match window.follow(self.mmu.tlb().visit(here)) {
+                Ok(false) => {}
+                Ok(true) => self.mmu.stats.invalidations.add(1, Relaxed),
+                Err(error) => {
                     self.mmu.tlb().spoil(here);
                     return Err(error);
                 }
-                self.mmu.stats.invalidations.add(1, Relaxed);
             }
             let exit = self.enter(state, window)?;
             self.handler.counters.exits.bump();
@@ -322,8 +365,8 @@ impl Entry<'_> {
     fn offer_interrupt(
         &self,
         state: &mut State,
-        window: &mut GuestWindow<'_>,
-    ) -> Result<Option<UserExit>, VmxError> {
+        window: &mut impl Window,
+    ) -> Result<Option<UserExit>, HwError> {
         let wants_window = self.handler.run.wants_interrupt_window();
         if state.interrupt.is_none() && !wants_window {
             return window.want_interrupt_window(false).map(|()| None);
@@ -349,7 +392,7 @@ impl Entry<'_> {
 
     /// One entry and exit.
     #[inline]
-    fn enter(&self, state: &mut State, window: &mut GuestWindow<'_>) -> Result<Exit, VmxError> {
+    fn enter(&self, state: &mut State, window: &mut impl Window) -> Result<Exit, HwError> {
         if let Some(event) = &state.event {
             let mut event = *event;
             // In real mode exceptions push no error code.
@@ -369,13 +412,7 @@ impl Entry<'_> {
         } else {
             window.enter(self.running, self.fpu, xcr0)
         };
-        let exit = match exit {
-            // The hardware refused the entry before it looked at the guest.
-            Err(VmxError::Instruction(number)) => Exit::EntryFailed {
-                reason: number.into(),
-            },
-            other => other?,
-        };
+        let exit = exit?;
         state.event = match exit {
             // Nothing was delivered.
             Exit::EntryFailed { .. } => state.event,
@@ -387,10 +424,10 @@ impl Entry<'_> {
 
 /// `KVM_INTERNAL_ERROR_DELIVERY_EV`: vectoring information, exit reason, exit qualification, GPA.
 fn delivery_failure(
-    window: &GuestWindow<'_>,
+    window: &impl Window,
     event: Option<&Event>,
     fault: &NestedFault,
-) -> Result<UserExit, VmxError> {
+) -> Result<UserExit, HwError> {
     let [vectoring, reason, qualification] = window.delivery_details(event)?;
     Ok(UserExit::Internal {
         suberror: KVM_INTERNAL_ERROR_DELIVERY_EV,
@@ -400,14 +437,14 @@ fn delivery_failure(
 }
 
 /// True when the guest can take an external interrupt at its next instruction.
-fn can_interrupt(window: &GuestWindow<'_>) -> Result<bool, VmxError> {
+fn can_interrupt(window: &impl Window) -> Result<bool, HwError> {
     let enabled = Rflags::from_raw(window.rflags()?).contains(Rflags::IF);
     Ok(enabled && !window.interrupt_shadow()?)
 }
 
 impl State {
     /// Notes for `kvm_run` whether the guest takes interrupts.
-    fn note_interruptibility(&mut self, window: &GuestWindow<'_>) -> Result<(), VmxError> {
+    fn note_interruptibility(&mut self, window: &impl Window) -> Result<(), HwError> {
         self.if_flag = Rflags::from_raw(window.rflags()?).contains(Rflags::IF);
         self.ready_for_interrupt = self.if_flag
             && self.event.is_none()

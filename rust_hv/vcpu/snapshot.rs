@@ -8,8 +8,7 @@ use crate::model::arch::regs::{Cr0, Cr4, Efer, Rflags};
 use crate::model::arch::segment::Segment;
 use crate::model::emulate::{Gpr, Mode, SegmentName};
 use crate::model::paging::state::{Features, PagingState, Registers};
-use crate::vmx::guest::{GuestWindow, SegmentRegister};
-use crate::vmx::instr::VmxError;
+use crate::vendor::{HwError, SegmentRegister, Window};
 
 /// The registers that an instruction can read or change.
 pub struct Snapshot {
@@ -44,16 +43,16 @@ impl Snapshot {
     /// Reads all of it into its place.
     pub fn take_into<'s>(
         place: &'s mut Option<Self>,
-        window: &mut GuestWindow<'_>,
+        window: &mut impl Window,
         facts: &Facts,
-    ) -> Result<&'s mut Self, VmxError> {
+    ) -> Result<&'s mut Self, HwError> {
         *place = None;
         Ok(place.insert(Self::take(window, facts)?))
     }
 
     /// Reads all of it.
     #[inline]
-    pub fn take(window: &mut GuestWindow<'_>, facts: &Facts) -> Result<Self, VmxError> {
+    pub fn take(window: &mut impl Window, facts: &Facts) -> Result<Self, HwError> {
         let mut gprs = *window.gprs_mut();
         if let Some(rsp) = gprs.get_mut(RSP) {
             *rsp = window.rsp()?;
@@ -104,7 +103,7 @@ impl Snapshot {
     }
 
     /// Writes back what an instruction can change: general-purpose registers, RIP and RFLAGS.
-    pub fn put(&self, window: &mut GuestWindow<'_>) -> Result<(), VmxError> {
+    pub fn put(&self, window: &mut impl Window) -> Result<(), HwError> {
         *window.gprs_mut() = self.gprs;
         window.set_rsp(self.gprs.get(RSP).copied().unwrap_or(0))?;
         window.set_rip(self.rip)?;

@@ -20,9 +20,8 @@ use crate::host::user::UserMm;
 use crate::host::{bindings, cpu};
 use crate::mmu::Mmu;
 use crate::model::memory::slots::Request;
-use crate::model::paging::ept::Ept;
-use crate::model::paging::PageSize;
 use crate::vcpu::{Machine, Vcpu};
+use crate::vendor::Vendor;
 use kernel::prelude::*;
 use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 use kernel::sync::{new_mutex, Arc, Mutex};
@@ -60,47 +59,37 @@ impl Drop for Census {
 }
 
 /// A vCPU in its VM's list.
-struct Member {
-    vcpu: Arc<Vcpu>,
+struct Member<V: Vendor> {
+    vcpu: Arc<Vcpu<V>>,
     _census: Census,
 }
 
 /// A virtual machine. Fields are dropped in the order in which they stand here.
 #[pin_data(PinnedDrop)]
-pub struct Vm {
+pub struct Vm<V: Vendor> {
     notifier: Pin<KBox<Notifier<Mmu>>>,
     #[pin]
-    vcpus: Mutex<KVec<Member>>,
+    vcpus: Mutex<KVec<Member<V>>>,
     mmu: Arc<Mmu>,
-    machine: &'static Machine,
+    machine: Machine<V>,
     /// Added to the host's TSC: the guest's starts at 0 with the VM.
     tsc_offset: u64,
     _census: Census,
 }
 
-impl Vm {
+impl<V: Vendor> Vm<V> {
     /// A VM without memory or vCPUs, in the current task's address space.
     ///
     /// # Errors
     ///
     /// `ENOMEM`, `EINTR` when killed meanwhile.
-    pub fn new(machine: &'static Machine) -> Result<Arc<Self>> {
-        let caps = &machine.caps;
-        let format = Ept {
-            accessed_dirty: caps.has(bindings::RUSTHV_FEAT_EPT_AD),
-            execute_only: caps.has(bindings::RUSTHV_FEAT_EPT_EXEC_ONLY),
-            largest: if caps.has(bindings::RUSTHV_FEAT_EPT_2M) {
-                PageSize::Size2M
-            } else {
-                PageSize::Size4K
-            },
-        };
+    pub fn new(machine: Machine<V>) -> Result<Arc<Self>> {
         let mm = UserMm::current()?;
         let mmu = Mmu::new(
-            format,
+            machine.vendor.format(),
             cpu::phys_bits(),
             mm.clone(),
-            &machine.pools,
+            machine.pools,
             cpu::current_node(),
         )?;
         let mmu = Arc::pin_init(mmu, GFP_KERNEL_ACCOUNT)?;
@@ -150,12 +139,12 @@ impl Vm {
     /// # Errors
     ///
     /// `EINVAL` for an id out of range or too many vCPUs, `EEXIST`, `ENOMEM`, `EIO`.
-    pub fn create_vcpu(&self, id: usize) -> Result<Arc<Vcpu>> {
+    pub fn create_vcpu(&self, id: usize) -> Result<Arc<Vcpu<V>>> {
         if id as u64 >= MAX_VCPU_IDS {
             return Err(EINVAL);
         }
         let id = id as u32;
-        let check = |vcpus: &KVec<Member>| {
+        let check = |vcpus: &KVec<Member<V>>| {
             if vcpus.len() >= MAX_VCPUS {
                 Err(EINVAL)
             } else if vcpus.iter().any(|member| member.vcpu.id == id) {
@@ -179,7 +168,7 @@ impl Vm {
     }
 
     /// Takes back a vCPU for which there was no file descriptor: its id is free again.
-    pub fn remove_vcpu(&self, vcpu: &Arc<Vcpu>) {
+    pub fn remove_vcpu(&self, vcpu: &Arc<Vcpu<V>>) {
         let mut vcpus = self.vcpus.lock();
         let place = vcpus
             .iter()
@@ -209,71 +198,9 @@ impl Vm {
 }
 
 #[pinned_drop]
-impl PinnedDrop for Vm {
+impl<V: Vendor> PinnedDrop for Vm<V> {
     fn drop(self: Pin<&mut Self>) {
         // In steps, while it may still reschedule.
         self.mmu.clear();
-    }
-}
-
-#[kunit_tests(rusthv_vm)]
-mod tests {
-    use super::*;
-    use crate::device::MACHINE;
-    use crate::host::frame;
-    use crate::host::kunit::UserMemory;
-    use crate::host::pool;
-
-    fn in_use() -> u64 {
-        frame::alive().saturating_sub(pool::pooled())
-    }
-
-    #[test]
-    fn ids_are_taken_once() -> Result {
-        let _memory = UserMemory::new(1)?;
-        let vm = Vm::new(MACHINE.get()?)?;
-        assert!(!vm.has_vcpus());
-        vm.create_vcpu(7)?;
-        assert!(vm.has_vcpus());
-        assert_eq!(vm.create_vcpu(7).err(), Some(EEXIST));
-        assert_eq!(vm.create_vcpu(MAX_VCPU_IDS as usize).err(), Some(EINVAL));
-        assert_eq!(vm.create_vcpu(usize::MAX).err(), Some(EINVAL));
-        assert_eq!(vm.create_vcpu((1 << 32) + 8).err(), Some(EINVAL));
-        vm.create_vcpu(MAX_VCPU_IDS as usize - 1)?;
-        Ok(())
-    }
-
-    #[test]
-    fn a_vcpu_without_a_file_goes() -> Result {
-        let _memory = UserMemory::new(1)?;
-        let vm = Vm::new(MACHINE.get()?)?;
-        let kept = vm.create_vcpu(1)?;
-        let (counts, frames) = (alive(), in_use());
-        let vcpu = vm.create_vcpu(2)?;
-        assert_eq!(alive(), (counts.0, counts.1 + 1));
-        assert!(in_use() > frames);
-        vm.remove_vcpu(&vcpu);
-        // Again: there is no such one any more.
-        vm.remove_vcpu(&vcpu);
-        drop(vcpu);
-        assert_eq!((alive(), in_use()), (counts, frames));
-        assert_eq!(vm.create_vcpu(1).err(), Some(EEXIST));
-        vm.create_vcpu(2)?;
-        assert_eq!(kept.id, 1);
-        Ok(())
-    }
-
-    #[test]
-    fn everything_goes_with_the_vm() -> Result {
-        let _memory = UserMemory::new(1)?;
-        let (counts, frames) = (alive(), in_use());
-        let vm = Vm::new(MACHINE.get()?)?;
-        for id in 0..3 {
-            vm.create_vcpu(id)?;
-        }
-        assert_eq!(alive(), (counts.0 + 1, counts.1 + 3));
-        drop(vm);
-        assert_eq!((alive(), in_use()), (counts, frames));
-        Ok(())
     }
 }

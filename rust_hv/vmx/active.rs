@@ -237,16 +237,17 @@ impl CpuEvents for Virtualization {
 #[kunit_tests(rusthv_active)]
 mod tests {
     use super::*;
-    use crate::device::MACHINE;
     use crate::host::cpu::{current_node, max_cpus};
     use crate::host::frame::alive;
     use crate::host::kunit::Pinned;
+    use crate::vmx::vmx_or_skip;
+    use crate::vmx::VMX;
 
     /// CR4.VMXE
     const VMXE: u64 = 1 << 13;
 
     fn region() -> Result<Pin<KBox<Region>>> {
-        Region::new(MACHINE.get()?.caps.revision, current_node())
+        Region::new(VMX.get()?.caps.common.revision, current_node())
     }
 
     /// Regions that are active on this CPU.
@@ -275,6 +276,7 @@ mod tests {
     /// VMX is on wherever the host is.
     #[test]
     fn every_cpu_is_in_vmx_operation() -> Result {
+        vmx_or_skip!();
         let mut cpus = 0;
         for cpu in 0..max_cpus() as Cpu {
             let found = Atomic::new(-1);
@@ -296,8 +298,9 @@ mod tests {
 
     #[test]
     fn revision_is_the_first_word() -> Result {
+        vmx_or_skip!();
         let region = region()?;
-        let revision = MACHINE.get()?.caps.revision;
+        let revision = VMX.get()?.caps.common.revision;
         // SAFETY: The frame lives as long as the region, which the CPU does not have.
         let first = unsafe { Frame::direct_map(region.hpa()).cast::<u32>().read() };
         assert_eq!(first, revision);
@@ -306,6 +309,7 @@ mod tests {
 
     #[test]
     fn list_follows_the_region() -> Result {
+        vmx_or_skip!();
         let region = region()?;
         let pinned = Pinned::new();
         let before = active_here();
@@ -323,6 +327,7 @@ mod tests {
 
     #[test]
     fn clearing_twice_is_harmless() -> Result {
+        vmx_or_skip!();
         let (region, other) = (region()?, region()?);
         let pinned = Pinned::new();
         let before = active_here();
@@ -346,6 +351,7 @@ mod tests {
     /// A region that is freed while it is active leaves the list, and the frame goes.
     #[test]
     fn drop_while_active() -> Result {
+        vmx_or_skip!();
         let frames = alive();
         let (first, second, third) = (region()?, region()?, region()?);
         let pinned = Pinned::new();
@@ -370,6 +376,7 @@ mod tests {
     /// The next entry after a VMCLEAR is a VMLAUNCH.
     #[test]
     fn clearing_forgets_the_launch() -> Result {
+        vmx_or_skip!();
         let region = region()?;
         activate(&region)?;
         region.set_launched();

@@ -12,6 +12,7 @@ use crate::host::cpuid::cpuid;
 use crate::host::errno::unsupported;
 use crate::host::msr;
 use crate::model::arch::cpuid::Feature;
+use crate::vendor::{self, FixedBits};
 use kernel::prelude::*;
 
 const IA32_VMX_BASIC: u32 = 0x480;
@@ -162,29 +163,12 @@ const EPT_VPID: &[Control] = &[
 /// INVVPID with the two kinds that we use (bits 32, 41, 42).
 const INVVPID_BITS: u64 = 1 << 32 | 1 << 41 | 1 << 42;
 
-/// Bits of a control register that VMX operation fixes (SDM Vol. 3C, "Restrictions on VMX
-/// Operation").
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FixedBits {
-    /// Bits that must be 1.
-    pub ones: u64,
-    /// Bits that may be 1.
-    pub allowed: u64,
-}
-
-impl FixedBits {
-    /// True when VMX operation allows the value.
-    #[inline]
-    pub const fn allow(&self, value: u64) -> bool {
-        value & self.ones == self.ones && value & !self.allowed == 0
-    }
-}
-
 /// The control words, and the facts behind them.
 #[derive(Clone, Copy, Debug)]
 pub struct Caps {
-    /// VMCS revision identifier.
-    pub revision: u32,
+    /// What all vendors' CPUs have: CR0 and CR4 in VMX operation (PE and PG are free with
+    /// unrestricted guests), features, the VMCS revision identifier.
+    pub common: vendor::Caps,
     /// Pin-based controls.
     pub pin: u32,
     /// Primary processor-based controls.
@@ -195,14 +179,6 @@ pub struct Caps {
     pub exit: u32,
     /// VM-entry controls.
     pub entry: u32,
-    /// CR0 in VMX operation; PE and PG are free with unrestricted guests.
-    pub cr0: FixedBits,
-    /// CR4 in VMX operation.
-    pub cr4: FixedBits,
-    /// `RUSTHV_FEAT_*` that are used.
-    pub present: u64,
-    /// `RUSTHV_FEAT_*` that the CPU lacks.
-    pub missing: u64,
     /// INVEPT of one EPT pointer; all of them otherwise.
     pub invept_single: bool,
 }
@@ -308,22 +284,24 @@ impl Caps {
         // With unrestricted guests, PE and PG need not be set.
         let unrestricted = 1 << 0 | 1 << 31;
         Ok(Self {
-            revision: basic as u32 & 0x7fff_ffff,
+            common: vendor::Caps {
+                cr0: FixedBits {
+                    ones: msr::read(IA32_VMX_CR0_FIXED0) & !unrestricted,
+                    allowed: msr::read(IA32_VMX_CR0_FIXED0 + 1),
+                },
+                cr4: FixedBits {
+                    ones: msr::read(IA32_VMX_CR0_FIXED0 + 2),
+                    allowed: msr::read(IA32_VMX_CR0_FIXED0 + 3),
+                },
+                present: reader.present,
+                missing: reader.missing,
+                revision: basic as u32 & 0x7fff_ffff,
+            },
             pin,
             primary,
             secondary,
             exit,
             entry,
-            cr0: FixedBits {
-                ones: msr::read(IA32_VMX_CR0_FIXED0) & !unrestricted,
-                allowed: msr::read(IA32_VMX_CR0_FIXED0 + 1),
-            },
-            cr4: FixedBits {
-                ones: msr::read(IA32_VMX_CR0_FIXED0 + 2),
-                allowed: msr::read(IA32_VMX_CR0_FIXED0 + 3),
-            },
-            present: reader.present,
-            missing: reader.missing,
             invept_single: ept_vpid & 1 << 25 != 0,
         })
     }
@@ -331,7 +309,7 @@ impl Caps {
     /// True when a `RUSTHV_FEAT_*` is used.
     #[inline]
     pub fn has(&self, feature: u32) -> bool {
-        self.present & u64::from(feature) != 0
+        self.common.has(feature)
     }
 }
 
@@ -358,7 +336,7 @@ pub fn explain_absence() {
 #[kunit_tests(rusthv_caps)]
 mod tests {
     use super::*;
-    use crate::device::MACHINE;
+    use crate::vmx::vmx_or_skip;
 
     /// Each bit that must be 1, taken away; each that may not be 1, added; each other one both
     /// ways.
@@ -393,32 +371,32 @@ mod tests {
         const CR0_PE_PG: u64 = 1 << 0 | 1 << 31;
         const CR0_NE: u64 = 1 << 5;
         const CR4_VMXE: u64 = 1 << 13;
-        let caps = &MACHINE.get()?.caps;
-        for fixed in [&caps.cr0, &caps.cr4] {
+        let caps = &vmx_or_skip!().caps;
+        for fixed in [&caps.common.cr0, &caps.common.cr4] {
             assert_eq!(fixed.ones & !fixed.allowed, 0);
             assert!(fixed.allow(fixed.ones));
             assert!(obeys(fixed));
         }
         // Unrestricted guests start in real mode; these two are fixed on every CPU so far.
-        assert_eq!(caps.cr0.ones & CR0_PE_PG, 0);
-        assert_eq!(caps.cr0.allowed & CR0_PE_PG, CR0_PE_PG);
-        assert!(!caps.cr0.allow(caps.cr0.ones & !CR0_NE));
-        assert!(!caps.cr4.allow(caps.cr4.ones & !CR4_VMXE));
+        assert_eq!(caps.common.cr0.ones & CR0_PE_PG, 0);
+        assert_eq!(caps.common.cr0.allowed & CR0_PE_PG, CR0_PE_PG);
+        assert!(!caps.common.cr0.allow(caps.common.cr0.ones & !CR0_NE));
+        assert!(!caps.common.cr4.allow(caps.common.cr4.ones & !CR4_VMXE));
         // The host's own values run in VMX operation now.
         let irqs = crate::host::cpu::IrqsOff::new();
         let cr4 = crate::host::switch::host_cr4(&irqs);
         let cr0 = crate::host::switch::host_state(&irqs).cr0;
         drop(irqs);
-        assert!(caps.cr0.allow(cr0));
-        assert!(caps.cr4.allow(cr4));
+        assert!(caps.common.cr0.allow(cr0));
+        assert!(caps.common.cr4.allow(cr4));
         Ok(())
     }
 
     #[test]
     fn words_obey_the_capability_msrs() -> Result {
-        let caps = &MACHINE.get()?.caps;
+        let caps = &vmx_or_skip!().caps;
         let basic = msr::read(0x480);
-        assert_eq!(u64::from(caps.revision), basic & 0x7fff_ffff);
+        assert_eq!(u64::from(caps.common.revision), basic & 0x7fff_ffff);
         // The MSRs by their numbers (SDM Vol. 4), the TRUE ones where they exist.
         let exact = basic >> 55 & 1 != 0;
         let words = [
@@ -440,7 +418,7 @@ mod tests {
     /// What must never be off or on, whatever the tables above say.
     #[test]
     fn guests_are_kept_in() -> Result {
-        let caps = &MACHINE.get()?.caps;
+        let caps = &vmx_or_skip!().caps;
         // External interrupts and NMIs exit; HLT, DR and I/O exits, MSR bitmaps, secondary
         // controls; EPT, WBINVD exits, unrestricted guest; 64-bit host, EFER and PAT back at the
         // exit.
@@ -459,15 +437,18 @@ mod tests {
 
     #[test]
     fn features_are_present_or_missing() -> Result {
-        let caps = &MACHINE.get()?.caps;
-        assert_eq!(caps.present & caps.missing, 0);
+        let caps = &vmx_or_skip!().caps;
+        assert_eq!(caps.common.present & caps.common.missing, 0);
         let vpid = u64::from(bindings::RUSTHV_FEAT_VPID);
         let in_use = caps.secondary & secondary::VPID != 0;
-        assert_eq!(in_use, (caps.present & vpid != 0));
+        assert_eq!(in_use, (caps.common.present & vpid != 0));
         assert!(caps.has(bindings::RUSTHV_FEAT_EPT));
         assert!(caps.has(bindings::RUSTHV_FEAT_UNRESTRICTED_GUEST));
         for feature in (0..32).map(|bit| 1u32 << bit) {
-            assert_eq!(caps.has(feature), (caps.present & u64::from(feature) != 0));
+            assert_eq!(
+                caps.has(feature),
+                (caps.common.present & u64::from(feature) != 0)
+            );
         }
         Ok(())
     }

@@ -6,12 +6,12 @@
 //! Only what the kind of exit needs is read from the VMCS.
 
 use super::fields::*;
-use super::instr::VmxError;
 use super::vmcs::Window;
 use crate::model::arch::addr::{Gpa, Gva};
 use crate::model::exit::{
     ControlAccess, Direction, Event, EventKind, Exit, NestedFault, PortAccess,
 };
+use crate::vendor::HwError;
 use kernel::prelude::kunit_tests;
 
 /// Exit reason, bit 31: the entry failed.
@@ -87,7 +87,7 @@ pub(super) const fn interruption_info(event: &Event) -> u32 {
 
 /// The event whose delivery the exit interrupted; it has to be injected again.
 #[inline]
-pub(super) fn interrupted_event(window: &Window<'_>) -> Result<Option<Event>, VmxError> {
+pub(super) fn interrupted_event(window: &Window<'_>) -> Result<Option<Event>, HwError> {
     let info = window.read(IDT_VECTORING_INFO)?;
     if info & VALID == 0 {
         return Ok(None);
@@ -113,7 +113,7 @@ pub(super) fn interrupted_event(window: &Window<'_>) -> Result<Option<Event>, Vm
 }
 
 /// Says what an exit reason means.
-pub(super) fn decode(window: &Window<'_>, raw: u32) -> Result<Exit, VmxError> {
+pub(super) fn decode(window: &Window<'_>, raw: u32) -> Result<Exit, HwError> {
     if raw & ENTRY_FAILURE != 0 {
         if raw as u16 == reason::MACHINE_CHECK {
             return Ok(Exit::MachineCheck);
@@ -158,7 +158,7 @@ pub(super) fn decode(window: &Window<'_>, raw: u32) -> Result<Exit, VmxError> {
     })
 }
 
-fn exception(window: &Window<'_>) -> Result<Exit, VmxError> {
+fn exception(window: &Window<'_>) -> Result<Exit, HwError> {
     let info = window.read(EXIT_INTERRUPTION_INFO)?;
     let vector = info as u8;
     match (kind_of(info), vector) {
@@ -177,7 +177,7 @@ fn exception(window: &Window<'_>) -> Result<Exit, VmxError> {
 }
 
 /// True when the exit's exception was raised by INT1.
-pub(super) fn by_int1(window: &Window<'_>) -> Result<bool, VmxError> {
+pub(super) fn by_int1(window: &Window<'_>) -> Result<bool, HwError> {
     let info = window.read(EXIT_INTERRUPTION_INFO)?;
     Ok(kind_of(info) == EventKind::PrivilegedSoftwareException)
 }
@@ -219,7 +219,7 @@ const fn debug(qualification: u64) -> Exit {
 }
 
 /// SDM Vol. 3C, table "Exit Qualification for EPT Violations".
-fn memory(window: &Window<'_>) -> Result<Exit, VmxError> {
+fn memory(window: &Window<'_>) -> Result<Exit, HwError> {
     let qualification = window.read(EXIT_QUALIFICATION)?;
     let gpa = Gpa::new(window.read(GUEST_PHYSICAL_ADDRESS)?);
     // Bit 7: the linear address is valid; bit 8: it is the access's own, not a table walk's.

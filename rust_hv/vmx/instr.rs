@@ -7,37 +7,8 @@
 //! fault is caught too: in a reboot the host switches VMX off under us.
 
 use crate::model::arch::addr::Hpa;
+use crate::vendor::HwError;
 use core::arch::asm;
-use kernel::prelude::*;
-
-/// Why a VMX instruction failed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum VmxError {
-    /// VMfailInvalid: there is no current VMCS.
-    NoCurrentVmcs,
-    /// VMfailValid with the VM-instruction error (SDM Vol. 3C, "VM Instruction Error Numbers").
-    Instruction(u32),
-    /// The instruction faulted: the CPU is not in VMX operation.
-    Fault,
-}
-
-impl From<VmxError> for Error {
-    fn from(error: VmxError) -> Self {
-        pr_err_ratelimited(error);
-        EIO
-    }
-}
-
-fn pr_err_ratelimited(error: VmxError) {
-    use kernel::sync::atomic::{ordering::Relaxed, Atomic};
-    // A guest must not be able to fill the log, whatever makes its VMCS fail.
-    static LEFT: Atomic<i32> = Atomic::new(16);
-    if LEFT.fetch_sub(1, Relaxed) > 0 {
-        pr_err!("VMX instruction failed: {:?}\n", error);
-    } else {
-        LEFT.store(0, Relaxed);
-    }
-}
 
 /// Status of an instruction that came through with CF and ZF clear.
 const DONE: u8 = 0;
@@ -46,22 +17,22 @@ const FAULTED: u8 = 2;
 
 /// Outcome of an instruction, by its status: 1 stands for CF or ZF.
 #[inline]
-fn check(status: u8) -> Result<(), VmxError> {
+fn check(status: u8) -> Result<(), HwError> {
     match status {
         DONE => Ok(()),
-        FAULTED => Err(VmxError::Fault),
+        FAULTED => Err(HwError::Fault),
         _ => Err(diagnose()),
     }
 }
 
 /// Finds out what kind of failure it was, from the VM-instruction error field.
 #[cold]
-fn diagnose() -> VmxError {
+fn diagnose() -> HwError {
     /// VM-instruction error
     const VM_INSTRUCTION_ERROR: u32 = 0x4400;
     match vmread_raw(VM_INSTRUCTION_ERROR) {
-        (number, DONE) => VmxError::Instruction(number as u32),
-        _ => VmxError::NoCurrentVmcs,
+        (number, DONE) => HwError::Instruction(number as u32),
+        _ => HwError::NoCurrentState,
     }
 }
 
@@ -108,9 +79,9 @@ fn vmread_raw(field: u32) -> (u64, u8) {
 ///
 /// # Errors
 ///
-/// [`VmxError::Instruction`] 12 for a field that the CPU does not have.
+/// [`HwError::Instruction`] 12 for a field that the CPU does not have.
 #[inline]
-pub(super) fn vmread(field: u32) -> Result<u64, VmxError> {
+pub(super) fn vmread(field: u32) -> Result<u64, HwError> {
     let (value, status) = vmread_raw(field);
     check(status)?;
     Ok(value)
@@ -123,7 +94,7 @@ pub(super) fn vmread(field: u32) -> Result<u64, VmxError> {
 /// A wrong value in the host area is loaded into the CPU at the next exit; a wrong EPT pointer or
 /// bitmap address lets a guest reach foreign memory.
 #[inline]
-pub(super) unsafe fn vmwrite(field: u32, value: u64) -> Result<(), VmxError> {
+pub(super) unsafe fn vmwrite(field: u32, value: u64) -> Result<(), HwError> {
     let mut status = FAULTED;
     // The effect is delayed until a VM entry, which the caller answers for.
     vmx!(
@@ -141,7 +112,7 @@ pub(super) unsafe fn vmwrite(field: u32, value: u64) -> Result<(), VmxError> {
 /// # Safety
 ///
 /// `region` is a VMCS region that we own, active on no other CPU.
-pub(super) unsafe fn vmclear(region: Hpa) -> Result<(), VmxError> {
+pub(super) unsafe fn vmclear(region: Hpa) -> Result<(), HwError> {
     let mut status = FAULTED;
     let address = region.raw();
     vmx!(
@@ -159,7 +130,7 @@ pub(super) unsafe fn vmclear(region: Hpa) -> Result<(), VmxError> {
 ///
 /// `region` is a VMCS region that is active on no other CPU. Interrupts are off, and the VMCS that
 /// was current before is made current again before they come on, if others count on it.
-pub(super) unsafe fn vmptrld(region: Hpa) -> Result<(), VmxError> {
+pub(super) unsafe fn vmptrld(region: Hpa) -> Result<(), HwError> {
     let mut status = FAULTED;
     let address = region.raw();
     vmx!(
@@ -173,7 +144,7 @@ pub(super) unsafe fn vmptrld(region: Hpa) -> Result<(), VmxError> {
 
 /// VMPTRST: the current VMCS, `None` without one.
 #[inline]
-pub(super) fn vmptrst() -> Result<Option<Hpa>, VmxError> {
+pub(super) fn vmptrst() -> Result<Option<Hpa>, HwError> {
     let mut status = FAULTED;
     let mut address = 0u64;
     // VMPTRST stores the pointer and sets no flags: clear CF and ZF before it, so that `setbe`
@@ -199,7 +170,7 @@ pub enum InveptKind {
 }
 
 /// INVEPT on this CPU.
-pub(super) fn invept(kind: InveptKind, eptp: u64) -> Result<(), VmxError> {
+pub(super) fn invept(kind: InveptKind, eptp: u64) -> Result<(), HwError> {
     let mut status = FAULTED;
     let descriptor = [eptp, 0];
     // Dropping translations is always allowed.
@@ -226,7 +197,7 @@ pub enum InvvpidKind {
 }
 
 /// INVVPID on this CPU.
-pub(super) fn invvpid(kind: InvvpidKind, vpid: u16, linear: u64) -> Result<(), VmxError> {
+pub(super) fn invvpid(kind: InvvpidKind, vpid: u16, linear: u64) -> Result<(), HwError> {
     let mut status = FAULTED;
     let descriptor = [u64::from(vpid), linear];
     // Dropping translations is always allowed.

@@ -7,8 +7,9 @@
 //! vCPU that comes to another CPU, where it may have left translations, by INVVPID.
 
 use super::caps::Caps;
-use super::instr::{self, InveptKind, InvvpidKind, VmxError};
+use super::instr::{self, InveptKind, InvvpidKind};
 use crate::host::cpu::IrqsOff;
+use crate::vendor::HwError;
 use kernel::prelude::*;
 use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 
@@ -58,13 +59,13 @@ impl Vpid {
     }
 
     /// Forgets this VPID's linear and combined mappings on this CPU.
-    pub fn flush(&self, irqs: &IrqsOff) -> Result<(), VmxError> {
+    pub fn flush(&self, irqs: &IrqsOff) -> Result<(), HwError> {
         flush_vpid(irqs, self.0)
     }
 }
 
 /// Forgets linear and combined mappings of a VPID on this CPU.
-pub(super) fn flush_vpid(_irqs: &IrqsOff, vpid: u16) -> Result<(), VmxError> {
+pub(super) fn flush_vpid(_irqs: &IrqsOff, vpid: u16) -> Result<(), HwError> {
     instr::invvpid(InvvpidKind::SingleContext, vpid, 0)
 }
 
@@ -82,7 +83,7 @@ impl Drop for Vpid {
 }
 
 /// Forgets what this CPU has cached of an EPT pointer.
-pub fn flush_ept(caps: &Caps, _irqs: &IrqsOff, eptp: u64) -> Result<(), VmxError> {
+pub fn flush_ept(caps: &Caps, _irqs: &IrqsOff, eptp: u64) -> Result<(), HwError> {
     let kind = if caps.invept_single {
         InveptKind::SingleContext
     } else {
@@ -94,8 +95,8 @@ pub fn flush_ept(caps: &Caps, _irqs: &IrqsOff, eptp: u64) -> Result<(), VmxError
 #[kunit_tests(rusthv_vpid)]
 mod tests {
     use super::*;
-    use crate::device::MACHINE;
     use crate::host::task::cond_resched;
+    use crate::vmx::vmx_or_skip;
 
     /// All VPIDs but 0.
     const ALL: usize = 65_535;
@@ -147,7 +148,7 @@ mod tests {
 
     #[test]
     fn invalidations_succeed() -> Result {
-        let caps = &MACHINE.get()?.caps;
+        let caps = &vmx_or_skip!().caps;
         let vpid = Vpid::new().ok_or(ENOSPC)?;
         let irqs = IrqsOff::new();
         let by_vpid = match caps.has(crate::host::bindings::RUSTHV_FEAT_VPID) {

@@ -8,10 +8,11 @@
 
 use super::active::Region;
 use super::fields::*;
-use super::instr::{self, VmxError};
+use super::instr;
 use crate::host::cpu::IrqsOff;
 use crate::host::task;
 use crate::model::arch::addr::Hpa;
+use crate::vendor::HwError;
 use kernel::prelude::*;
 
 /// A VMCS of ours.
@@ -104,13 +105,13 @@ impl Vmcs {
 impl Window<'_> {
     /// Reads a field.
     #[inline]
-    pub fn read<F: Readable>(&self, field: F) -> Result<F::Value, VmxError> {
+    pub fn read<F: Readable>(&self, field: F) -> Result<F::Value, HwError> {
         Ok(F::Value::from_raw(instr::vmread(field.encoding())?))
     }
 
     /// Writes a field of the guest's.
     #[inline]
-    pub fn write<T: Width>(&mut self, field: Field<T>, value: T) -> Result<(), VmxError> {
+    pub fn write<T: Width>(&mut self, field: Field<T>, value: T) -> Result<(), HwError> {
         // SAFETY: By the choice of `Field`, the guest alone has the consequences.
         unsafe { instr::vmwrite(field.encoding(), value.into_raw()) }
     }
@@ -126,7 +127,7 @@ impl Window<'_> {
         &mut self,
         field: HostField<T>,
         value: T,
-    ) -> Result<(), VmxError> {
+    ) -> Result<(), HwError> {
         // SAFETY: By the contract of this function.
         unsafe { instr::vmwrite(field.encoding(), value.into_raw()) }
     }
@@ -171,21 +172,22 @@ impl Drop for Window<'_> {
 #[kunit_tests(rusthv_vmcs)]
 mod tests {
     use super::*;
-    use crate::device::MACHINE;
     use crate::host::cpu::{call_on, current_node, max_cpus, Cpu};
     use crate::host::kunit::Pinned;
+    use crate::vmx::vmx_or_skip;
+    use crate::vmx::VMX;
     use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 
     /// VM-instruction errors (SDM Vol. 3C, "VM Instruction Error Numbers").
-    const UNSUPPORTED_FIELD: VmxError = VmxError::Instruction(12);
-    const WRONG_REVISION: VmxError = VmxError::Instruction(11);
-    const INVALID_OPERAND: VmxError = VmxError::Instruction(28);
+    const UNSUPPORTED_FIELD: HwError = HwError::Instruction(12);
+    const WRONG_REVISION: HwError = HwError::Instruction(11);
+    const INVALID_OPERAND: HwError = HwError::Instruction(28);
 
     // Nothing is asserted while a window is open: a failed assertion ends the thread at once, and
     // would leave interrupts off.
 
     fn vmcs() -> Result<Vmcs> {
-        Vmcs::new(MACHINE.get()?.caps.revision, current_node())
+        Vmcs::new(VMX.get()?.caps.common.revision, current_node())
     }
 
     /// Makes a VMCS current and leaves it so, with interrupts on, as other hypervisors do.
@@ -225,6 +227,7 @@ mod tests {
 
     #[test]
     fn fields_keep_their_values() -> Result {
+        vmx_or_skip!();
         let mut vmcs = vmcs()?;
         let mut window = vmcs.open()?;
         window.write(SegmentFields::CS.selector, 0xabcd)?;
@@ -261,6 +264,7 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_refused() -> Result {
+        vmx_or_skip!();
         /// Of the right shape, and no field's.
         const UNKNOWN: u32 = 0x2ffe;
         let mut vmcs = vmcs()?;
@@ -279,6 +283,7 @@ mod tests {
 
     #[test]
     fn no_current_vmcs_is_an_error() -> Result {
+        vmx_or_skip!();
         let mut vmcs = vmcs()?;
         let mut window = vmcs.open()?;
         let ours = window.vmcs.region.hpa();
@@ -293,16 +298,16 @@ mod tests {
         drop(window);
         assert_eq!((cleared, loaded, again), (Ok(()), Ok(()), Ok(())));
         assert_eq!(current, Ok(None));
-        assert_eq!(read, Err(VmxError::NoCurrentVmcs));
-        assert_eq!(written, Err(VmxError::NoCurrentVmcs));
+        assert_eq!(read, Err(HwError::NoCurrentState));
+        assert_eq!(written, Err(HwError::NoCurrentState));
         Ok(())
     }
 
     #[test]
     fn failures_have_their_number() -> Result {
-        let caps = &MACHINE.get()?.caps;
+        let caps = &vmx_or_skip!().caps;
         let mut vmcs = vmcs()?;
-        let foreign = Vmcs::new(caps.revision ^ 1, current_node())?;
+        let foreign = Vmcs::new(caps.common.revision ^ 1, current_node())?;
         let window = vmcs.open()?;
         let ours = instr::vmptrst();
         // SAFETY: A region of ours with a revision that the CPU refuses.
@@ -324,6 +329,7 @@ mod tests {
     /// What another hypervisor has left current is current again after the window, unchanged.
     #[test]
     fn displaced_vmcs_is_put_back() -> Result {
+        vmx_or_skip!();
         let (theirs, mut ours) = (vmcs()?, vmcs()?);
         let (before, inside, after, rips) = on_one_cpu(|_| {
             let irqs = IrqsOff::new();
@@ -354,6 +360,7 @@ mod tests {
     /// A window that follows one of the same VMCS on the same CPU loads nothing.
     #[test]
     fn moved_only_the_first_time() -> Result {
+        vmx_or_skip!();
         let mut vmcs = vmcs()?;
         let (first, second, third) = on_one_cpu(|_| {
             let first = vmcs.open()?.moved();
@@ -371,6 +378,7 @@ mod tests {
     /// On a machine with one CPU it stays.
     #[test]
     fn comes_from_another_cpu() -> Result {
+        vmx_or_skip!();
         let mut vmcs = vmcs()?;
         let (elsewhere, moved, rip) = on_one_cpu(|pinned| {
             let here = pinned.cpu();

@@ -19,7 +19,7 @@ pub const RUSTHV_EXTENSIONS_VERSION: i32 = 1;
 pub struct Info {
     pub present: u64,
     pub missing: u64,
-    pub vmcs_revision: u32,
+    pub revision: u32,
     pub phys_bits: u32,
     pub reserved: [u64; 5],
 }

@@ -23,7 +23,7 @@ macro_rules! layout {
 fn mirror_matches_the_header() {
     let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("../rust_hv/uapi/rusthv.h");
     let mut text = format!("#include <stddef.h>\n#include \"{}\"\n", header.display());
-    layout!(text, "rusthv_info", Info, present, missing, vmcs_revision, phys_bits, reserved);
+    layout!(text, "rusthv_info", Info, present, missing, revision, phys_bits, reserved);
     layout!(text, "rusthv_host_stats", HostStats, frames_in_use, frames_pooled, vms, vcpus, reserved);
     layout!(
         text,

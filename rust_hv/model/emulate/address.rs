@@ -3,9 +3,26 @@
 //! Effective and linear addresses.
 
 use super::cpu::Cpu;
-use super::types::{Access, Exception, Mode, SegmentName, Width};
+use super::insn::{Base, Mem};
+use super::types::{Access, Exception, Gpr, Mode, SegmentName, Width};
 use crate::model::arch::addr::Gva;
 use crate::model::arch::segment::Segment;
+
+impl Mem {
+    /// Offset of the operand in its segment. `next` is the address of the next instruction.
+    pub(super) fn offset(&self, gpr: impl Fn(Gpr) -> u64, next: u64, address_width: Width) -> u64 {
+        let base = match self.base {
+            Base::None => 0,
+            Base::Reg(register) => gpr(register),
+            Base::Rip => next,
+        };
+        let index = match self.index {
+            Some(register) => gpr(register).wrapping_shl(u32::from(self.scale)),
+            None => 0,
+        };
+        base.wrapping_add(index).wrapping_add(self.disp as u64) & address_width.mask()
+    }
+}
 
 /// Linear address of `width` bytes at `offset` in a segment, or the exception that the segment or
 /// a non-canonical address raises.

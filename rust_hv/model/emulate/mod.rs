@@ -36,6 +36,7 @@ mod opcode;
 mod port;
 mod prefix;
 mod string;
+pub mod system;
 mod transaction;
 mod types;
 

@@ -30,6 +30,16 @@ pub struct PortString {
     mode: Mode,
 }
 
+/// Size of a port access; bit 0 of the opcode is 0 for bytes.
+pub(super) fn access_width(prefixes: &Prefixes, opcode: u8) -> Width {
+    match (opcode & 1, prefixes.operand_width()) {
+        (0, _) => Width::Byte,
+        (_, Width::Word) => Width::Word,
+        // There is no 64-bit port access: REX.W does nothing.
+        _ => Width::Dword,
+    }
+}
+
 impl PortString {
     /// Decodes INS (6C, 6D) or OUTS (6E, 6F); anything else is [`DecodeError::Unknown`].
     pub fn decode(bytes: &[u8], mode: Mode) -> Result<Self, DecodeError> {
@@ -42,15 +52,9 @@ impl PortString {
             return Err(DecodeError::Unknown);
         }
         let out = opcode & 2 != 0;
-        let width = match (opcode & 1, prefixes.operand_width()) {
-            (0, _) => Width::Byte,
-            (_, Width::Word) => Width::Word,
-            // There is no 64-bit port access: REX.W does nothing.
-            _ => Width::Dword,
-        };
         Ok(Self {
             out,
-            width,
+            width: access_width(&prefixes, opcode),
             address_width: prefixes.address_width(),
             segment: if out {
                 prefixes.segment.unwrap_or(SegmentName::Ds)

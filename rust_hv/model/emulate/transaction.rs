@@ -4,7 +4,7 @@
 
 use super::address::{linear, linear_add};
 use super::cpu::Cpu;
-use super::insn::{Base, Insn, Mem, Operand, Reg};
+use super::insn::{Insn, Mem, Operand, Reg};
 use super::memory::{Backing, Memory, MmioLog, MmioRead, MmioWrite, MmioWrites, Place, Stop};
 use super::types::{Access, Exception, Gpr, Mode, SegmentName, Width};
 use crate::model::arch::addr::{Gpa, PAGE_SIZE};
@@ -164,17 +164,8 @@ impl<'a, M: Cpu + Memory> Transaction<'a, M> {
 
     /// Offset of a memory operand in its segment, `displacement` bytes further on than it says.
     fn offset(&self, insn: &Insn, mem: &Mem, displacement: i64) -> u64 {
-        let base = match mem.base {
-            Base::None => 0,
-            Base::Reg(register) => self.gpr(register),
-            Base::Rip => self.machine.rip().wrapping_add(u64::from(insn.len)),
-        };
-        let index = match mem.index {
-            Some(register) => self.gpr(register).wrapping_shl(u32::from(mem.scale)),
-            None => 0,
-        };
-        base.wrapping_add(index)
-            .wrapping_add(mem.disp as u64)
+        let next = self.machine.rip().wrapping_add(u64::from(insn.len));
+        mem.offset(|register| self.gpr(register), next, insn.address_width)
             .wrapping_add(displacement as u64)
             & insn.address_width.mask()
     }

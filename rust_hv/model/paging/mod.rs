@@ -6,6 +6,8 @@
 pub mod ept;
 pub mod format;
 pub mod frames;
+pub mod nested;
+pub mod npt;
 pub mod state;
 pub mod sweep;
 pub mod table;

@@ -3,25 +3,13 @@
 //! The decoder agrees with iced-x86, both ways: on everything that it accepts, and in accepting
 //! all of its set.
 
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+mod emulate_reference;
+
+use emulate_reference::*;
+use iced_x86::{Code, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use proptest::prelude::*;
 use rusthv_model::emulate::*;
 use std::collections::HashMap;
-
-const MODES: [Mode; 3] = [Mode::Bits16, Mode::Bits32, Mode::Bits64];
-const IP: u64 = 0x12_3456;
-
-fn bitness(mode: Mode) -> u32 {
-    match mode {
-        Mode::Bits16 => 16,
-        Mode::Bits32 => 32,
-        Mode::Bits64 => 64,
-    }
-}
-
-fn reference(bytes: &[u8], mode: Mode) -> Instruction {
-    Decoder::with_ip(bitness(mode), bytes, IP, DecoderOptions::NONE).decode()
-}
 
 fn op(insn: &Instruction) -> Option<Op> {
     Some(match insn.mnemonic() {
@@ -80,32 +68,6 @@ fn is_in_set(insn: &Instruction) -> bool {
         && !(0..insn.op_count()).any(system)
 }
 
-fn width(bytes: usize) -> Width {
-    match bytes {
-        1 => Width::Byte,
-        2 => Width::Word,
-        4 => Width::Dword,
-        8 => Width::Qword,
-        _ => panic!("{bytes} bytes"),
-    }
-}
-
-fn segment(register: Register) -> SegmentName {
-    match register {
-        Register::ES => SegmentName::Es,
-        Register::CS => SegmentName::Cs,
-        Register::SS => SegmentName::Ss,
-        Register::DS => SegmentName::Ds,
-        Register::FS => SegmentName::Fs,
-        Register::GS => SegmentName::Gs,
-        _ => panic!("{register:?}"),
-    }
-}
-
-fn gpr(register: Register) -> Gpr {
-    Gpr::new(register.full_register().number() as u8)
-}
-
 fn reg(register: Register) -> Reg {
     use Register::{AH, BH, CH, DH};
     assert!(register.is_gpr());
@@ -148,7 +110,7 @@ fn same_operand(ours: &Insn, operand: Operand, size: Width, theirs: &Instruction
                 assert_eq!(ours.address_width, address);
             };
             match kind {
-                Memory => same_memory(ours, &mem, theirs),
+                Memory => same_address(&mem, ours.len, ours.address_width, theirs),
                 MemorySegSI => string(Gpr::RSI, Width::Word),
                 MemorySegESI => string(Gpr::RSI, Width::Dword),
                 MemorySegRSI => string(Gpr::RSI, Width::Qword),
@@ -159,63 +121,11 @@ fn same_operand(ours: &Insn, operand: Operand, size: Width, theirs: &Instruction
             }
             let expected = match kind {
                 MemoryESDI | MemoryESEDI | MemoryESRDI => SegmentName::Es,
-                _ => expected_segment(ours, theirs),
+                _ => expected_segment(ours.mode, theirs),
             };
             assert_eq!(mem.segment, expected);
         }
     }
-}
-
-fn expected_segment(ours: &Insn, theirs: &Instruction) -> SegmentName {
-    use Register::{CS, DS, EBP, ES, ESP, RBP, RSP, SS};
-    // iced shows an override even where 64-bit mode ignores it.
-    if ours.mode == Mode::Bits64 && matches!(theirs.segment_prefix(), ES | CS | SS | DS) {
-        return match theirs.memory_base() {
-            RSP | ESP | RBP | EBP => SegmentName::Ss,
-            _ => SegmentName::Ds,
-        };
-    }
-    segment(theirs.memory_segment())
-}
-
-fn same_memory(ours: &Insn, mem: &Mem, theirs: &Instruction) {
-    let (base, index) = (theirs.memory_base(), theirs.memory_index());
-    let address = ours.address_width;
-    let mut displacement = mem.disp as u64;
-    match mem.base {
-        Base::None => assert_eq!(base, Register::None),
-        Base::Reg(register) => {
-            assert!(base.is_gpr());
-            assert_eq!(register, gpr(base));
-            assert_eq!(address, width(base.size()));
-        }
-        Base::Rip => {
-            let expected = match address {
-                Width::Dword => Register::EIP,
-                _ => Register::RIP,
-            };
-            assert_eq!(base, expected);
-            displacement = IP
-                .wrapping_add(u64::from(ours.len))
-                .wrapping_add(displacement);
-        }
-    }
-    match mem.index {
-        None => assert_eq!(index, Register::None),
-        Some(register) => {
-            assert!(index.is_gpr());
-            assert_eq!(register, gpr(index));
-            assert_eq!(address, width(index.size()));
-            assert_eq!(1 << mem.scale, theirs.memory_index_scale());
-        }
-    }
-    if base == Register::None && index == Register::None {
-        assert_eq!(address, width(theirs.memory_displ_size() as usize));
-    }
-    assert_eq!(
-        displacement & address.mask(),
-        theirs.memory_displacement64() & address.mask()
-    );
 }
 
 fn same(ours: &Insn, theirs: &Instruction) {
@@ -246,7 +156,7 @@ fn same(ours: &Insn, theirs: &Instruction) {
 /// Decodes 16 bytes or more both ways and compares; returns what ours said.
 fn check(bytes: &[u8], mode: Mode) -> Result<Insn, DecodeError> {
     assert!(bytes.len() > MAX_LEN);
-    let theirs = reference(bytes, mode);
+    let theirs = reference(bytes, mode, DecoderOptions::NONE);
     let ours = decode(bytes, mode);
     match ours {
         Ok(insn) => {
@@ -272,7 +182,7 @@ fn check(bytes: &[u8], mode: Mode) -> Result<Insn, DecodeError> {
 fn checked(bytes: &[u8], mode: Mode) -> Result<Insn, DecodeError> {
     // The bytes belong into any panic message.
     std::panic::catch_unwind(|| check(bytes, mode)).unwrap_or_else(|_| {
-        let theirs = reference(bytes, mode);
+        let theirs = reference(bytes, mode, DecoderOptions::NONE);
         let ours = decode(bytes, mode);
         panic!("{mode:?} {bytes:02x?}: {theirs} is not {ours:?}")
     })
@@ -320,18 +230,8 @@ fn agrees_with_iced_on_every_opcode() {
     assert_eq!(seen.len(), 31 * 3, "{seen:?}");
 }
 
-fn mode() -> impl Strategy<Value = Mode> {
-    prop::sample::select(&MODES[..])
-}
-
 /// Prefixes in any order and number, an opcode of the set, anything after it.
 fn structured() -> impl Strategy<Value = Vec<u8>> {
-    let prefix = prop_oneof![
-        prop::sample::select(vec![
-            0x26u8, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3
-        ]),
-        0x40u8..=0x4f,
-    ];
     let opcode = prop_oneof![
         (0u8..8, 0u8..4).prop_map(|(op, form)| vec![op << 3 | form]),
         (0x80u8..=0x8b).prop_map(|op| vec![op]),
@@ -345,7 +245,7 @@ fn structured() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|op| vec![0x0f, op]),
     ];
     let tail = prop::collection::vec(any::<u8>(), 16);
-    (prop::collection::vec(prefix, 0..6), opcode, tail)
+    (prefixes(), opcode, tail)
         .prop_map(|(prefixes, opcode, tail)| [prefixes, opcode, tail].concat())
 }
 

@@ -14,6 +14,8 @@ use rusthv_model::arch::addr::{Gfn, GfnRange, Gpa, Hpa};
 use rusthv_model::paging::ept::Ept;
 use rusthv_model::paging::format::{Entry, Format, Leaf};
 use rusthv_model::paging::frames::{Gather, TableFrame, TableMemory, TableRef, ENTRIES};
+use rusthv_model::paging::nested::Nested;
+use rusthv_model::paging::npt::Npt;
 use rusthv_model::paging::sweep::{Progress, Sweep};
 use rusthv_model::paging::table::{MapError, Mapped, Table};
 use rusthv_model::paging::{Level, PageSize, Permissions};
@@ -24,11 +26,17 @@ const EPT: Ept = Ept {
     largest: PageSize::Size2M,
 };
 
+const NPT: Npt = Npt {
+    largest: PageSize::Size2M,
+    five_level: false,
+};
+
 /// The page that the guest writes to.
 const PAGE: u64 = 3;
 
 /// Host memory, and the CPU beside it.
 struct Host {
+    format: Nested,
     frames: Vec<[AtomicU64; ENTRIES]>,
     used: Cell<usize>,
     root: Cell<u64>,
@@ -51,25 +59,30 @@ impl Host {
         &self.frames[(hpa >> 12) as usize]
     }
 
-    /// A write by the guest: a walk as in the SDM, with the flags set.
+    /// A write by the guest: a walk as in the SDM or the APM, with the flags set.
     fn write(&self) {
+        // What must be set for it (R and W; P, R/W and U/S), and what the CPU sets.
+        let (rights, accessed, dirty) = match self.format {
+            Nested::Ept(_) => (0b11, 1 << 8, 1 << 9),
+            Nested::Npt(_) => (0b111, 1 << 5, 1 << 6),
+        };
         let mut cpu = self.cpu.borrow_mut();
         let mut table = self.root.get();
         for shift in [39, 30, 21, 12] {
             let entry = &self.at(table)[(PAGE << 12 >> shift & 0x1ff) as usize];
             let raw = entry.load(Ordering::Relaxed);
-            if raw & 0b11 != 0b11 {
+            if raw & rights != rights {
                 cpu.faults += 1;
                 return;
             }
             if shift == 12 || raw & 1 << 7 != 0 {
-                let new = u32::from(raw & 1 << 9 == 0);
+                let new = u32::from(raw & dirty == 0);
                 *(if shift == 12 {
                     &mut cpu.small
                 } else {
                     &mut cpu.large
                 }) += new;
-                entry.store(raw | 1 << 8 | 1 << 9, Ordering::Relaxed);
+                entry.store(raw | accessed | dirty, Ordering::Relaxed);
                 return;
             }
             table = raw & 0x000f_ffff_ffff_f000;
@@ -104,44 +117,44 @@ impl TableMemory for &Host {
     }
 }
 
-/// EPT entries, with a point before everything that is asked of them.
+/// Entries of either vendor, with a point before everything that is asked of them.
 #[derive(Clone, Copy)]
 struct Interrupted<'a>(&'a Host);
 
 impl Interrupted<'_> {
-    fn ept(&self) -> Ept {
+    fn format(&self) -> Nested {
         self.0.point();
-        EPT
+        self.0.format
     }
 }
 
 impl Format for Interrupted<'_> {
     fn decode(&self, raw: u64, level: Level) -> Entry {
-        self.ept().decode(raw, level)
+        self.format().decode(raw, level)
     }
 
     fn leaf(&self, leaf: &Leaf) -> Option<u64> {
-        self.ept().leaf(leaf)
+        self.format().leaf(leaf)
     }
 
     fn table(&self, table: Hpa) -> u64 {
-        self.ept().table(table)
+        self.format().table(table)
     }
 
     fn accessed_mask(&self) -> u64 {
-        self.ept().accessed_mask()
+        self.format().accessed_mask()
     }
 
     fn dirty_mask(&self) -> u64 {
-        self.ept().dirty_mask()
+        self.format().dirty_mask()
     }
 
     fn write_mask(&self) -> u64 {
-        self.ept().write_mask()
+        self.format().write_mask()
     }
 
     fn address_mask(&self) -> u64 {
-        self.ept().address_mask()
+        self.format().address_mask()
     }
 }
 
@@ -169,10 +182,11 @@ type Edit = fn(&mut &Host, &mut Table<Interrupted<'_>>, &mut Seen);
 
 /// Runs `edit` on a mapped page with a write at each point in turn. Returns how many writes turned
 /// a flag on, and how many came too late.
-fn at_every_point(size: PageSize, edit: Edit) -> (u32, u32) {
+fn at_every_point(format: Nested, size: PageSize, edit: Edit) -> (u32, u32) {
     let (mut hits, mut faults) = (0, 0);
     for point in 0.. {
         let host = Host {
+            format,
             frames: (0..8)
                 .map(|_| [const { AtomicU64::new(0) }; ENTRIES])
                 .collect(),
@@ -233,10 +247,9 @@ fn whole() -> Sweep {
 
 const BUDGET: usize = usize::MAX;
 
-#[test]
-fn zap_reports_the_last_state() {
+fn zap_reports_the_last_state(format: Nested) {
     for size in [PageSize::Size4K, PageSize::Size2M] {
-        let (hits, faults) = at_every_point(size, |memory, table, seen| {
+        let (hits, faults) = at_every_point(format, size, |memory, table, seen| {
             let done = table.zap(memory, &mut whole(), BUDGET, seen);
             assert_eq!(done, Progress::Done);
         });
@@ -244,10 +257,9 @@ fn zap_reports_the_last_state() {
     }
 }
 
-#[test]
-fn cleared_flags_are_reported() {
+fn cleared_flags_are_reported(format: Nested) {
     for size in [PageSize::Size4K, PageSize::Size2M] {
-        let (hits, _) = at_every_point(size, |memory, table, seen| {
+        let (hits, _) = at_every_point(format, size, |memory, table, seen| {
             let on_leaf = |gfn, leaf| seen.see(gfn, leaf);
             let done = table.test_and_clear_dirty(memory, &mut whole(), BUDGET, on_leaf);
             assert_eq!(done, Progress::Done);
@@ -256,24 +268,23 @@ fn cleared_flags_are_reported() {
     }
 }
 
-#[test]
-fn flags_survive_a_change_of_rights() {
+fn flags_survive_a_change_of_rights(format: Nested) {
     for size in [PageSize::Size4K, PageSize::Size2M] {
         // The page gets a right more: the fault handler's way.
         let (hits, _) = if size == PageSize::Size4K {
-            at_every_point(size, |memory, table, seen| {
+            at_every_point(format, size, |memory, table, seen| {
                 let more = leaf(PAGE, PageSize::Size4K, Permissions::RWX);
                 let mapped = map(memory, table, PAGE, more, seen);
                 assert_eq!(mapped, Ok(Mapped::Relaxed));
             })
         } else {
-            at_every_point(size, |memory, table, seen| {
+            at_every_point(format, size, |memory, table, seen| {
                 let more = leaf(0, PageSize::Size2M, Permissions::RWX);
                 assert_eq!(map(memory, table, 0, more, seen), Ok(Mapped::Relaxed));
             })
         };
         assert!(hits > 0);
-        let (hits, faults) = at_every_point(size, |memory, table, _| {
+        let (hits, faults) = at_every_point(format, size, |memory, table, _| {
             let done = table.protect(memory, &mut whole(), BUDGET, |_, _| {});
             assert_eq!(done, Progress::Done);
         });
@@ -281,29 +292,58 @@ fn flags_survive_a_change_of_rights() {
     }
 }
 
-#[test]
-fn a_replaced_page_goes_with_its_flags() {
-    let (hits, _) = at_every_point(PageSize::Size4K, |memory, table, seen| {
+fn a_replaced_page_goes_with_its_flags(format: Nested) {
+    let (hits, _) = at_every_point(format, PageSize::Size4K, |memory, table, seen| {
         let other = leaf(PAGE + 1, PageSize::Size4K, Permissions::RW);
         let mapped = map(memory, table, PAGE, other, seen);
         assert_eq!(mapped, Ok(Mapped::Replaced));
     });
     assert!(hits > 0);
     // All of them at once, by a large page: writes after it are to the large page.
-    let (hits, _) = at_every_point(PageSize::Size4K, |memory, table, seen| {
+    let (hits, _) = at_every_point(format, PageSize::Size4K, |memory, table, seen| {
         let large = leaf(0, PageSize::Size2M, Permissions::RW);
         assert_eq!(map(memory, table, 0, large, seen), Ok(Mapped::Replaced));
     });
     assert!(hits > 0);
 }
 
-#[test]
-fn parts_of_a_large_page_inherit_its_flag() {
-    let (hits, _) = at_every_point(PageSize::Size2M, |memory, table, _| {
+fn parts_of_a_large_page_inherit_its_flag(format: Nested) {
+    let (hits, _) = at_every_point(format, PageSize::Size2M, |memory, table, _| {
         assert_eq!(table.split(memory, Gpa::new(0)), Ok(true));
         let size = table.lookup(memory, Gpa::new(0)).map(|leaf| leaf.size);
         assert_eq!(size, Some(PageSize::Size4K));
     });
     // Each of the 512 parts that is being written is a point.
     assert!(hits > 512);
+}
+
+/// Makes two tests of each function: with EPT entries and with NPT entries.
+macro_rules! with_both_formats {
+    ($($test:ident),* $(,)?) => {
+        mod ept {
+            $(
+                #[test]
+                fn $test() {
+                    super::$test(super::Nested::Ept(super::EPT));
+                }
+            )*
+        }
+
+        mod npt {
+            $(
+                #[test]
+                fn $test() {
+                    super::$test(super::Nested::Npt(super::NPT));
+                }
+            )*
+        }
+    };
+}
+
+with_both_formats! {
+    zap_reports_the_last_state,
+    cleared_flags_are_reported,
+    flags_survive_a_change_of_rights,
+    a_replaced_page_goes_with_its_flags,
+    parts_of_a_large_page_inherit_its_flag,
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The table editor with EPT entries, rule by rule.
+//! The table editor with the entries of either vendor, rule by rule.
 
+#[macro_use]
 mod paging_support;
 
 use std::sync::atomic::Ordering;
@@ -10,13 +11,15 @@ use paging_support::*;
 use rusthv_model::arch::addr::{GfnRange, Gpa, Hpa};
 use rusthv_model::paging::ept::Ept;
 use rusthv_model::paging::format::Leaf;
+use rusthv_model::paging::nested::Nested;
+use rusthv_model::paging::npt::Npt;
 use rusthv_model::paging::sweep::{Progress, Sweep};
 use rusthv_model::paging::table::{MapError, Mapped, Table};
 use rusthv_model::paging::{Level, MemoryType, PageSize, Permissions};
 
 #[test]
 fn entry_bits_are_those_of_the_sdm() {
-    let (mut arena, mut table, mut gather) = setup();
+    let (mut arena, mut table, mut gather) = setup(Nested::Ept(EPT));
     let page = leaf(0xabc_d000, PageSize::Size4K, Permissions::RX)
         .with_memory_type(MemoryType::WriteBack, true);
     table
@@ -56,9 +59,8 @@ fn ept_pointer() {
     assert_eq!(plain.pointer(root, Level::Pml5), 0x7_0000_1026);
 }
 
-#[test]
-fn bad_mappings_are_refused() {
-    let (mut arena, mut table, mut gather) = setup();
+fn bad_mappings_are_refused(format: Nested) {
+    let (mut arena, mut table, mut gather) = setup(format);
     let mut map = |gpa: u64, leaf: Leaf| table.map(&mut arena, Gpa::new(gpa), leaf, &mut gather);
     let rw = Permissions::RW;
     let (k4, m2, g1) = (PageSize::Size4K, PageSize::Size2M, PageSize::Size1G);
@@ -86,7 +88,11 @@ fn bad_mappings_are_refused() {
     ] {
         assert_eq!(map(0, leaf(0x1000, k4, perms)), Err(MapError::Unsupported));
     }
-    assert_eq!(map(0, leaf(0x1000, k4, Permissions::X)), Ok(Mapped::Fresh));
+    let execute_only = match format {
+        Nested::Ept(_) => Ok(Mapped::Fresh),
+        Nested::Npt(_) => Err(MapError::Unsupported),
+    };
+    assert_eq!(map(0, leaf(0x1000, k4, Permissions::X)), execute_only);
     finish(table, arena);
 }
 
@@ -99,7 +105,8 @@ fn what_the_cpu_lacks_is_not_used() {
         execute_only: false,
         largest: PageSize::Size2M,
     };
-    let mut table = Table::new(&mut arena, poor, Level::Pml4).unwrap();
+    let mut table = Table::new(&mut arena, Nested::Ept(poor), Level::Pml4).unwrap();
+    let cpu = Cpu::new(&table);
     let mut map = |leaf| table.map(&mut arena, Gpa::new(0), leaf, &mut gather);
     let x = leaf(0, PageSize::Size4K, Permissions::X);
     assert_eq!(map(x), Err(MapError::Unsupported));
@@ -111,7 +118,7 @@ fn what_the_cpu_lacks_is_not_used() {
     assert_eq!(map(page), Ok(Mapped::Fresh));
 
     // No flags are written, and none are trusted.
-    assert_eq!(access(&arena, table.root().raw(), 0, true, false), Err(()));
+    assert_eq!(cpu.access(&arena, 0, true, false), Err(()));
     let found = table.lookup(&arena, Gpa::new(0)).unwrap();
     assert!(found.accessed && !found.dirty);
     let mut seen = 0;
@@ -122,10 +129,9 @@ fn what_the_cpu_lacks_is_not_used() {
     assert_eq!(arena.live, 0);
 }
 
-#[test]
-fn mapping_again_says_what_it_did() {
-    let (mut arena, mut table, mut gather) = setup();
-    let root = table.root().raw();
+fn mapping_again_says_what_it_did(format: Nested) {
+    let (mut arena, mut table, mut gather) = setup(format);
+    let cpu = Cpu::new(&table);
     let gpa = Gpa::new(0x7000);
     let read = leaf(0x1000, PageSize::Size4K, Permissions::R);
     let write = leaf(0x1000, PageSize::Size4K, Permissions::RW);
@@ -133,11 +139,11 @@ fn mapping_again_says_what_it_did() {
     let mut map = |arena: &mut Arena, leaf| table.map(arena, gpa, leaf, &mut gather);
 
     assert_eq!(map(&mut arena, read), Ok(Mapped::Fresh));
-    assert_eq!(access(&arena, root, 0x7abc, false, false), Ok(0x1abc));
-    assert_eq!(access(&arena, root, 0x7abc, true, false), Err(()));
+    assert_eq!(cpu.access(&arena, 0x7abc, false, false), Ok(0x1abc));
+    assert_eq!(cpu.access(&arena, 0x7abc, true, false), Err(()));
     assert_eq!(map(&mut arena, read), Ok(Mapped::Unchanged));
     assert_eq!(map(&mut arena, write), Ok(Mapped::Relaxed));
-    assert_eq!(access(&arena, root, 0x7abc, true, false), Ok(0x1abc));
+    assert_eq!(cpu.access(&arena, 0x7abc, true, false), Ok(0x1abc));
     assert_eq!(map(&mut arena, write), Ok(Mapped::Unchanged));
     assert_eq!(map(&mut arena, other), Ok(Mapped::Replaced));
     assert_eq!(map(&mut arena, read), Ok(Mapped::Replaced));
@@ -153,9 +159,8 @@ fn mapping_again_says_what_it_did() {
     finish(table, arena);
 }
 
-#[test]
-fn fewer_rights_need_a_flush() {
-    let (mut arena, mut table, mut gather) = setup();
+fn fewer_rights_need_a_flush(format: Nested) {
+    let (mut arena, mut table, mut gather) = setup(format);
     let gpa = Gpa::new(0);
     let rw = leaf(0x1000, PageSize::Size4K, Permissions::RW);
     let rx = leaf(0x1000, PageSize::Size4K, Permissions::RX);
@@ -168,17 +173,16 @@ fn fewer_rights_need_a_flush() {
     finish(table, arena);
 }
 
-#[test]
-fn a_large_page_takes_the_place_of_tables() {
-    let (mut arena, mut table, mut gather) = setup();
-    let root = table.root().raw();
+fn a_large_page_takes_the_place_of_tables(format: Nested) {
+    let (mut arena, mut table, mut gather) = setup(format);
+    let cpu = Cpu::new(&table);
     for i in 0..4u64 {
         let page = leaf(0x10_0000 + (i << 12), PageSize::Size4K, Permissions::RWX);
         table
             .map(&mut arena, Gpa::new(i << 20), page, &mut gather)
             .unwrap();
     }
-    access(&arena, root, 0x10_0000, true, false).unwrap();
+    cpu.access(&arena, 0x10_0000, true, false).unwrap();
     // Root, PDPT, PD, two PTs.
     assert_eq!(table.counts().tables, 5);
     let giant = leaf(0x4000_0000, PageSize::Size1G, Permissions::RW);
@@ -199,7 +203,7 @@ fn a_large_page_takes_the_place_of_tables() {
         [(0, false), (0x100, true), (0x200, false), (0x300, false)]
     );
     assert_eq!(
-        access(&arena, root, 0x1234_5678, true, false),
+        cpu.access(&arena, 0x1234_5678, true, false),
         Ok(0x5234_5678)
     );
 
@@ -212,16 +216,19 @@ fn a_large_page_takes_the_place_of_tables() {
     finish(table, arena);
 }
 
-#[test]
-fn split_keeps_memory_rights_and_flags() {
-    let (mut arena, mut table, mut gather) = setup();
-    let root = table.root().raw();
+fn split_keeps_memory_rights_and_flags(format: Nested) {
+    let (mut arena, mut table, mut gather) = setup(format);
+    let cpu = Cpu::new(&table);
+    let memory_type = match format {
+        Nested::Ept(_) => MemoryType::WriteThrough,
+        Nested::Npt(_) => MemoryType::Uncacheable,
+    };
     let giant = leaf(0x8000_0000, PageSize::Size1G, Permissions::RW)
-        .with_memory_type(MemoryType::WriteThrough, true);
+        .with_memory_type(memory_type, format.overrules_pat());
     table
         .map(&mut arena, Gpa::new(0x4000_0000), giant, &mut gather)
         .unwrap();
-    access(&arena, root, 0x4000_0000, true, false).unwrap();
+    cpu.access(&arena, 0x4000_0000, true, false).unwrap();
 
     let inside = Gpa::new(0x4567_8000);
     assert_eq!(table.split(&mut arena, inside), Ok(true));
@@ -241,10 +248,7 @@ fn split_keeps_memory_rights_and_flags() {
     };
     assert_eq!(part, expected);
     for gpa in (0x4000_0000u64..0x8000_0000).step_by(0x1f_f000) {
-        assert_eq!(
-            access(&arena, root, gpa, false, false),
-            Ok(gpa + 0x4000_0000)
-        );
+        assert_eq!(cpu.access(&arena, gpa, false, false), Ok(gpa + 0x4000_0000));
     }
 
     arena.left = 0;
@@ -254,10 +258,9 @@ fn split_keeps_memory_rights_and_flags() {
     finish(table, arena);
 }
 
-#[test]
-fn no_table_leaves_the_mappings_alone() {
+fn no_table_leaves_the_mappings_alone(format: Nested) {
     for left in 0..3 {
-        let (mut arena, mut table, mut gather) = setup();
+        let (mut arena, mut table, mut gather) = setup(format);
         arena.left = left;
         let page = leaf(0x1000, PageSize::Size4K, Permissions::RW);
         let gpa = Gpa::new(0x1234_5000);
@@ -277,9 +280,8 @@ fn no_table_leaves_the_mappings_alone() {
     }
 }
 
-#[test]
-fn a_run_fills_what_is_empty() {
-    let (mut arena, mut table, mut gather) = setup();
+fn a_run_fills_what_is_empty(format: Nested) {
+    let (mut arena, mut table, mut gather) = setup(format);
     let like =
         leaf(0, PageSize::Size4K, Permissions::NONE).with_memory_type(MemoryType::WriteBack, true);
     let old = leaf(0xdead_b000, PageSize::Size4K, Permissions::R);
@@ -326,9 +328,8 @@ fn a_run_fills_what_is_empty() {
     finish(table, arena);
 }
 
-#[test]
-fn a_leaf_table_maps_in_its_region_only() {
-    let (mut arena, mut table, mut gather) = setup();
+fn a_leaf_table_maps_in_its_region_only(format: Nested) {
+    let (mut arena, mut table, mut gather) = setup(format);
     let page = leaf(0x1000, PageSize::Size4K, Permissions::RW);
     let mut pt = table.leaf_table(&mut arena, Gpa::new(0x40_1000)).unwrap();
     assert_eq!(
@@ -357,9 +358,8 @@ fn a_leaf_table_maps_in_its_region_only() {
     finish(table, arena);
 }
 
-#[test]
-fn zap_frees_only_tables_that_lie_in_the_range() {
-    let (mut arena, mut table, mut gather) = setup();
+fn zap_frees_only_tables_that_lie_in_the_range(format: Nested) {
+    let (mut arena, mut table, mut gather) = setup(format);
     for gfn in 0..1024u64 {
         let page = leaf(gfn << 12, PageSize::Size4K, Permissions::RW);
         table
@@ -382,9 +382,8 @@ fn zap_frees_only_tables_that_lie_in_the_range() {
     finish(table, arena);
 }
 
-#[test]
-fn zap_stops_at_its_budget_and_goes_on() {
-    let (mut arena, mut table, mut gather) = setup();
+fn zap_stops_at_its_budget_and_goes_on(format: Nested) {
+    let (mut arena, mut table, mut gather) = setup(format);
     for gfn in 0..1024u64 {
         let page = leaf(gfn << 12, PageSize::Size4K, Permissions::RW);
         table
@@ -421,9 +420,8 @@ fn zap_stops_at_its_budget_and_goes_on() {
     finish(table, arena);
 }
 
-#[test]
-fn an_empty_terabyte_costs_little() {
-    let (mut arena, mut table, mut gather) = setup();
+fn an_empty_terabyte_costs_little(format: Nested) {
+    let (mut arena, mut table, mut gather) = setup(format);
     let page = leaf(0x1000, PageSize::Size4K, Permissions::RW);
     let last = (1 << 48) - 0x1000;
     table
@@ -438,9 +436,8 @@ fn an_empty_terabyte_costs_little() {
     finish(table, arena);
 }
 
-#[test]
-fn a_large_page_partly_in_the_range_goes_as_a_whole() {
-    let (mut arena, mut table, mut gather) = setup();
+fn a_large_page_partly_in_the_range_goes_as_a_whole(format: Nested) {
+    let (mut arena, mut table, mut gather) = setup(format);
     let huge = leaf(0x20_0000, PageSize::Size2M, Permissions::RW);
     table
         .map(&mut arena, Gpa::new(0x20_0000), huge, &mut gather)
@@ -467,18 +464,17 @@ fn a_large_page_partly_in_the_range_goes_as_a_whole() {
     finish(table, arena);
 }
 
-#[test]
-fn flags_are_tested_and_cleared() {
-    let (mut arena, mut table, mut gather) = setup();
-    let root = table.root().raw();
+fn flags_are_tested_and_cleared(format: Nested) {
+    let (mut arena, mut table, mut gather) = setup(format);
+    let cpu = Cpu::new(&table);
     for gfn in 0..4u64 {
         let page = leaf(gfn << 12, PageSize::Size4K, Permissions::RW);
         table
             .map(&mut arena, Gpa::new(gfn << 12), page, &mut gather)
             .unwrap();
     }
-    access(&arena, root, 0x1000, false, false).unwrap();
-    access(&arena, root, 0x2000, true, false).unwrap();
+    cpu.access(&arena, 0x1000, false, false).unwrap();
+    cpu.access(&arena, 0x2000, true, false).unwrap();
     for (accessed, dirty, writable) in [(vec![1, 2], vec![2], vec![0, 1, 2]), Default::default()] {
         let (mut a, mut d, mut w) = (Vec::new(), Vec::new(), Vec::new());
         let whole = Sweep::new(range(0, 3));
@@ -496,15 +492,25 @@ fn flags_are_tested_and_cleared() {
         assert_eq!(steps, [Progress::Done; 3]);
         assert_eq!((a, d, w), (accessed, dirty, writable));
     }
-    assert_eq!(access(&arena, root, 0x2000, true, false), Err(()));
-    assert_eq!(access(&arena, root, 0x3000, true, false), Ok(0x3000));
+    assert_eq!(cpu.access(&arena, 0x2000, true, false), Err(()));
+    assert_eq!(cpu.access(&arena, 0x3000, true, false), Ok(0x3000));
     finish(table, arena);
 }
 
-#[test]
-fn five_levels_reach_57_bits() {
+fn five_levels_reach_57_bits(format: Nested) {
     let mut arena = Arena::new();
-    let mut table = Table::new(&mut arena, EPT, Level::Pml5).unwrap();
+    let format = match format {
+        Nested::Npt(npt) => Nested::Npt(Npt {
+            five_level: true,
+            ..npt
+        }),
+        ept => ept,
+    };
+    let mut table = Table::new(&mut arena, format, Level::Pml5).unwrap();
+    let cpu = Cpu {
+        top: Level::Pml5,
+        ..Cpu::new(&table)
+    };
     let mut gather = Gathered::default();
     let page = leaf(0x1000, PageSize::Size4K, Permissions::RW);
     let top = Gpa::new((1 << 57) - 0x1000);
@@ -513,6 +519,11 @@ fn five_levels_reach_57_bits() {
         Ok(Mapped::Fresh)
     );
     assert_eq!(table.lookup(&arena, top), Some(page));
+    assert_eq!(
+        cpu.access(&arena, top.raw() | 0xabc, false, false),
+        Ok(0x1abc)
+    );
+    assert_eq!(cpu.access(&arena, 0, false, false), Err(()));
     let beyond = Gpa::new(1 << 57);
     assert_eq!(
         table.map(&mut arena, beyond, page, &mut gather),
@@ -528,4 +539,21 @@ fn five_levels_reach_57_bits() {
     assert_eq!(gather.leaves.len(), 1);
     gather.flush(&mut arena);
     finish(table, arena);
+}
+
+with_both_formats! {
+    bad_mappings_are_refused,
+    mapping_again_says_what_it_did,
+    fewer_rights_need_a_flush,
+    a_large_page_takes_the_place_of_tables,
+    split_keeps_memory_rights_and_flags,
+    no_table_leaves_the_mappings_alone,
+    a_run_fills_what_is_empty,
+    a_leaf_table_maps_in_its_region_only,
+    zap_frees_only_tables_that_lie_in_the_range,
+    zap_stops_at_its_budget_and_goes_on,
+    an_empty_terabyte_costs_little,
+    a_large_page_partly_in_the_range_goes_as_a_whole,
+    flags_are_tested_and_cleared,
+    five_levels_reach_57_bits,
 }

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The format of nested tables, whoever made the CPU.
+//!
+//! It is settled when the module loads. A value that knows it, and not a type parameter, keeps one
+//! copy of the table editor and of all that uses it; the branch always goes the same way.
+
+use super::ept::Ept;
+use super::format::{Entry, Format, Leaf};
+use super::npt::Npt;
+use super::{Level, PageSize};
+use crate::model::arch::addr::Hpa;
+
+/// An entry format that a CPU walks for its guests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Nested {
+    /// VT-x.
+    Ept(Ept),
+    /// AMD-V.
+    Npt(Npt),
+}
+
+impl Nested {
+    /// Level of the root table.
+    #[inline]
+    pub const fn levels(&self) -> Level {
+        match self {
+            Self::Npt(Npt {
+                five_level: true, ..
+            }) => Level::Pml5,
+            Self::Ept(_) | Self::Npt(_) => Level::Pml4,
+        }
+    }
+
+    /// True when an entry can overrule the guest's PAT; see [`Leaf::ignore_pat`].
+    #[inline]
+    pub const fn overrules_pat(&self) -> bool {
+        matches!(self, Self::Ept(_))
+    }
+
+    /// Largest page that an entry may map.
+    #[inline]
+    pub const fn largest(&self) -> PageSize {
+        match self {
+            Self::Ept(ept) => ept.largest,
+            Self::Npt(npt) => npt.largest,
+        }
+    }
+}
+
+impl Format for Nested {
+    #[inline]
+    fn decode(&self, raw: u64, level: Level) -> Entry {
+        match self {
+            Self::Ept(ept) => ept.decode(raw, level),
+            Self::Npt(npt) => npt.decode(raw, level),
+        }
+    }
+
+    #[inline]
+    fn leaf(&self, leaf: &Leaf) -> Option<u64> {
+        match self {
+            Self::Ept(ept) => ept.leaf(leaf),
+            Self::Npt(npt) => npt.leaf(leaf),
+        }
+    }
+
+    #[inline]
+    fn table(&self, table: Hpa) -> u64 {
+        match self {
+            Self::Ept(ept) => ept.table(table),
+            Self::Npt(npt) => npt.table(table),
+        }
+    }
+
+    #[inline]
+    fn accessed_mask(&self) -> u64 {
+        match self {
+            Self::Ept(ept) => ept.accessed_mask(),
+            Self::Npt(npt) => npt.accessed_mask(),
+        }
+    }
+
+    #[inline]
+    fn dirty_mask(&self) -> u64 {
+        match self {
+            Self::Ept(ept) => ept.dirty_mask(),
+            Self::Npt(npt) => npt.dirty_mask(),
+        }
+    }
+
+    #[inline]
+    fn write_mask(&self) -> u64 {
+        match self {
+            Self::Ept(ept) => ept.write_mask(),
+            Self::Npt(npt) => npt.write_mask(),
+        }
+    }
+
+    #[inline]
+    fn address_mask(&self) -> u64 {
+        match self {
+            Self::Ept(ept) => ept.address_mask(),
+            Self::Npt(npt) => npt.address_mask(),
+        }
+    }
+}

@@ -1,0 +1,658 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The seam's view of a vCPU whose VMCS is current: entry, events, registers.
+
+use super::caps::{entry, primary, secondary};
+use super::exit;
+use super::fields::*;
+use super::guest::{GuestWindow, CR0_GUEST_OWNED, CR4_GUEST_OWNED};
+use super::tlb;
+use crate::host::cpu::IrqsOff;
+use crate::host::debug;
+use crate::host::fpu::FpuInUse;
+use crate::host::switch::{self, HostSwitch, Running, UserMsr};
+use crate::model::arch::regs::{Cr0, Cr4};
+use crate::model::arch::segment::{AccessRights, Segment};
+use crate::model::exit::{Event, Exit};
+use crate::vendor::{HwError, SegmentRegister, TableRegister, Visit, Window};
+use kernel::prelude::*;
+
+/// Interruptibility bits 1:0: blocking by STI and by MOV SS.
+const INTERRUPT_SHADOW: u32 = 3;
+
+/// CR0 bits that are never on in the CPU: NW and CD, the caches are the host's.
+const CR0_NEVER: u64 = 1 << 29 | 1 << 30;
+
+const EFER_LMA: u64 = 1 << 10;
+
+/// What an entry came to: what the hardware refused before it looked at the guest is an exit, too.
+fn exit_of(window: &GuestWindow<'_>, reason: Result<u32, HwError>) -> Result<Exit, HwError> {
+    match reason {
+        Ok(reason) => exit::decode(&window.window, reason),
+        Err(HwError::Instruction(number)) => Ok(Exit::EntryFailed {
+            reason: number.into(),
+        }),
+        Err(error) => Err(error),
+    }
+}
+
+impl Window for GuestWindow<'_> {
+    #[inline]
+    fn enter(
+        &mut self,
+        running: &Running<'_>,
+        fpu: &FpuInUse<'_>,
+        xcr0: u64,
+    ) -> Result<Exit, HwError> {
+        let reason = self.enter_raw(running, fpu, xcr0);
+        exit_of(self, reason)
+    }
+
+    fn enter_with_breakpoints(
+        &mut self,
+        running: &Running<'_>,
+        fpu: &FpuInUse<'_>,
+        xcr0: u64,
+        addresses: &[u64; 4],
+        dr6: u64,
+    ) -> Result<Exit, HwError> {
+        debug::load(self.window.irqs(), addresses, dr6);
+        let reason = self.enter_raw(running, fpu, xcr0);
+        debug::clear(self.window.irqs());
+        exit_of(self, reason)
+    }
+
+    /// VT-x tells with each exit what made it.
+    fn identify(&mut self, _code: &[u8]) -> Result<Option<Exit>, HwError> {
+        Ok(None)
+    }
+
+    #[inline]
+    fn interrupted_event(&self) -> Result<Option<Event>, HwError> {
+        exit::interrupted_event(&self.window)
+    }
+
+    fn delivery_details(&self, event: Option<&Event>) -> Result<[u64; 3], HwError> {
+        Ok([
+            event.map_or(0, exit::interruption_info).into(),
+            self.window.read(EXIT_REASON)?.into(),
+            self.window.read(EXIT_QUALIFICATION)?,
+        ])
+    }
+
+    fn inject(&mut self, event: &Event) -> Result<(), HwError> {
+        if let Some(code) = event.error_code {
+            self.window.write(ENTRY_ERROR_CODE, code)?;
+        }
+        if event.instruction_len != 0 {
+            self.window
+                .write(ENTRY_INSTRUCTION_LENGTH, u32::from(event.instruction_len))?;
+        }
+        self.window
+            .write(ENTRY_INTERRUPTION_INFO, exit::interruption_info(event))
+    }
+
+    fn cancel_injection(&mut self) -> Result<(), HwError> {
+        self.window.write(ENTRY_INTERRUPTION_INFO, 0)
+    }
+
+    #[inline]
+    fn want_interrupt_window(&mut self, want: bool) -> Result<(), HwError> {
+        let controls = if want {
+            *self.primary_controls | primary::INTERRUPT_WINDOW
+        } else {
+            *self.primary_controls & !primary::INTERRUPT_WINDOW
+        };
+        if controls != *self.primary_controls {
+            // SAFETY: One more exit.
+            unsafe { self.window.write_host(PRIMARY_CONTROLS, controls) }?;
+            *self.primary_controls = controls;
+        }
+        Ok(())
+    }
+
+    fn offer(&mut self, rdtscp: bool, invpcid: bool) -> Result<(), HwError> {
+        let mut controls = *self.secondary_controls & !(secondary::RDTSCP | secondary::INVPCID);
+        if rdtscp {
+            controls |= self.caps.secondary & secondary::RDTSCP;
+        }
+        if invpcid {
+            controls |= self.caps.secondary & secondary::INVPCID;
+        }
+        if controls != *self.secondary_controls {
+            // SAFETY: Two instructions that act on the guest's state alone.
+            unsafe { self.window.write_host(SECONDARY_CONTROLS, controls) }?;
+            *self.secondary_controls = controls;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn gprs_mut(&mut self) -> &mut [u64; 16] {
+        &mut self.regs.gpr
+    }
+
+    #[inline]
+    fn set_cr2(&mut self, value: u64) {
+        self.regs.cr2 = value;
+    }
+
+    #[inline]
+    fn rip(&self) -> Result<u64, HwError> {
+        self.window.read(GUEST_RIP)
+    }
+
+    #[inline]
+    fn set_rip(&mut self, value: u64) -> Result<(), HwError> {
+        self.window.write(GUEST_RIP, value)
+    }
+
+    #[inline]
+    fn rsp(&self) -> Result<u64, HwError> {
+        self.window.read(GUEST_RSP)
+    }
+
+    #[inline]
+    fn set_rsp(&mut self, value: u64) -> Result<(), HwError> {
+        self.window.write(GUEST_RSP, value)
+    }
+
+    #[inline]
+    fn rflags(&self) -> Result<u64, HwError> {
+        self.window.read(GUEST_RFLAGS)
+    }
+
+    #[inline]
+    fn set_rflags(&mut self, value: u64) -> Result<(), HwError> {
+        self.window.write(GUEST_RFLAGS, value | 2)
+    }
+
+    #[inline]
+    fn instruction_len(&self) -> Result<u32, HwError> {
+        self.window.read(EXIT_INSTRUCTION_LENGTH)
+    }
+
+    fn debug_conditions(&self) -> Result<u64, HwError> {
+        self.window.read(EXIT_QUALIFICATION)
+    }
+
+    fn exited_by_int1(&self) -> Result<bool, HwError> {
+        exit::by_int1(&self.window)
+    }
+
+    #[inline]
+    fn interrupt_shadow(&self) -> Result<bool, HwError> {
+        Ok(self.window.read(GUEST_INTERRUPTIBILITY)? & INTERRUPT_SHADOW != 0)
+    }
+
+    #[inline]
+    fn clear_interrupt_shadow(&mut self) -> Result<(), HwError> {
+        let state = self.window.read(GUEST_INTERRUPTIBILITY)?;
+        if state & INTERRUPT_SHADOW != 0 {
+            self.window
+                .write(GUEST_INTERRUPTIBILITY, state & !INTERRUPT_SHADOW)?;
+        }
+        Ok(())
+    }
+
+    fn cr0(&self) -> Result<u64, HwError> {
+        Ok(self.window.read(GUEST_CR0)? & CR0_GUEST_OWNED
+            | self.window.read(CR0_SHADOW)? & !CR0_GUEST_OWNED)
+    }
+
+    fn set_cr0(&mut self, value: u64) -> Result<(), HwError> {
+        self.window.write(CR0_SHADOW, value)?;
+        let meant = value & Cr0::NAMED.raw();
+        self.window
+            .write(GUEST_CR0, (meant | self.caps.common.cr0.ones) & !CR0_NEVER)
+    }
+
+    fn cr3(&self) -> Result<u64, HwError> {
+        self.window.read(GUEST_CR3)
+    }
+
+    fn set_cr3(&mut self, value: u64) -> Result<(), HwError> {
+        self.window.write(GUEST_CR3, value)
+    }
+
+    fn cr4(&self) -> Result<u64, HwError> {
+        Ok(self.window.read(GUEST_CR4)? & CR4_GUEST_OWNED
+            | self.window.read(CR4_SHADOW)? & !CR4_GUEST_OWNED)
+    }
+
+    fn set_cr4(&mut self, value: u64) -> Result<(), HwError> {
+        self.window.write(CR4_SHADOW, value)?;
+        // Machine checks are the host's, whatever the guest wants: without CR4.MCE one of them shuts
+        // the CPU down.
+        let machine_checks = switch::host_cr4(self.window.irqs()) & Cr4::MCE.raw();
+        let value = value | machine_checks | self.caps.common.cr4.ones;
+        self.window.write(GUEST_CR4, value)
+    }
+
+    fn efer(&self) -> Result<u64, HwError> {
+        self.window.read(GUEST_EFER)
+    }
+
+    fn set_efer(&mut self, value: u64) -> Result<(), HwError> {
+        let controls = if value & EFER_LMA != 0 {
+            *self.entry_controls | entry::IA32E_GUEST
+        } else {
+            *self.entry_controls & !entry::IA32E_GUEST
+        };
+        if controls != *self.entry_controls {
+            // SAFETY: The guest's own mode.
+            unsafe { self.window.write_host(ENTRY_CONTROLS, controls) }?;
+            *self.entry_controls = controls;
+        }
+        self.window.write(GUEST_EFER, value)
+    }
+
+    fn set_pdptes(&mut self, entries: [u64; 4]) -> Result<(), HwError> {
+        let [zero, one, two, three] = entries;
+        self.window.write(GUEST_PDPTE0, zero)?;
+        self.window.write(GUEST_PDPTE1, one)?;
+        self.window.write(GUEST_PDPTE2, two)?;
+        self.window.write(GUEST_PDPTE3, three)
+    }
+
+    fn dr7(&self) -> Result<u64, HwError> {
+        self.window.read(GUEST_DR7)
+    }
+
+    fn set_dr7(&mut self, value: u64) -> Result<(), HwError> {
+        self.window.write(GUEST_DR7, value)
+    }
+
+    fn pat(&self) -> Result<u64, HwError> {
+        self.window.read(GUEST_PAT)
+    }
+
+    fn set_pat(&mut self, value: u64) -> Result<(), HwError> {
+        self.window.write(GUEST_PAT, value)
+    }
+
+    fn set_sysenter(&mut self, cs: u32, esp: u64, eip: u64) -> Result<(), HwError> {
+        self.window.write(GUEST_SYSENTER_CS, cs)?;
+        self.window.write(GUEST_SYSENTER_ESP, esp)?;
+        self.window.write(GUEST_SYSENTER_EIP, eip)
+    }
+
+    #[inline]
+    fn user_msr(&self, switch: &HostSwitch, which: UserMsr) -> u64 {
+        switch.user_msr(which)
+    }
+
+    #[inline]
+    fn set_user_msr(&mut self, switch: &HostSwitch, which: UserMsr, value: u64) {
+        switch.set_user_msr(which, value);
+    }
+
+    fn segment(&self, which: SegmentRegister) -> Result<Segment, HwError> {
+        let fields = &SegmentFields::ALL[which as usize];
+        Ok(Segment {
+            selector: self.window.read(fields.selector)?,
+            base: self.window.read(fields.base)?,
+            limit: self.window.read(fields.limit)?,
+            rights: AccessRights::from_raw(self.window.read(fields.access_rights)?),
+        })
+    }
+
+    fn segment_base(&self, which: SegmentRegister) -> Result<u64, HwError> {
+        self.window.read(SegmentFields::ALL[which as usize].base)
+    }
+
+    fn set_segment(&mut self, which: SegmentRegister, segment: &Segment) -> Result<(), HwError> {
+        let fields = &SegmentFields::ALL[which as usize];
+        self.window.write(fields.selector, segment.selector)?;
+        self.window.write(fields.base, segment.base)?;
+        self.window.write(fields.limit, segment.limit)?;
+        self.window
+            .write(fields.access_rights, segment.rights.raw())
+    }
+
+    fn code_rights_and_cpl(&self) -> Result<(AccessRights, u8), HwError> {
+        let cs = self.window.read(SegmentFields::CS.access_rights)?;
+        let ss = self.window.read(SegmentFields::SS.access_rights)?;
+        Ok((AccessRights::from_raw(cs), AccessRights::from_raw(ss).dpl()))
+    }
+
+    fn gdtr(&self) -> Result<TableRegister, HwError> {
+        Ok(TableRegister {
+            base: self.window.read(GUEST_GDTR_BASE)?,
+            limit: self.window.read(GUEST_GDTR_LIMIT)? as u16,
+        })
+    }
+
+    fn set_gdtr(&mut self, table: TableRegister) -> Result<(), HwError> {
+        self.window.write(GUEST_GDTR_BASE, table.base)?;
+        self.window.write(GUEST_GDTR_LIMIT, u32::from(table.limit))
+    }
+
+    fn idtr(&self) -> Result<TableRegister, HwError> {
+        Ok(TableRegister {
+            base: self.window.read(GUEST_IDTR_BASE)?,
+            limit: self.window.read(GUEST_IDTR_LIMIT)? as u16,
+        })
+    }
+
+    fn set_idtr(&mut self, table: TableRegister) -> Result<(), HwError> {
+        self.window.write(GUEST_IDTR_BASE, table.base)?;
+        self.window.write(GUEST_IDTR_LIMIT, u32::from(table.limit))
+    }
+
+    fn flush_guest_tables(&mut self) -> Result<(), HwError> {
+        if self.vpid == 0 {
+            // Without a VPID every entry flushes.
+            return Ok(());
+        }
+        tlb::flush_vpid(self.window.irqs(), self.vpid)
+    }
+
+    /// INVEPT reaches every VPID: once for each change is enough for all vCPUs.
+    #[inline]
+    fn follow(&mut self, visit: Visit) -> Result<bool, HwError> {
+        if visit.stale {
+            tlb::flush_ept(self.caps, self.window.irqs(), self.eptp)?;
+        }
+        Ok(visit.stale)
+    }
+
+    #[inline]
+    fn irqs(&self) -> &IrqsOff {
+        self.window.irqs()
+    }
+}
+
+#[kunit_tests(rusthv_guest)]
+mod tests {
+    use super::*;
+    use crate::host::bindings;
+    use crate::host::cpu::current_node;
+    use crate::model::arch::addr::Hpa;
+    use crate::model::exit::EventKind;
+    use crate::vendor::{Guest as _, KeepAlive, NestedRoot, Vendor};
+    use crate::vmx::guest::{Guest, EXCEPTIONS};
+    use crate::vmx::vmx_or_skip;
+    use crate::vmx::VMX;
+    use kernel::sync::Arc;
+
+    /// A frame that no entry ever walks.
+    const NO_TABLES: u64 = 0x1000;
+
+    struct Nothing;
+
+    impl KeepAlive for Nothing {}
+
+    fn guest() -> Result<Guest> {
+        let root = NestedRoot::new(Hpa::new(NO_TABLES), Arc::new(Nothing, GFP_KERNEL)?);
+        VMX.get()?.guest(root, 0x1234_5678, current_node())
+    }
+
+    // Nothing is asserted while a window is open: a failed assertion ends the thread at once, and
+    // would leave interrupts off.
+
+    #[test]
+    fn controls_reach_the_vmcs() -> Result {
+        let machine = vmx_or_skip!();
+        let caps = &machine.caps;
+        let mut guest = guest()?;
+        // Write-back, walk length 4, and flags where the CPU has them.
+        let flags = u64::from(caps.has(bindings::RUSTHV_FEAT_EPT_AD)) << 6;
+        let eptp = NO_TABLES | 3 << 3 | 6 | flags;
+        let window = guest.open()?;
+        let vpid = window.vpid;
+        let w = &window.window;
+        let words = [
+            (w.read(PIN_CONTROLS)?, caps.pin),
+            (w.read(PRIMARY_CONTROLS)?, caps.primary),
+            (w.read(SECONDARY_CONTROLS)?, caps.secondary),
+            (w.read(EXIT_CONTROLS)?, caps.exit),
+            (w.read(ENTRY_CONTROLS)?, caps.entry),
+            (w.read(EXCEPTION_BITMAP)?, EXCEPTIONS),
+            (w.read(EXIT_MSR_LOAD_COUNT)?, 0),
+            (w.read(EXIT_MSR_STORE_COUNT)?, 0),
+            (w.read(ENTRY_MSR_LOAD_COUNT)?, 0),
+        ];
+        let wide = [
+            (w.read(MSR_BITMAP)?, machine.bitmap.hpa().raw()),
+            (w.read(EPT_POINTER)?, eptp),
+            (w.read(VMCS_LINK_POINTER)?, u64::MAX),
+            (w.read(TSC_OFFSET)?, 0x1234_5678),
+            (u64::from(w.read(VPID)?), u64::from(vpid)),
+        ];
+        drop(window);
+        for (found, wanted) in words {
+            assert_eq!(found, wanted);
+        }
+        for (found, wanted) in wide {
+            assert_eq!(found, wanted);
+        }
+        // The VPID is the guest's own.
+        assert_eq!((vpid != 0), (caps.secondary & secondary::VPID != 0));
+        Ok(())
+    }
+
+    #[test]
+    fn registers_round_trip() -> Result {
+        vmx_or_skip!();
+        let mut guest = guest()?;
+        let mut window = guest.open()?;
+        window.set_rip(0xffff_8000_0000_1000)?;
+        window.set_rsp(0x7fff_ffff_f000)?;
+        window.set_rflags(0x246 & !2)?;
+        window.set_cr3(0x1234_5000)?;
+        window.set_dr7(0x400)?;
+        window.set_pat(0x0007_0406_0007_0406)?;
+        window.set_gdtr(TableRegister {
+            base: 0xffff_8000_0000_2000,
+            limit: 0x7f,
+        })?;
+        window.set_idtr(TableRegister {
+            base: 0x3000,
+            limit: 0xffff,
+        })?;
+        let scalars = [
+            (window.rip()?, 0xffff_8000_0000_1000),
+            (window.rsp()?, 0x7fff_ffff_f000),
+            // Bit 1 is always set.
+            (window.rflags()?, 0x246),
+            (window.cr3()?, 0x1234_5000),
+            (window.dr7()?, 0x400),
+            (window.pat()?, 0x0007_0406_0007_0406),
+        ];
+        let tables = (window.gdtr()?, window.idtr()?);
+        drop(window);
+        for (found, wanted) in scalars {
+            assert_eq!(found, wanted);
+        }
+        assert_eq!(tables.0.base, 0xffff_8000_0000_2000);
+        assert_eq!(tables.0.limit, 0x7f);
+        assert_eq!((tables.1.base, tables.1.limit), (0x3000, 0xffff));
+        Ok(())
+    }
+
+    /// Each segment register has fields of its own.
+    #[test]
+    fn segments_do_not_mix() -> Result {
+        vmx_or_skip!();
+        const ALL: [SegmentRegister; 8] = [
+            SegmentRegister::Es,
+            SegmentRegister::Cs,
+            SegmentRegister::Ss,
+            SegmentRegister::Ds,
+            SegmentRegister::Fs,
+            SegmentRegister::Gs,
+            SegmentRegister::Ldtr,
+            SegmentRegister::Tr,
+        ];
+        let segment = |index: usize| Segment {
+            selector: 0x100 + 8 * index as u16,
+            base: 0x1_0000 * (index as u64 + 1),
+            limit: 0xfff + index as u32,
+            rights: AccessRights::from_raw(0xc093 + (index as u32 & 1)),
+        };
+        let mut guest = guest()?;
+        let mut window = guest.open()?;
+        for (index, &which) in ALL.iter().enumerate() {
+            window.set_segment(which, &segment(index))?;
+        }
+        let mut right = 0;
+        for (index, &which) in ALL.iter().enumerate() {
+            let (found, wanted) = (window.segment(which)?, segment(index));
+            right += usize::from(
+                found.selector == wanted.selector
+                    && found.base == wanted.base
+                    && found.limit == wanted.limit
+                    && found.rights.raw() == wanted.rights.raw(),
+            );
+        }
+        drop(window);
+        assert_eq!(right, ALL.len());
+        Ok(())
+    }
+
+    /// The guest reads what it wrote; the CPU gets what VMX operation and the host want.
+    #[test]
+    fn control_registers_have_two_faces() -> Result {
+        const PE: u64 = 1 << 0;
+        const CD_NW: u64 = 3 << 29;
+        const CR4_VMXE: u64 = 1 << 13;
+        let caps = &vmx_or_skip!().caps;
+        let mut guest = guest()?;
+        let mut seen = KVec::with_capacity(4, GFP_KERNEL)?;
+        for value in [0, PE, 0x6000_0010, 0x8005_003b] {
+            let mut window = guest.open()?;
+            window.set_cr0(value)?;
+            let found = (window.cr0()?, window.window.read(GUEST_CR0)?);
+            drop(window);
+            seen.push((value, found), GFP_KERNEL)?;
+        }
+        for (value, (guests, cpus)) in seen {
+            assert_eq!(guests, value);
+            assert!(caps.common.cr0.allow(cpus));
+            assert_eq!(cpus & CD_NW, 0);
+            assert_eq!((cpus ^ value) & (PE | 1 << 31), 0);
+        }
+        let mut window = guest.open()?;
+        window.set_cr4(0x6a0)?;
+        let (guests, cpus) = (window.cr4()?, window.window.read(GUEST_CR4)?);
+        drop(window);
+        assert_eq!(guests, 0x6a0);
+        // Machine checks may be on as they are for the host.
+        let theirs = caps.common.cr4.ones | Cr4::MCE.raw();
+        assert_eq!(cpus & !theirs, 0x6a0 & !theirs);
+        assert!(caps.common.cr4.allow(cpus));
+        assert!(cpus & CR4_VMXE != 0);
+        Ok(())
+    }
+
+    /// The entry control "IA-32e mode guest" says what EFER.LMA says.
+    #[test]
+    fn long_mode_is_an_entry_control() -> Result {
+        vmx_or_skip!();
+        const LONG: u64 = 0xd01;
+        let mut guest = guest()?;
+        let mut window = guest.open()?;
+        let before = window.window.read(ENTRY_CONTROLS)?;
+        window.set_efer(LONG)?;
+        let (on, efer) = (window.window.read(ENTRY_CONTROLS)?, window.efer()?);
+        window.set_efer(LONG & !EFER_LMA)?;
+        let off = window.window.read(ENTRY_CONTROLS)?;
+        drop(window);
+        assert_eq!(before & entry::IA32E_GUEST, 0);
+        assert_eq!(on, before | entry::IA32E_GUEST);
+        assert_eq!(off, before);
+        assert_eq!(efer, LONG);
+        Ok(())
+    }
+
+    #[test]
+    fn optional_controls_go_on_and_off() -> Result {
+        let caps = &vmx_or_skip!().caps;
+        let optional = caps.secondary & (secondary::RDTSCP | secondary::INVPCID);
+        let mut guest = guest()?;
+        let mut window = guest.open()?;
+        window.want_interrupt_window(true)?;
+        let wanted = window.window.read(PRIMARY_CONTROLS)?;
+        window.want_interrupt_window(false)?;
+        let unwanted = window.window.read(PRIMARY_CONTROLS)?;
+        window.offer(false, false)?;
+        let none = window.window.read(SECONDARY_CONTROLS)?;
+        window.offer(true, true)?;
+        let both = window.window.read(SECONDARY_CONTROLS)?;
+        drop(window);
+        assert_eq!(wanted, caps.primary | primary::INTERRUPT_WINDOW);
+        assert_eq!(unwanted, caps.primary & !primary::INTERRUPT_WINDOW);
+        assert_eq!(none & (secondary::RDTSCP | secondary::INVPCID), 0);
+        assert_eq!(both, none | optional);
+        Ok(())
+    }
+
+    #[test]
+    fn injections_are_written_and_taken_back() -> Result {
+        vmx_or_skip!();
+        let page_fault = Event {
+            vector: 14,
+            kind: EventKind::Exception,
+            error_code: Some(0x1f),
+            instruction_len: 0,
+        };
+        let int3 = Event {
+            vector: 3,
+            kind: EventKind::SoftwareException,
+            error_code: None,
+            instruction_len: 1,
+        };
+        let mut guest = guest()?;
+        let mut window = guest.open()?;
+        window.inject(&page_fault)?;
+        let w = &window.window;
+        let first = (w.read(ENTRY_INTERRUPTION_INFO)?, w.read(ENTRY_ERROR_CODE)?);
+        window.inject(&int3)?;
+        let w = &window.window;
+        let second = (
+            w.read(ENTRY_INTERRUPTION_INFO)?,
+            w.read(ENTRY_INSTRUCTION_LENGTH)?,
+        );
+        window.cancel_injection()?;
+        let third = window.window.read(ENTRY_INTERRUPTION_INFO)?;
+        drop(window);
+        assert_eq!(first, (0x8000_0b0e, 0x1f));
+        assert_eq!(second, (0x8000_0603, 1));
+        assert_eq!(third, 0);
+        Ok(())
+    }
+
+    /// The host area is that of the CPU that the guest is on.
+    #[test]
+    fn host_area_is_this_cpus() -> Result {
+        vmx_or_skip!();
+        let mut guest = guest()?;
+        let window = guest.open()?;
+        let host = switch::host_state(window.window.irqs());
+        let w = &window.window;
+        let found = [
+            (w.read(HOST_CR0)?, host.cr0),
+            (w.read(HOST_TR_BASE)?, host.tr_base),
+            (w.read(HOST_GDTR_BASE)?, host.gdtr_base),
+            (w.read(HOST_IDTR_BASE)?, host.idtr_base),
+            (w.read(HOST_EFER)?, host.efer),
+            (w.read(HOST_PAT)?, host.pat),
+            (w.read(HOST_SYSENTER_ESP)?, host.sysenter_esp),
+            (w.read(HOST_SYSENTER_EIP)?, host.sysenter_eip),
+        ];
+        let selectors = (
+            w.read(HOST_CS_SELECTOR)?,
+            w.read(HOST_SS_SELECTOR)?,
+            w.read(HOST_TR_SELECTOR)?,
+        );
+        let data = w.read(HOST_DS_SELECTOR)? | w.read(HOST_FS_SELECTOR)?;
+        drop(window);
+        for (field, host) in found {
+            assert_eq!(field, host);
+        }
+        assert_eq!(selectors, (host.cs, host.ss, host.tr));
+        assert_eq!(data, 0);
+        Ok(())
+    }
+}
