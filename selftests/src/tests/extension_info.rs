@@ -20,7 +20,7 @@ fn run(t: &Context) -> Outcome {
     check_eq!((info.present | info.missing) & !KNOWN, 0, "without a name");
     let (tables, revision) = match vendor() {
         Vendor::Amd => (NPT, 1..=u32::MAX),
-        _ => (EPT, 1..=u32::MAX >> 1),
+        Vendor::Intel => (EPT, 1..=u32::MAX >> 1),
     };
     check!(info.present & tables != 0, "nested tables are {info:x?}");
     check!(revision.contains(&info.revision), "{info:x?}");
