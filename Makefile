@@ -77,7 +77,7 @@ help:
 	@echo '  KERNEL=debug      the kernel with KASAN, lockdep, kmemleak, ... instead of base'
 	@echo '  KDIR=<dir>        a kernel build tree of your own instead'
 	@echo '  KSRC=<dir>        a kernel source tree of your own instead of Debian'"'"'s'
-	@echo '  MACHINE=<name>    bochs or qemu, instead of what suits this host'
+	@echo '  MACHINE=<name>    bochs (VT-x), qemu (AMD-V) or host, instead of what suits this host'
 	@echo '  RUSTHV_CACHE=<dir>  where kernels are kept (now: '"$${RUSTHV_CACHE:-$${XDG_CACHE_HOME:-$$HOME/.cache}/rusthv})"
 	@echo '  ARGS="..."        options for the tool behind a target; ARGS=--help shows them'
 	@echo

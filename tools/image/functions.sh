@@ -29,11 +29,29 @@ load_kvm() {
 		insmod /modules/kvm-intel.ko
 	else
 		insmod /modules/kvm-amd.ko
-	fi
+	fi || return
+	# Only where it is needed: hold-vm.c says why.
+	[ ! -e /hold-vm ] || /hold-vm
 }
+
 
 load_rusthv() {
 	insmod /rust_hv.ko && [ -c /dev/rusthv ]
+}
+
+# KUnit runs whenever the module is loaded, until it is told to look for others.
+no_kunit() {
+	filter=/sys/module/kunit/parameters/filter_glob
+	[ ! -e $filter ] || echo 'none.*' >$filter
+}
+
+# Once is enough for a run: not in each machine, nor in tests that load it again.
+load_with_kunit() {
+	load_rusthv && no_kunit
+}
+
+load_without_kunit() {
+	no_kunit && load_rusthv
 }
 
 # The device goes away with the module.

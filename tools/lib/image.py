@@ -4,6 +4,7 @@
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import cpio
@@ -20,8 +21,24 @@ KVM_MODULES = (
 )
 
 
-def initramfs(target, kdir, command, files=()):
-    """Write the initramfs: busybox, KVM's modules, /command, and (source, path) files."""
+_compiling = threading.Lock()
+
+
+def _hold_vm():
+    source = paths.TOP / "tools/image/hold-vm.c"
+    program = paths.BUILD / "hold-vm"
+    with _compiling:
+        if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+            _run([os.environ.get("HOSTCC") or "cc", "-static", "-O2", "-Wall", "-Werror", source,
+                  "-o", program])
+    return program
+
+
+def initramfs(target, kdir, command, kind, files=()):
+    """Write the initramfs: busybox, KVM's modules, /command, and (source, path) files.
+
+    `kind` is the machine that it is for.
+    """
     busybox = Path("/bin/busybox")
     if not busybox.exists():
         raise ui.Failure("/bin/busybox is missing; run tools/setup")
@@ -37,6 +54,9 @@ def initramfs(target, kdir, command, files=()):
         source = Path(kdir) / module
         if source.exists():
             archive.file("modules/" + source.name, source.read_bytes())
+    files = list(files)
+    if kind == "qemu":
+        files.append((_hold_vm(), "hold-vm"))
     for source, path in files:
         source = Path(source)
         if not source.is_file():

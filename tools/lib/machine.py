@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0
 """The test machine: one kernel, one initramfs, one emulator, from power-on to power-off.
 
-Two emulators can run VMX in a guest: QEMU with the host's KVM, where the host has
-VT-x and lets guests use it, and Bochs, which implements VMX in software and so works
-on any computer. Both give the same two serial ports: the first is the kernel's
+There are three, and all give the same two serial ports: the first is the kernel's
 console, the second is written by programs only.
+
+  bochs  implements VT-x in software, so it works on any computer
+  qemu   its TCG implements AMD-V in software, so it works on any computer, too; about
+         ten times as fast as Bochs, and several CPUs run in parallel
+  host   QEMU with the host's KVM, where the host lets guests use VT-x or AMD-V
 """
 
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import pty
 import select
@@ -36,50 +40,88 @@ CMDLINE = f"{CONSOLE} quiet panic=-1 oops=panic rdinit=/init idle=halt"
 BOCHS_IPS = 100_000_000
 
 
-def host_nests_vmx():
-    """Can a KVM guest of this host use VMX itself? Returns (bool, why not)."""
+# The emulators that stand in for hardware, in the order in which tests run in them.
+EMULATORS = ("bochs",)
+
+VENDOR = {"bochs": "VT-x", "qemu": "AMD-V"}
+
+# Where KVM_GET_SUPPORTED_CPUID says that a guest may have virtualization itself:
+# (leaf, bit of ECX), set only where nesting is on.
+NESTED = {"VT-x": (1, 5), "AMD-V": (0x8000_0001, 2)}
+
+
+@functools.cache
+def host_nests():
+    """What a KVM guest of this host can use itself: ("VT-x" or "AMD-V", ""), or (None, why not)."""
     try:
-        flags = Path("/proc/cpuinfo").read_text()
+        flags = Path("/proc/cpuinfo").read_text().split()
     except OSError as error:
-        return False, str(error)
-    if "vmx" not in flags.split():
-        return False, "this CPU shows no VMX"
+        return None, str(error)
+    if "vmx" not in flags and "svm" not in flags:
+        return None, "this CPU shows neither VT-x nor AMD-V"
     try:
         kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        return False, f"/dev/kvm: {error.strerror}"
+        return None, f"/dev/kvm: {error.strerror}"
     try:
-        # KVM_GET_SUPPORTED_CPUID answers with what a guest may be given: leaf 1
-        # has VMX in ECX bit 5 only where nesting is on.
         entries = 256
         buffer = bytearray(8 + 40 * entries)
         struct.pack_into("II", buffer, 0, entries, 0)
         fcntl.ioctl(kvm, 0xC008AE05, buffer)
-        count = struct.unpack_from("I", buffer, 0)[0]
-        for i in range(count):
-            function, _, _, _, _, ecx, _ = struct.unpack_from("7I", buffer, 8 + 40 * i)
-            if function == 1 and ecx & (1 << 5):
-                return True, ""
-        return False, "KVM here gives its guests no VMX (nested=0)"
     except OSError as error:
-        return False, f"KVM_GET_SUPPORTED_CPUID: {error.strerror}"
+        return None, f"KVM_GET_SUPPORTED_CPUID: {error.strerror}"
     finally:
         os.close(kvm)
+    vendor = nested_vendor(buffer)
+    return (vendor, "") if vendor else (None, "KVM here gives its guests neither (nested=0)")
+
+
+def nested_vendor(buffer):
+    """Which of them a struct kvm_cpuid2 has, or None."""
+    count = struct.unpack_from("I", buffer, 0)[0]
+    for i in range(count):
+        function, _, _, _, _, ecx, _ = struct.unpack_from("7I", buffer, 8 + 40 * i)
+        for vendor, (leaf, bit) in NESTED.items():
+            if function == leaf and ecx & 1 << bit:
+                return vendor
+    return None
 
 
 def choose(wanted=None):
-    """Pick the emulator; returns (name, reason)."""
+    """The machines to run tests in: [(name, reason)], in that order."""
     wanted = wanted or os.environ.get("MACHINE") or "auto"
-    if wanted in ("bochs", "qemu", "qemu-tcg"):
-        return wanted, "as asked"
     if wanted != "auto":
-        raise ui.Failure(f"MACHINE={wanted}: bochs, qemu or auto")
-    nests, why_not = host_nests_vmx()
-    if not nests:
-        return "bochs", why_not
-    if not shutil.which("qemu-system-x86_64"):
-        return "bochs", "the host nests VMX, but qemu-system-x86_64 is not installed"
-    return "qemu", "this host has VMX and lets guests use it"
+        names = wanted.replace(",", " ").split()
+        for name in names:
+            if name not in ("bochs", "qemu", "host"):
+                raise ui.Failure(f"MACHINE={wanted}: bochs, qemu or host")
+        if "host" in names and not host_nests()[0]:
+            raise ui.Failure(f"MACHINE={wanted}: {host_nests()[1]}")
+        return [(name, "as asked") for name in dict.fromkeys(names)]
+    vendor, why_not = host_nests()
+    if vendor and not shutil.which("qemu-system-x86_64"):
+        vendor, why_not = None, f"the host nests {vendor}, but qemu-system-x86_64 is not installed"
+    if vendor:
+        # What the host has is tested on it; the other vendor's in an emulator.
+        others = [name for name in EMULATORS if VENDOR[name] != vendor]
+        return [("host", f"this host lets its guests use {vendor}"),
+                *((name, f"for {VENDOR[name]}") for name in others)]
+    return [(name, why_not) for name in EMULATORS]
+
+
+def vtx_first(machine):
+    """For sorting what choose() gives: hardware, then VT-x, then AMD-V."""
+    return ("host", "bochs", "qemu").index(machine[0])
+
+
+def choose_one(wanted=None):
+    """The machine for what needs only one: (name, reason). VT-x goes first."""
+    return min(choose(wanted), key=vtx_first)
+
+
+def title(kind):
+    return {"bochs": "Bochs with VT-x", "qemu": "QEMU TCG with AMD-V",
+            "host": f"QEMU/KVM with nested {host_nests()[0]}"}[kind]
 
 
 _running = set()
@@ -132,13 +174,20 @@ class Result:
 
 
 class Machine:
-    def __init__(self, work, kernel, initramfs, *, cpus=1, memory=1024, append="", kind=None):
+    def __init__(self, work, kernel, initramfs, machine, *, cpus=1, memory=1024, append="",
+                 counting=False):
+        """`machine` is (name, reason), as choose() gives them.
+
+        With `counting`, the TSC of an emulated CPU counts instructions. In Bochs it
+        always does; QEMU needs to be told, and can have only one CPU then.
+        """
         self.work = Path(work)
         self.work.mkdir(parents=True, exist_ok=True)
         self.kernel, self.initramfs = kernel, initramfs
         self.cpus, self.memory = cpus, memory
         self.cmdline = f"{CMDLINE} {append}".strip()
-        self.kind, self.reason = choose(kind)
+        self.kind, self.reason = machine
+        self.counting = counting
         self.console = self.work / "console.log"
         self.output = self.work / "output.log"
         self._process = None
@@ -149,13 +198,8 @@ class Machine:
         self._hurry = min(self._hurry or float("inf"), time.monotonic() + seconds)
 
     def describe(self):
-        what = {
-            "bochs": "Bochs (VMX emulated in software)",
-            "qemu": "QEMU/KVM with nested VT-x",
-            "qemu-tcg": "QEMU TCG (no VMX: for AMD-V)",
-        }[self.kind]
         cpus = "1 CPU" if self.cpus == 1 else f"{self.cpus} CPUs"
-        return f"{what}, {cpus}, {self.memory} MiB: {self.reason}"
+        return f"{title(self.kind)}, {cpus}, {self.memory} MiB: {self.reason}"
 
     def run(self, on_line, limit, idle_limit=None):
         """Power on; call on_line(channel, text) for each line; return when it is off.
@@ -231,11 +275,15 @@ class Machine:
         return self._qemu(), False
 
     def _qemu(self):
-        accel = (
-            ["-accel", "kvm", "-cpu", "host"]
-            if self.kind == "qemu"
-            else ["-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt"]
-        )
+        if self.kind == "host":
+            accel = ["-accel", "kvm", "-cpu", "host"]
+        else:
+            threads = "single" if self.counting else "multi"
+            accel = ["-accel", f"tcg,thread={threads}", "-cpu", "max,+svm,+npt"]
+            if self.counting:
+                # One nanosecond of its clock for each instruction; when the CPU is idle
+                # the clock goes on to the next timer at once.
+                accel += ["-icount", "shift=0,sleep=off"]
         return [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
             "-machine", "q35", *accel, "-smp", str(self.cpus), "-m", str(self.memory),

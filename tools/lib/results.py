@@ -11,14 +11,37 @@ import ui
 from tap import FAILED, PASSED, SKIPPED
 
 
+class Part:
+    """The share of a machine, or of the host, in the results: counted by itself, too."""
+
+    def __init__(self, results, prefix, title):
+        self._results, self._prefix, self.title = results, prefix, title
+        self.counts = {PASSED: 0, FAILED: 0, SKIPPED: 0}
+        self.reported = set()
+
+    def add(self, layer, name, verdict, remark="", details=()):
+        self.counts[verdict] += 1
+        self.reported.add(name)
+        self._results.add(f"{self._prefix} {layer}".strip(), name, verdict, remark, details)
+
+
+def summary(counts):
+    return (f"{counts[PASSED]} passed, {counts[FAILED]} failed, {counts[SKIPPED]} skipped")
+
+
 class Results:
     def __init__(self, logs):
         self._lock = threading.Lock()
         self._logs = Path(logs)
+        self._parts = []
         self.counts = {PASSED: 0, FAILED: 0, SKIPPED: 0}
         self.failures = []
         self.skips = []
         self.start = time.monotonic()
+
+    def part(self, prefix, title):
+        self._parts.append(Part(self, prefix, title))
+        return self._parts[-1]
 
     def add(self, layer, name, verdict, remark="", details=()):
         with self._lock:
@@ -51,6 +74,8 @@ class Results:
                 ui.line("FAIL", failure)
         ui.line("step", f"Tests took {ui.duration(time.monotonic() - self.start)}; "
                         f"a log for each is in {self._logs.relative_to(paths.TOP)}")
-        passed, failed, skipped = (self.counts[v] for v in (PASSED, FAILED, SKIPPED))
-        print(f"{passed} passed, {failed} failed, {skipped} skipped", flush=True)
-        return 1 if failed or not passed else 0
+        for part in self._parts:
+            if any(part.counts.values()):
+                ui.line("step", f"{part.title}: {summary(part.counts)}")
+        print(summary(self.counts), flush=True)
+        return 1 if self.counts[FAILED] or not self.counts[PASSED] else 0

@@ -12,6 +12,7 @@ import image
 import kernel
 import klog
 import machine
+import module
 import paths
 import tap
 import ui
@@ -134,8 +135,9 @@ class KUnit(Section):
         self._said.append(text)
 
     def host_line(self, text):
-        self._said.append(text)
-        self._reader.feed(klog.strip(text))
+        if not module.RESTRICTED.search(text):
+            self._said.append(text)
+            self._reader.feed(klog.strip(text))
 
     def done(self, code):
         problems = self._reader.finish()
@@ -157,14 +159,15 @@ class KUnit(Section):
 
 
 class Session:
-    def __init__(self, name, kdir, results, logs, *, files=(), cpus=2, memory=1024, limit=1200,
-                 idle_limit=300, kind=None, append="", verbose=False):
+    def __init__(self, name, kdir, results, logs, machine, *, files=(), cpus=2, memory=1024,
+                 limit=1200, idle_limit=300, append="", verbose=False):
         self.name, self.kdir, self.results = name, kdir, results
         self.files = list(files)
         self.cpus, self.memory, self.limit, self.idle_limit = cpus, memory, limit, idle_limit
-        self.kind, self.append, self.verbose = kind, append, verbose
+        self.machine, self.append, self.verbose = machine, append, verbose
         self.work = Path(logs) / f"machine-{name}"
         self.sections = []
+        self.begun = set()
         self.result = None
 
     def add(self, section):
@@ -187,10 +190,10 @@ class Session:
         self.work.mkdir(parents=True, exist_ok=True)
         ramfs = self.work / "initramfs"
         functions = paths.TOP / "tools/image/functions.sh"
-        image.initramfs(ramfs, self.kdir, self._script(),
+        image.initramfs(ramfs, self.kdir, self._script(), self.machine[0],
                         [(functions, "functions.sh"), *self.files])
-        box = machine.Machine(self.work, kernel.image(self.kdir), ramfs, cpus=self.cpus,
-                              memory=self.memory, kind=self.kind, append=self.append)
+        box = machine.Machine(self.work, kernel.image(self.kdir), ramfs, self.machine,
+                              cpus=self.cpus, memory=self.memory, append=self.append)
         ui.line("step", f"Machine {self.name}: {box.describe()}")
         pending = {section.name: section for section in self.sections}
         # What the console says belongs to the section that the console itself last named.
@@ -199,7 +202,6 @@ class Session:
         trouble = []
 
         codes = {}
-        begun = set()
 
         def close(name):
             # Both streams have to be past the end: the console's lines may come later
@@ -225,7 +227,7 @@ class Session:
                 return None
             if text.startswith("@section "):
                 current[machine.TEST] = text[len("@section "):]
-                begun.add(current[machine.TEST])
+                self.begun.add(current[machine.TEST])
             elif text.startswith("@end "):
                 name, code = text[len("@end "):].rsplit(" ", 1)
                 codes[name] = int(code)
@@ -249,7 +251,7 @@ class Session:
         complete = self.result.exit_code is not None and not self.result.stopped
         for name, section in pending.items():
             # One that was not begun has no say: why it was not is reported elsewhere.
-            if name in begun:
+            if name in self.begun:
                 section.done(None)
         if not complete:
             why = self.result.stopped or "it ended by itself (the console log says why)"

@@ -62,12 +62,15 @@ class Sessions(unittest.TestCase):
                 mock.patch.object(session.kernel, "image", lambda kdir: None), \
                 contextlib.redirect_stdout(io.StringIO()) as said:
             results = Results(logs)
-            box = session.Session("m", Path("none"), results, logs)
+            part = results.part("m", "In a script")
+            box = session.Session("m", Path("none"), part, logs, ("bochs", "why"))
             for one in sections:
                 box.add(one)
             self.complete = box.run()
             self.code = results.finish()
         self.said = said.getvalue()
+        # One part, so that its sum is the sum of all.
+        self.assertIn(f"In a script: {self.said.splitlines()[-1]}", self.said)
         self.last = self.said.splitlines()[-1]
         return results
 

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0
+"""How tests/test deals its tests out, and what becomes of those of a machine that dies."""
+
+import contextlib
+import importlib.machinery
+import importlib.util
+import io
+import tempfile
+import types
+import unittest
+from pathlib import Path
+from unittest import mock
+
+import paths
+import session
+from results import Results
+
+loader = importlib.machinery.SourceFileLoader("tools_test", str(paths.TOP / "tools/test"))
+tools_test = importlib.util.module_from_spec(importlib.util.spec_from_loader("tools_test", loader))
+loader.exec_module(tools_test)
+
+
+class Deal(unittest.TestCase):
+    def test_everything_once(self):
+        costs = {f"t{i}": i % 7 for i in range(50)}
+        hands = tools_test.deal(costs, 3)
+        self.assertEqual(sorted(sum(hands, [])), sorted(costs))
+        sums = [sum(costs[name] for name in hand) for hand in hands]
+        self.assertLessEqual(max(sums) - min(sums), 6)
+
+    def test_one_is_long(self):
+        self.assertEqual(tools_test.deal({"a": 1, "b": 10, "c": 1}, 2), [["b"], ["a", "c"]])
+
+
+class Machines(unittest.TestCase):
+    """With machines that run so many of their selftests and then die."""
+
+    def run_all(self, lives, names, checks=()):
+        boots = []
+
+        def run(box):
+            boots.append([s.name for s in box.sections])
+            box.result = types.SimpleNamespace(ready_after=1.0)
+            tests = lives[len(boots) - 1] if len(boots) <= len(lives) else None
+            for section in box.sections:
+                if section.name not in ("selftests", "vmm-test", "fuzz"):
+                    continue
+                box.begun.add(section.name)
+                if not isinstance(section, session.Tap):
+                    continue
+                section.line(f"1..{len(section.expected or [])}")
+                for index, name in enumerate((section.expected or [])[:tests]):
+                    section.line(f"ok {index + 1} {name}")
+                section.done(0 if tests is None else None)
+                if tests is not None:
+                    return False
+            return True
+
+        arguments = types.SimpleNamespace(kernel="base", scale=None, cpus=2, verbose=False)
+        with tempfile.TemporaryDirectory(dir=paths.BUILD) as logs, \
+                mock.patch.object(tools_test.programs, "stripped", lambda path, name: path), \
+                mock.patch.object(session.Session, "run", run), \
+                contextlib.redirect_stdout(io.StringIO()):
+            results = Results(logs)
+            built = {"rusthv-selftests": Path("s"), "rusthv-fuzz": Path("f")}
+            bench = tools_test.Bench(arguments, Path("k"), logs, "m", built, [], [])
+            machines = tools_test.Machines(bench, ("bochs", ""), results)
+            for job in machines.jobs(names, [], checks, 1):
+                job()
+        return machines.part, boots
+
+    def test_all_well(self):
+        part, boots = self.run_all([], ["a", "b"], ["fuzz"])
+        self.assertEqual(part.reported, {"a", "b"})
+        self.assertEqual(boots, [["kvm", "load", "selftests", "fuzz", "unload"]])
+
+    def test_rest_runs_in_another(self):
+        part, boots = self.run_all([1], ["a", "b", "c"], ["fuzz"])
+        self.assertEqual(part.reported, {"a", "b", "c"})
+        self.assertEqual(part.counts["failed"], 1)
+        self.assertEqual(len(boots), 2)
+        self.assertIn("fuzz", boots[1])
+
+    def test_gives_up(self):
+        part, boots = self.run_all([0] * 9, [f"t{i}" for i in range(6)], ["fuzz"])
+        self.assertEqual(len(boots), 4)
+        self.assertEqual(part.counts["failed"], 7)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Which machines are chosen, and what they are started with."""
+
+import os
+import struct
+import tempfile
+import unittest
+from unittest import mock
+
+import machine
+import ui
+
+
+def cpuid(*entries):
+    """A struct kvm_cpuid2 with (function, ecx) for each entry."""
+    return struct.pack("II", len(entries), 0) + b"".join(
+        struct.pack("7I12x", function, 0, 0, 0, 0, ecx, 0) for function, ecx in entries)
+
+
+class Choice(unittest.TestCase):
+    def choose(self, nests, wanted=None, qemu="/usr/bin/qemu", emulators=("qemu", "bochs")):
+        with mock.patch.object(machine, "host_nests", lambda: nests), \
+                mock.patch.object(machine, "EMULATORS", emulators), \
+                mock.patch.object(machine.shutil, "which", lambda name: qemu), \
+                mock.patch.dict(os.environ, {"MACHINE": ""}):
+            machines = machine.choose(wanted)
+            self.one = machine.choose_one(wanted)[0]
+        return [name for name, reason in machines]
+
+    def test_no_hardware(self):
+        self.assertEqual(self.choose((None, "none")), ["qemu", "bochs"])
+        self.assertEqual(self.one, "bochs")
+
+    def test_vtx(self):
+        self.assertEqual(self.choose(("VT-x", "")), ["host", "qemu"])
+        self.assertEqual(self.one, "host")
+
+    def test_amdv(self):
+        self.assertEqual(self.choose(("AMD-V", "")), ["host", "bochs"])
+
+    def test_hardware_without_qemu(self):
+        self.assertEqual(self.choose(("VT-x", ""), qemu=None), ["qemu", "bochs"])
+
+    def test_asked(self):
+        self.assertEqual(self.choose((None, "none"), "qemu"), ["qemu"])
+        self.assertEqual(self.one, "qemu")
+        self.assertEqual(self.choose((None, "none"), "bochs,qemu,bochs"), ["bochs", "qemu"])
+        self.assertEqual(self.choose(("AMD-V", ""), "host"), ["host"])
+
+    def test_refused(self):
+        for wanted in ("vmware", "qemu,vmware", "host"):
+            with self.assertRaises(ui.Failure):
+                self.choose((None, "no VT-x"), wanted)
+
+    def test_nested_cpuid(self):
+        self.assertEqual(machine.nested_vendor(cpuid((0, 0), (1, 1 << 5))), "VT-x")
+        self.assertEqual(machine.nested_vendor(cpuid((1, 0), (0x80000001, 1 << 2))), "AMD-V")
+        self.assertIsNone(machine.nested_vendor(cpuid((1, 1 << 2), (0x80000001, 1 << 5))))
+
+
+class Command(unittest.TestCase):
+    def qemu(self, kind, **options):
+        with tempfile.TemporaryDirectory() as work:
+            box = machine.Machine(work, "kernel", "initramfs", (kind, ""), **options)
+            return " ".join(box._qemu())
+
+    def test_tcg(self):
+        command = self.qemu("qemu", cpus=2)
+        self.assertIn("thread=multi", command)
+        self.assertIn("+svm,+npt", command)
+        self.assertNotIn("-icount", command)
+
+    def test_counting(self):
+        command = self.qemu("qemu", cpus=1, counting=True)
+        self.assertIn("thread=single", command)
+        self.assertIn("-icount", command)
+
+    def test_host(self):
+        command = self.qemu("host", counting=True)
+        self.assertIn("-accel kvm", command)
+        self.assertNotIn("tcg", command)
+        self.assertNotIn("-icount", command)
+
+
+if __name__ == "__main__":
+    unittest.main()
