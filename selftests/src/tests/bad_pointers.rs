@@ -5,6 +5,7 @@
 use crate::ioctl::*;
 use crate::memory::PAGE;
 use crate::prelude::*;
+use crate::rusthv::*;
 
 pub const TEST: Test = Test::new(10, run);
 
@@ -21,7 +22,7 @@ fn run(t: &Context) -> Outcome {
         ("null", 0),
         ("unmapped", unmapped),
         ("no access", start + PAGE as u64),
-        ("cut off", start + PAGE as u64 - 4),
+        ("cut off", start + PAGE as u64 - 2),
         ("non-canonical", 0x8000_0000_0000_0000),
         ("the kernel's", 0xFFFF_FFFF_8100_0000),
         ("the last byte", u64::MAX),
@@ -41,8 +42,19 @@ fn run(t: &Context) -> Outcome {
             ("GET_SREGS", KVM_GET_SREGS),
             ("SET_SREGS", KVM_SET_SREGS),
             ("SET_CPUID2", KVM_SET_CPUID2),
+            ("INTERRUPT", KVM_INTERRUPT),
         ] {
             check_err!(machine.vcpu.ioctl(request, address), EFAULT, "{name}, {what}");
+        }
+        if device.has_extensions() {
+            for result in [
+                device.ioctl(RUSTHV_GET_INFO, address),
+                device.ioctl(RUSTHV_GET_HOST_STATS, address),
+                machine.vm.ioctl(RUSTHV_GET_VM_STATS, address),
+                machine.vcpu.ioctl(RUSTHV_GET_VCPU_STATS, address),
+            ] {
+                check_err!(result, EFAULT, "rusthv's own, {what}");
+            }
         }
     }
     // A structure that may be read and not written.

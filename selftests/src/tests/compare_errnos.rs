@@ -40,6 +40,8 @@ fn scenario(device: &Device, log: &mut Log) -> Outcome {
         note!(log, "CPUID after the first run: {:?}", machine.vcpu.set_cpuid(&[]));
         let entry = kvm_cpuid_entry2 { function: 1, eax: 5, ..Default::default() };
         note!(log, "another CPUID: {:?}", machine.vcpu.set_cpuid(&[entry]));
+        note!(log, "INTERRUPT({argument:#x}): {:?}", machine.vcpu.interrupt(argument as u32));
+        note!(log, "SET_TSS_ADDR with a vCPU: {:?}", machine.vm.ioctl(KVM_SET_TSS_ADDR, argument));
         note!(log, "identity map with a vCPU: {:?}", machine.vm.ioctl(KVM_SET_IDENTITY_MAP_ADDR, argument));
     }
     Ok(())
