@@ -184,7 +184,7 @@ unsafe impl<E: CpuEvents> Send for CpuWatch<E> {}
 unsafe impl<E: CpuEvents> Sync for CpuWatch<E> {}
 
 impl<E: CpuEvents> CpuWatch<E> {
-    const SYSCORE: bindings::syscore_ops = bindings::syscore_ops {
+    const SYSCORE: &'static bindings::syscore_ops = &bindings::syscore_ops {
         suspend: Some(Self::suspend),
         resume: Some(Self::resume),
         shutdown: None,
@@ -211,7 +211,7 @@ impl<E: CpuEvents> CpuWatch<E> {
         // SAFETY: The object is pinned in its box until `drop` has unregistered it.
         unsafe {
             let raw = syscore.get();
-            (*raw).ops = &Self::SYSCORE;
+            (*raw).ops = Self::SYSCORE;
             bindings::register_syscore(raw);
         }
         Ok(Self {

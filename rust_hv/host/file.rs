@@ -35,7 +35,7 @@ pub trait FdObject: Send + Sync + Sized + 'static {
 struct FdOps<T>(core::marker::PhantomData<T>);
 
 impl<T: FdObject> FdOps<T> {
-    const TABLE: host::file_operations = host::file_operations {
+    const TABLE: &'static host::file_operations = &host::file_operations {
         owner: THIS_MODULE,
         llseek: Some(host::noop_llseek),
         unlocked_ioctl: Some(Self::ioctl),
@@ -55,7 +55,7 @@ impl<T: FdObject> FdOps<T> {
         result_to_isize(T::ioctl(this, cmd, arg))
     }
 
-    const AREA: host::vm_operations_struct = host::vm_operations_struct {
+    const AREA: &'static host::vm_operations_struct = &host::vm_operations_struct {
         fault: Some(Self::fault),
         ..pin_init::zeroed()
     };
@@ -68,7 +68,7 @@ impl<T: FdObject> FdOps<T> {
             return ENODEV.to_errno();
         }
         // SAFETY: By the contract.
-        unsafe { (*vma).vm_ops = &Self::AREA };
+        unsafe { (*vma).vm_ops = Self::AREA };
         0
     }
 
@@ -126,7 +126,7 @@ pub fn install<T: FdObject>(object: Arc<T>) -> Result<i32> {
     let fd = unsafe {
         bindings::anon_inode_getfd(
             T::NAME.as_char_ptr(),
-            &FdOps::<T>::TABLE,
+            FdOps::<T>::TABLE,
             raw,
             (bindings::O_RDWR | bindings::O_CLOEXEC) as i32,
         )
@@ -151,7 +151,7 @@ pub trait Device: 'static {
 struct DeviceOps<D>(core::marker::PhantomData<D>);
 
 impl<D: Device> DeviceOps<D> {
-    const TABLE: host::file_operations = host::file_operations {
+    const TABLE: &'static host::file_operations = &host::file_operations {
         owner: THIS_MODULE,
         llseek: Some(host::noop_llseek),
         unlocked_ioctl: Some(Self::ioctl),
@@ -189,7 +189,7 @@ impl DeviceNode {
             Opaque::new(host::miscdevice {
                 minor: host::MISC_DYNAMIC_MINOR as i32,
                 name: D::NAME.as_char_ptr(),
-                fops: &DeviceOps::<D>::TABLE,
+                fops: DeviceOps::<D>::TABLE,
                 mode: 0o600,
                 ..pin_init::zeroed()
             }),

@@ -54,7 +54,7 @@ unsafe impl<T: MmuEvents> Send for Notifier<T> {}
 unsafe impl<T: MmuEvents> Sync for Notifier<T> {}
 
 impl<T: MmuEvents> Notifier<T> {
-    const OPS: bindings::mmu_notifier_ops = bindings::mmu_notifier_ops {
+    const OPS: &'static bindings::mmu_notifier_ops = &bindings::mmu_notifier_ops {
         release: Some(Self::release),
         clear_flush_young: Some(Self::clear_flush_young),
         clear_young: Some(Self::clear_flush_young),
@@ -78,7 +78,7 @@ impl<T: MmuEvents> Notifier<T> {
                 // registration. The address space is live: it is the current task's.
                 unsafe {
                     core::ptr::write_bytes(slot, 0, 1);
-                    (*slot).ops = &Self::OPS;
+                    (*slot).ops = Self::OPS;
                     kernel::error::to_result(bindings::mmu_notifier_register(slot, raw_mm))
                 }
             }),

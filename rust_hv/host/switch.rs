@@ -95,7 +95,7 @@ unsafe impl Send for HostSwitch {}
 unsafe impl Sync for HostSwitch {}
 
 impl HostSwitch {
-    const OPS: bindings::preempt_ops = bindings::preempt_ops {
+    const OPS: &'static bindings::preempt_ops = &bindings::preempt_ops {
         sched_in: Some(Self::sched_in),
         sched_out: Some(Self::sched_out),
     };
@@ -107,7 +107,7 @@ impl HostSwitch {
             notifier <- Opaque::ffi_init(|slot: *mut bindings::preempt_notifier| unsafe {
                 core::ptr::write_bytes(slot, 0, 1);
                 // The host's `preempt_notifier_init` sets this pointer and nothing else.
-                core::ptr::addr_of_mut!((*slot).ops).write(core::ptr::from_ref(&Self::OPS).cast_mut());
+                core::ptr::addr_of_mut!((*slot).ops).write(core::ptr::from_ref(Self::OPS).cast_mut());
             }),
             // 64 bits do not wrap.
             number: NEXT_NUMBER.fetch_add(1, Relaxed),

@@ -285,11 +285,6 @@ impl Mmu {
         &self.mm
     }
 
-    /// Where frames for tables come from.
-    pub fn pools(&self) -> &'static Pools {
-        self.pools
-    }
-
     /// Which CPU must forget what.
     #[inline]
     pub fn tlb(&self) -> &Tlb {

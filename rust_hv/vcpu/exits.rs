@@ -145,10 +145,6 @@ impl Handler<'_> {
     ) -> Result<Action, HwError> {
         let counters = self.counters;
         match exit {
-            Exit::HostEvent => {
-                counters.interrupts.bump();
-                Ok(Action::Enter)
-            }
             Exit::Cpuid => {
                 counters.cpuid.bump();
                 self.cpuid(state, window)

@@ -10,8 +10,9 @@
 //! # Life
 //!
 //! A VM lives as long as its file, or the file of one of its vCPUs, is open. vCPUs live as long as
-//! their VM, as in KVM: an id is never free again. When the VM goes, the notifier goes first (it
-//! waits for callbacks under way), then the vCPUs, then the tables.
+//! their VM, as in KVM: an id is never free again. When the VM goes, its memory is
+//! unmapped in steps, then the notifier goes (it waits for callbacks under way), then the vCPUs,
+//! then the tables.
 
 use crate::host::bindings::rusthv_vm_stats;
 use crate::host::notifier::Notifier;

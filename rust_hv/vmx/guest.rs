@@ -49,7 +49,6 @@ pub struct Guest {
     primary_controls: u32,
     secondary_controls: u32,
     host_xcr0: u64,
-    host_debugctl: u64,
 }
 
 /// A guest's VMCS is current: its registers can be reached, and it can be entered.
@@ -64,7 +63,8 @@ pub struct GuestWindow<'a> {
     pub(super) secondary_controls: &'a mut u32,
     pub(super) vpid: u16,
     pub(super) host_xcr0: u64,
-    pub(super) host_debugctl: &'a mut u64,
+    pub(super) host_debugctl: u64,
+    pub(super) debugctl_is_known: bool,
 }
 
 impl Guest {
@@ -96,7 +96,6 @@ impl Guest {
             primary_controls: caps.primary,
             secondary_controls,
             host_xcr0: msr::host_xcr0(),
-            host_debugctl: 0,
         };
         let mut window = guest.open()?;
         window.set_up(&vmx.bitmap)?;
@@ -129,7 +128,8 @@ impl vendor::Guest for Guest {
             secondary_controls: &mut self.secondary_controls,
             vpid: self.vpid.as_ref().map_or(0, Vpid::number),
             host_xcr0: self.host_xcr0,
-            host_debugctl: &mut self.host_debugctl,
+            host_debugctl: 0,
+            debugctl_is_known: false,
         };
         if window.window.moved() {
             window.write_host_state()?;
@@ -235,11 +235,17 @@ impl GuestWindow<'_> {
         fpu.load(w.irqs());
         let cr3 = switch::host_cr3(w.irqs());
         let cr4 = switch::host_cr4(w.irqs());
+        if !self.debugctl_is_known {
+            // Interrupt handlers may change it; they are off from here to the last exit of the
+            // window.
+            // SAFETY: No preconditions.
+            self.host_debugctl = unsafe { bindings::rhv_host_debugctl() };
+            self.debugctl_is_known = true;
+        }
         let host = &mut *self.host;
         // SAFETY: The values that the host runs with now.
         unsafe {
             if let Some(bases) = bases {
-                *self.host_debugctl = bindings::rhv_host_debugctl();
                 if bases.fs != host.fs {
                     w.write_host(HOST_FS_BASE, bases.fs)?;
                     host.fs = bases.fs;
@@ -279,9 +285,9 @@ impl GuestWindow<'_> {
                 bindings::rhv_enter_guest(self.regs, launched, &mut reason)
             })
         };
-        if *self.host_debugctl != 0 {
+        if self.host_debugctl != 0 {
             // SAFETY: The host's own value, which the exit has cleared.
-            unsafe { bindings::rhv_set_debugctl(*self.host_debugctl) };
+            unsafe { bindings::rhv_set_debugctl(self.host_debugctl) };
         }
         debug::restore(self.window.irqs());
         match failed {

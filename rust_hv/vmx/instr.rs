@@ -184,27 +184,17 @@ pub(super) fn invept(kind: InveptKind, eptp: u64) -> Result<(), HwError> {
     check(status)
 }
 
-/// What INVVPID invalidates.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u64)]
-pub enum InvvpidKind {
-    /// Mappings of one VPID for one linear address.
-    IndividualAddress = 0,
-    /// All mappings of one VPID.
-    SingleContext = 1,
-    /// All mappings of all VPIDs but 0.
-    AllContexts = 2,
-}
-
-/// INVVPID on this CPU.
-pub(super) fn invvpid(kind: InvvpidKind, vpid: u16, linear: u64) -> Result<(), HwError> {
+/// INVVPID of all mappings of one VPID on this CPU.
+pub(super) fn invvpid(vpid: u16) -> Result<(), HwError> {
+    /// Single-context invalidation.
+    const SINGLE_CONTEXT: u64 = 1;
     let mut status = FAULTED;
-    let descriptor = [u64::from(vpid), linear];
+    let descriptor = [u64::from(vpid), 0];
     // Dropping translations is always allowed.
     vmx!(
         "invvpid {kind}, xmmword ptr [{descriptor}]",
         status,
-        kind = in(reg) kind as u64,
+        kind = in(reg) SINGLE_CONTEXT,
         descriptor = in(reg) &raw const descriptor,
         options(nostack)
     );

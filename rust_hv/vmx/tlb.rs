@@ -7,7 +7,7 @@
 //! vCPU that comes to another CPU, where it may have left translations, by INVVPID.
 
 use super::caps::Caps;
-use super::instr::{self, InveptKind, InvvpidKind};
+use super::instr::{self, InveptKind};
 use crate::host::cpu::IrqsOff;
 use crate::vendor::HwError;
 use kernel::prelude::*;
@@ -66,7 +66,7 @@ impl Vpid {
 
 /// Forgets linear and combined mappings of a VPID on this CPU.
 pub(super) fn flush_vpid(_irqs: &IrqsOff, vpid: u16) -> Result<(), HwError> {
-    instr::invvpid(InvvpidKind::SingleContext, vpid, 0)
+    instr::invvpid(vpid)
 }
 
 impl Drop for Vpid {

@@ -315,7 +315,7 @@ mod tests {
         let still_ours = instr::vmptrst();
         let number = match caps.has(crate::host::bindings::RUSTHV_FEAT_VPID) {
             // VPID 0 is the host's.
-            true => instr::invvpid(instr::InvvpidKind::SingleContext, 0, 0),
+            true => instr::invvpid(0),
             false => Err(INVALID_OPERAND),
         };
         drop(window);
