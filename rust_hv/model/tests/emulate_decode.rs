@@ -230,9 +230,9 @@ fn agrees_with_iced_on_every_opcode() {
     assert_eq!(seen.len(), 31 * 3, "{seen:?}");
 }
 
-/// Prefixes in any order and number, an opcode of the set, anything after it.
-fn structured() -> impl Strategy<Value = Vec<u8>> {
-    let opcode = prop_oneof![
+/// An opcode of the set.
+fn opcode() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
         (0u8..8, 0u8..4).prop_map(|(op, form)| vec![op << 3 | form]),
         (0x80u8..=0x8b).prop_map(|op| vec![op]),
         (0xa0u8..=0xaf).prop_map(|op| vec![op]),
@@ -243,31 +243,21 @@ fn structured() -> impl Strategy<Value = Vec<u8>> {
             0xc7
         ])
         .prop_map(|op| vec![0x0f, op]),
-    ];
-    let tail = prop::collection::vec(any::<u8>(), 16);
-    (prefixes(), opcode, tail)
-        .prop_map(|(prefixes, opcode, tail)| [prefixes, opcode, tail].concat())
+    ]
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 40_000,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
+#[test]
+fn agrees_with_iced_on_random_bytes() {
+    check_many(noise(), |bytes, mode| {
+        let _ = checked(bytes, mode);
+    });
+}
 
-    #[test]
-    fn agrees_with_iced_on_random_bytes(
-        bytes in prop::collection::vec(any::<u8>(), 16),
-        mode in mode(),
-    ) {
-        let _ = checked(&bytes, mode);
-    }
-
-    #[test]
-    fn agrees_with_iced_on_structured_bytes(bytes in structured(), mode in mode()) {
-        let _ = checked(&bytes, mode);
-    }
+#[test]
+fn agrees_with_iced_on_structured_bytes() {
+    check_many(structured(opcode()), |bytes, mode| {
+        let _ = checked(bytes, mode);
+    });
 }
 
 #[test]

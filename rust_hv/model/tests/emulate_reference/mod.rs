@@ -5,6 +5,7 @@
 
 use iced_x86::{Decoder, Instruction, Register};
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use rusthv_model::emulate::*;
 
 pub const MODES: [Mode; 3] = [Mode::Bits16, Mode::Bits32, Mode::Bits64];
@@ -99,17 +100,34 @@ pub fn same_address(mem: &Mem, len: u8, address: Width, theirs: &Instruction) {
     );
 }
 
-pub fn mode() -> impl Strategy<Value = Mode> {
-    prop::sample::select(&MODES[..])
+/// Checks many byte sequences, each in one of the modes.
+pub fn check_many(bytes: impl Strategy<Value = Vec<u8>>, check: impl Fn(&[u8], Mode)) {
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: 40_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    let cases = (bytes, prop::sample::select(&MODES[..]));
+    let result = runner.run(&cases, |(bytes, mode)| {
+        check(&bytes, mode);
+        Ok(())
+    });
+    result.unwrap();
 }
 
-/// Prefixes in any order and number.
-pub fn prefixes() -> impl Strategy<Value = Vec<u8>> {
+/// Any bytes, more than an instruction can have.
+pub fn noise() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(any::<u8>(), 16)
+}
+
+/// Prefixes in any order and number, an opcode, anything after it.
+pub fn structured(opcode: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let prefix = prop_oneof![
         prop::sample::select(vec![
             0x26u8, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3
         ]),
         0x40u8..=0x4f,
     ];
-    prop::collection::vec(prefix, 0..6)
+    (prop::collection::vec(prefix, 0..6), opcode, noise())
+        .prop_map(|(prefixes, opcode, tail)| [prefixes, opcode, tail].concat())
 }
