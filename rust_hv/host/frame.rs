@@ -114,6 +114,58 @@ impl Drop for Frame {
     }
 }
 
+/// Contiguous frames, a power of two of them: zeroed when they were allocated, freed on drop.
+///
+/// # Invariants
+///
+/// `page` is a live allocation of this order that nobody else owns.
+pub struct Frames {
+    page: NonNull<kernel::bindings::page>,
+    order: u32,
+}
+
+// SAFETY: As for `Frame`.
+unsafe impl Send for Frames {}
+// SAFETY: As for `Frame`.
+unsafe impl Sync for Frames {}
+
+impl Frames {
+    /// Allocates 2^`order` zeroed frames, near `node`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new(node: i32, order: u32) -> Result<Self> {
+        // SAFETY: As in `Frame::new`.
+        let page = NonNull::new(unsafe { bindings::rhv_alloc_pages(node, order) }).ok_or(ENOMEM)?;
+        ALIVE.add(1 << order, Relaxed);
+        // INVARIANT: Fresh from the allocator.
+        Ok(Self { page, order })
+    }
+
+    /// Host-physical address of the first, aligned to the size of all.
+    pub fn hpa(&self) -> Hpa {
+        // SAFETY: `page` is live by the invariant.
+        Hpa::new(unsafe { bindings::rhv_page_to_phys(self.page.as_ptr()) })
+    }
+
+    /// All of it, to be filled by its only owner.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: `page` is live by the invariant.
+        let start: *mut u8 = unsafe { bindings::rhv_page_address(self.page.as_ptr()) }.cast();
+        // SAFETY: So many bytes that `self` owns, initialised by the allocator, borrowed mutably.
+        unsafe { core::slice::from_raw_parts_mut(start, (PAGE_SIZE as usize) << self.order) }
+    }
+}
+
+impl Drop for Frames {
+    fn drop(&mut self) {
+        ALIVE.add(-(1 << self.order), Relaxed);
+        // SAFETY: `self` owns the pages by the invariant, and is gone after this.
+        unsafe { bindings::rhv_free_pages(self.page.as_ptr(), self.order) };
+    }
+}
+
 #[kunit_tests(rusthv_frame)]
 mod tests {
     use super::*;
@@ -197,6 +249,24 @@ mod tests {
             frame.bytes_mut().iter().all(|&byte| byte == mark)
         });
         assert!(kept);
+        Ok(())
+    }
+
+    #[test]
+    fn several_are_contiguous_and_zeroed() -> Result {
+        let before = alive();
+        for order in 0..3 {
+            let mut frames = Frames::new(current_node(), order)?;
+            let size = PAGE_SIZE << order;
+            assert_eq!(alive(), before + (1 << order));
+            assert_eq!(frames.hpa().raw() % size, 0);
+            let bytes = frames.bytes_mut();
+            assert_eq!(bytes.len() as u64, size);
+            assert!(bytes.iter().all(|&byte| byte == 0));
+            bytes.fill(0xa5);
+            drop(frames);
+            assert_eq!(alive(), before);
+        }
         Ok(())
     }
 }

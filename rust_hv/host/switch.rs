@@ -203,6 +203,9 @@ impl State {
             // SAFETY: These are the values that `load` found, on the same CPU: the task cannot have
             // moved without `sched_out`.
             unsafe { bindings::rhv_restore_segments(&self.segments) };
+        } else {
+            // SAFETY: Interrupts are off, on the CPU of the entries since `load`.
+            unsafe { bindings::rhv_svm_put() };
         }
         self.loaded = false;
         if self.in_hardware == 0 {

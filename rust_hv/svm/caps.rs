@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the CPU can do (APM Vol. 3, "Function 8000_000Ah—SVM Features").
+//!
+//! A feature that is missing and required fails the load with its name in the log; an optional one
+//! is named in the log and reported to user space.
+
+use crate::host::bindings;
+use crate::host::cpuid::cpuid;
+use crate::host::errno::unsupported;
+use crate::host::msr;
+use crate::model::arch::cpuid::{
+    Feature, LEAF_EXTENDED, LEAF_EXTENDED_FEATURES, LEAF_FEATURES, LEAF_SVM,
+};
+use crate::model::arch::regs::Cr4;
+use crate::vendor::{self, FixedBits};
+use kernel::prelude::*;
+
+/// A feature in EDX of [`LEAF_SVM`] that is used when it is there.
+struct Optional {
+    bit: u32,
+    name: &'static str,
+    feature: u32,
+}
+
+const NESTED_PAGING: u32 = 1 << 0;
+
+const OPTIONAL: [Optional; 4] = [
+    Optional {
+        bit: 3,
+        name: "next-RIP saving",
+        feature: bindings::RUSTHV_FEAT_NRIPS,
+    },
+    Optional {
+        bit: 5,
+        name: "VMCB clean bits",
+        feature: bindings::RUSTHV_FEAT_VMCB_CLEAN,
+    },
+    Optional {
+        bit: 6,
+        name: "TLB flush by ASID",
+        feature: bindings::RUSTHV_FEAT_ASID_FLUSH,
+    },
+    Optional {
+        bit: 7,
+        name: "decode assists",
+        feature: bindings::RUSTHV_FEAT_DECODE_ASSISTS,
+    },
+];
+
+/// Bits of CR4 that are there with a feature.
+const CR4_BITS: [(Cr4, Feature); 18] = [
+    (Cr4::VME, Feature::VME),
+    (Cr4::PVI, Feature::VME),
+    (Cr4::TSD, Feature::TSC),
+    (Cr4::DE, Feature::DE),
+    (Cr4::PSE, Feature::PSE),
+    (Cr4::PAE, Feature::PAE),
+    (Cr4::MCE, Feature::MCE),
+    (Cr4::PGE, Feature::PGE),
+    (Cr4::OSFXSR, Feature::FXSR),
+    (Cr4::OSXMMEXCPT, Feature::SSE),
+    (Cr4::UMIP, Feature::UMIP),
+    (Cr4::LA57, Feature::LA57),
+    (Cr4::FSGSBASE, Feature::FSGSBASE),
+    (Cr4::PCIDE, Feature::PCID),
+    (Cr4::OSXSAVE, Feature::XSAVE),
+    (Cr4::SMEP, Feature::SMEP),
+    (Cr4::SMAP, Feature::SMAP),
+    (Cr4::PKE, Feature::PKU),
+];
+
+/// What the CPU can do.
+#[derive(Clone, Copy, Debug)]
+pub struct Caps {
+    /// What all vendors' CPUs have; the SVM revision.
+    pub common: vendor::Caps,
+    /// One more than the highest ASID; 0 is the host's.
+    pub asids: u32,
+    /// VMRUN can flush the guest's ASID alone.
+    pub flush_by_asid: bool,
+    /// An exit by an instruction tells where the next one is.
+    pub next_rip: bool,
+    /// An exit by a MOV of control or debug registers tells the other register.
+    pub decode_assists: bool,
+    /// VMRUN looks at the VMCB clean bits.
+    pub clean_bits: bool,
+    /// INVPCID exists, and can be intercepted.
+    pub invpcid: bool,
+}
+
+impl Caps {
+    /// Asks the CPU that runs this; they are the same on all.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP`, with the reasons in the log.
+    pub fn read() -> Result<Self> {
+        let leaf = cpuid(LEAF_SVM, 0);
+        Self::from_cpuid(leaf.eax, leaf.ebx, leaf.edx)
+    }
+
+    fn from_cpuid(revision: u32, asids: u32, features: u32) -> Result<Self> {
+        if features & NESTED_PAGING == 0 {
+            pr_err!("the CPU lacks nested paging, which is required\n");
+            return Err(unsupported());
+        }
+        if asids < 2 {
+            pr_err!("the CPU has no address-space identifiers for guests\n");
+            return Err(unsupported());
+        }
+        let mut present = bindings::RUSTHV_FEAT_NPT | bindings::RUSTHV_FEAT_MSR_BITMAP;
+        let mut missing = 0;
+        for optional in &OPTIONAL {
+            if features & 1 << optional.bit != 0 {
+                present |= optional.feature;
+            } else {
+                missing |= optional.feature;
+                pr_info!("the CPU lacks {}; going on without\n", optional.name);
+            }
+        }
+        for (instruction, name, feature) in [
+            (Feature::RDTSCP, "RDTSCP", bindings::RUSTHV_FEAT_RDTSCP),
+            (Feature::INVPCID, "INVPCID", bindings::RUSTHV_FEAT_INVPCID),
+        ] {
+            if instruction.is_in(&cpuid(instruction.leaf, 0)) {
+                present |= feature;
+            } else {
+                missing |= feature;
+                pr_info!("the CPU lacks {}; going on without\n", name);
+            }
+        }
+        let has = |feature| present & feature != 0;
+        Ok(Self {
+            common: vendor::Caps {
+                cr0: FixedBits {
+                    ones: 0,
+                    // VMRUN refuses bits of the upper half.
+                    allowed: 0xffff_ffff,
+                },
+                cr4: FixedBits {
+                    ones: 0,
+                    allowed: cr4_bits(),
+                },
+                present: present.into(),
+                missing: missing.into(),
+                revision: revision & 0xff,
+            },
+            asids,
+            flush_by_asid: has(bindings::RUSTHV_FEAT_ASID_FLUSH),
+            next_rip: has(bindings::RUSTHV_FEAT_NRIPS),
+            decode_assists: has(bindings::RUSTHV_FEAT_DECODE_ASSISTS),
+            clean_bits: has(bindings::RUSTHV_FEAT_VMCB_CLEAN),
+            invpcid: has(bindings::RUSTHV_FEAT_INVPCID),
+        })
+    }
+}
+
+/// CR4 bits that the CPU has.
+fn cr4_bits() -> u64 {
+    let leaves =
+        [LEAF_FEATURES, LEAF_EXTENDED_FEATURES, LEAF_EXTENDED].map(|leaf| (leaf, cpuid(leaf, 0)));
+    let has = |feature: &Feature| {
+        leaves
+            .iter()
+            .any(|(leaf, registers)| *leaf == feature.leaf && feature.is_in(registers))
+    };
+    // RDPMC is as old as long mode.
+    CR4_BITS
+        .iter()
+        .filter(|(_, feature)| has(feature))
+        .fold(Cr4::PCE, |bits, (bit, _)| bits | *bit)
+        .raw()
+}
+
+/// True when the CPU has SVM, whether it is switched on or not.
+pub fn is_there() -> bool {
+    Feature::SVM.is_in(&cpuid(Feature::SVM.leaf, 0))
+}
+
+/// Says in the log why the host offers no SVM, or none that can be used. True when it does.
+pub fn is_usable() -> bool {
+    const VM_CR: u32 = 0xc001_0114;
+    const DISABLED: u64 = 1 << 4;
+    if !is_there() {
+        pr_err!("the CPU has no SVM\n");
+        return false;
+    }
+    // SAFETY: No preconditions.
+    if !unsafe { bindings::rhv_has_svm() } {
+        match msr::read_safe(VM_CR) {
+            Some(value) if value & DISABLED != 0 => {
+                pr_err!("firmware has switched SVM off (VM_CR {:#x})\n", value);
+            }
+            _ => pr_err!("the host kernel has switched SVM off\n"),
+        }
+        return false;
+    }
+    // SAFETY: No preconditions.
+    match unsafe { bindings::rhv_memory_encryption() } {
+        0 => true,
+        1 => {
+            pr_err!("guests cannot run in a guest whose memory is encrypted\n");
+            false
+        }
+        _ => {
+            pr_err!("the host's memory is encrypted, which is not supported yet\n");
+            false
+        }
+    }
+}
+
+#[kunit_tests(rusthv_svm_caps)]
+mod tests {
+    use super::*;
+    use crate::svm::svm_or_skip;
+
+    const ALL: u32 = NESTED_PAGING | 1 << 3 | 1 << 5 | 1 << 6 | 1 << 7;
+
+    #[test]
+    fn features_become_flags() -> Result {
+        let all = Caps::from_cpuid(1, 16, ALL)?;
+        assert_eq!(all.common.revision, 1);
+        assert_eq!(all.asids, 16);
+        assert!(all.flush_by_asid && all.next_rip && all.decode_assists && all.clean_bits);
+        // The log names what this test leaves out.
+        for (bit, feature) in [
+            (3, bindings::RUSTHV_FEAT_NRIPS),
+            (5, bindings::RUSTHV_FEAT_VMCB_CLEAN),
+            (6, bindings::RUSTHV_FEAT_ASID_FLUSH),
+            (7, bindings::RUSTHV_FEAT_DECODE_ASSISTS),
+        ] {
+            let caps = Caps::from_cpuid(1, 16, ALL & !(1 << bit))?;
+            assert_eq!(caps.flush_by_asid, bit != 6);
+            assert_eq!(caps.next_rip, bit != 3);
+            assert_eq!(caps.decode_assists, bit != 7);
+            assert_eq!(caps.clean_bits, bit != 5);
+            assert!(!caps.common.has(feature));
+            assert_eq!(caps.common.missing, all.common.missing | u64::from(feature));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_refused() {
+        assert_eq!(Caps::from_cpuid(1, 16, ALL & !1).err(), Some(unsupported()));
+        assert_eq!(Caps::from_cpuid(1, 1, ALL).err(), Some(unsupported()));
+        assert!(Caps::from_cpuid(1, 2, NESTED_PAGING).is_ok());
+    }
+
+    /// The host runs with values that its guests may have, too.
+    #[test]
+    fn control_registers_are_as_the_cpu_has_them() -> Result {
+        const SVM_MISSES: u64 = 1 << 13;
+        let caps = svm_or_skip!().caps.common;
+        let irqs = crate::host::cpu::IrqsOff::new();
+        let cr4 = crate::host::switch::host_cr4(&irqs);
+        let cr0 = crate::host::switch::host_state(&irqs).cr0;
+        drop(irqs);
+        assert!(caps.cr0.allow(cr0));
+        assert!(!caps.cr0.allow(1 << 32));
+        // Control-flow enforcement is not for guests yet.
+        assert!(caps.cr4.allow(cr4 & !Cr4::CET.raw()));
+        assert!(!caps.cr4.allow(SVM_MISSES));
+        assert!(!caps.cr4.allow(1 << 63));
+        Ok(())
+    }
+
+    #[test]
+    fn features_are_present_or_missing() -> Result {
+        let caps = svm_or_skip!().caps.common;
+        assert_eq!(caps.present & caps.missing, 0);
+        assert!(caps.has(bindings::RUSTHV_FEAT_NPT));
+        assert!(!caps.has(bindings::RUSTHV_FEAT_EPT));
+        Ok(())
+    }
+}

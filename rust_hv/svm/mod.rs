@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! AMD-V (SVM): VMCBs, entry and exit, ASIDs, permission maps.
+//!
+//! One of the two vendors behind the seam ([`crate::vendor`]), and with `host` and `vmx` the only
+//! code that is `unsafe`. What is not AMD's does not live here: exits leave as
+//! [`crate::model::exit::Exit`].
+//!
+//! | File | What it holds |
+//! |---|---|
+//! | `caps` | what the CPU can do |
+//! | `vmcb` | the virtual machine control block as a type |
+//! | `permissions` | which MSRs and ports guests reach without an exit |
+//! | `segment` | segment registers as a VMCB has them |
+//! | `cpus` | what each CPU keeps; CPUs coming and going |
+//! | `asid` | address-space identifiers, and flushes of the TLB |
+//! | `guest` | a vCPU's VMCB: controls, the entry |
+//! | `window` | the seam's view of it: registers and events |
+//! | `exit` | from exit code and exit information to a neutral exit |
+//! | `identify` | the same from an instruction, where the CPU does not say enough |
+//! | `enter.c` | the entry, as the host's context tracking wants it; what is switched less often |
+//! | `entry.S` | the entry and the exit themselves |
+
+pub mod asid;
+pub mod caps;
+pub mod cpus;
+pub mod exit;
+pub mod guest;
+pub mod identify;
+pub mod permissions;
+pub mod segment;
+pub mod vmcb;
+pub mod window;
+
+use crate::host::cpu::{self, current_node, IrqsOff};
+use crate::host::cpuid::cpuid;
+use crate::host::errno::unsupported;
+use crate::host::global::Global;
+use crate::host::switch::{host_cr4, Leaves};
+use crate::model::arch::cpuid::Feature;
+use crate::model::arch::regs::Cr4;
+use crate::model::paging::nested::Nested;
+use crate::model::paging::npt::Npt;
+use crate::model::paging::PageSize;
+use crate::vendor::{self, NestedRoot, Vendor};
+use caps::Caps;
+use cpus::{AllFrames, Virtualization};
+use guest::Guest;
+use kernel::prelude::*;
+use permissions::Permissions;
+
+/// AMD-V, on machines that have it.
+pub static SVM: Global<Svm> = Global::new();
+
+/// AMD-V: what all guests share.
+pub struct Svm {
+    /// What the CPU can do.
+    pub caps: Caps,
+    maps: Permissions,
+    npt: Npt,
+    _frames: AllFrames,
+}
+
+impl Svm {
+    /// Finds out what the CPU can do, and sets up what guests share.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` where guests cannot run, with the reason in the log; `ENOMEM`.
+    pub fn new() -> Result<Self> {
+        if cpu::host_uses_fred() {
+            pr_err!("the host uses FRED, which is not supported yet\n");
+            return Err(unsupported());
+        }
+        if !caps::is_usable() {
+            return Err(unsupported());
+        }
+        let caps = Caps::read()?;
+        let node = current_node();
+        let maps = Permissions::new(node)?;
+        let frames = AllFrames::new(&maps, node)?;
+        Ok(Self {
+            caps,
+            maps,
+            npt: npt(),
+            _frames: frames,
+        })
+    }
+}
+
+/// The nested tables' format: that of the host's own tables.
+fn npt() -> Npt {
+    let irqs = IrqsOff::new();
+    let five_level = Cr4::from_raw(host_cr4(&irqs)).contains(Cr4::LA57);
+    drop(irqs);
+    let large = Feature::PAGES_1G.is_in(&cpuid(Feature::PAGES_1G.leaf, 0));
+    Npt {
+        largest: if large {
+            PageSize::Size1G
+        } else {
+            PageSize::Size2M
+        },
+        five_level,
+    }
+}
+
+impl Vendor for Svm {
+    type Guest = Guest;
+    type Cpus = Virtualization;
+
+    const LEAVES: Leaves = Leaves::TscAux;
+
+    #[inline]
+    fn caps(&self) -> &vendor::Caps {
+        &self.caps.common
+    }
+
+    fn format(&self) -> Nested {
+        Nested::Npt(self.npt)
+    }
+
+    fn guest(&'static self, root: NestedRoot, tsc_offset: u64, node: i32) -> Result<Guest> {
+        Guest::new(self, root, tsc_offset, node)
+    }
+}
+
+/// The machine's AMD-V; a test on another machine ends here, as skipped.
+macro_rules! svm_or_skip {
+    () => {
+        match $crate::svm::SVM.get() {
+            Ok(svm) => svm,
+            Err(_) => {
+                $crate::host::kunit::skip(c"this machine has no AMD-V");
+                return Ok(());
+            }
+        }
+    };
+}
+pub(crate) use svm_or_skip;
