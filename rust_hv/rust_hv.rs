@@ -8,7 +8,7 @@
 //! * `model`: the machine's logic, without a host
 //! * `host`: what the host kernel gives
 //! * `vendor`: the seam, what the floors above ask of the hardware
-//! * `vmx`: the hardware; with `host` the only `unsafe` code
+//! * `vmx`, `svm`: the hardware; with `host` the only `unsafe` code
 //! * `mmu`: guest memory
 //! * `vcpu`, `vm`: the objects
 //! * `device`: `/dev/rusthv`
@@ -20,6 +20,7 @@ pub mod device;
 pub mod host;
 pub mod mmu;
 pub mod model;
+pub mod svm;
 pub mod vcpu;
 pub mod vendor;
 pub mod vm;
@@ -34,6 +35,7 @@ use host::global::{Global, GlobalGuard};
 use host::pool::{Pools, POOLS};
 use host::switch::NotifiersOn;
 use kernel::prelude::*;
+use svm::{Svm, SVM};
 use vcpu::Machine;
 use vendor::Vendor;
 use vmx::{Vmx, VMX};
@@ -50,10 +52,16 @@ module! {
 /// come in any more, then the CPUs' virtualization goes off, then what VMs shared is freed.
 struct RustHv {
     _device: DeviceNode,
-    _hardware: Switched<Vmx>,
+    _hardware: Hardware,
     _notifiers: NotifiersOn,
     _platform: GlobalGuard<KBox<dyn Platform>>,
     _pools: GlobalGuard<Pools>,
+}
+
+/// The virtualization that this machine's CPUs have.
+enum Hardware {
+    Vmx { _on: Switched<Vmx> },
+    Svm { _on: Switched<Svm> },
 }
 
 /// A vendor's virtualization, switched on. Dropped in this order, too.
@@ -66,13 +74,19 @@ impl kernel::Module for RustHv {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         // Each stage is undone by its drop when a later one fails.
         let pools = POOLS.set(KBox::new(Pools::new()?, GFP_KERNEL)?);
-        let (on, platform) = switch_on(&VMX, Vmx::new()?)?;
+        let (hardware, platform) = if host::cpu::is_amd() {
+            let (on, platform) = switch_on(&SVM, Svm::new()?)?;
+            (Hardware::Svm { _on: on }, platform)
+        } else {
+            let (on, platform) = switch_on(&VMX, Vmx::new()?)?;
+            (Hardware::Vmx { _on: on }, platform)
+        };
         let notifiers = NotifiersOn::new();
         let device = DeviceNode::new::<device::RustHvDevice>()?;
         pr_info!("ready at /dev/rusthv\n");
         Ok(Self {
             _device: device,
-            _hardware: on,
+            _hardware: hardware,
             _notifiers: notifiers,
             _platform: platform,
             _pools: pools,

@@ -10,6 +10,7 @@ mod tests {
     use crate::host::frame;
     use crate::host::kunit::UserMemory;
     use crate::host::pool::{self, POOLS};
+    use crate::svm::SVM;
     use crate::vcpu::Machine;
     use crate::vendor::Vendor;
     use crate::vm::{alive, Vm, MAX_VCPU_IDS};
@@ -24,10 +25,13 @@ mod tests {
         ($test:ident) => {{
             let _memory = UserMemory::new(1)?;
             let pools = POOLS.get()?;
-            $test(Machine {
-                vendor: VMX.get()?,
-                pools,
-            })
+            match VMX.get() {
+                Ok(vendor) => $test(Machine { vendor, pools }),
+                Err(_) => $test(Machine {
+                    vendor: SVM.get()?,
+                    pools,
+                }),
+            }
         }};
     }
 

@@ -276,6 +276,12 @@ pub fn host_uses_fred() -> bool {
     unsafe { bindings::rhv_has_fred() }
 }
 
+/// True for CPUs whose virtualization, if they have any, is AMD-V.
+pub fn is_amd() -> bool {
+    // SAFETY: No preconditions.
+    unsafe { bindings::rhv_cpu_is_amd() }
+}
+
 /// True when the CPU implements VMX and neither firmware nor the host has switched it off.
 pub fn host_has_vmx() -> bool {
     // SAFETY: No preconditions.

@@ -150,6 +150,13 @@ void rhv_kick_cpus(unsigned int first, const unsigned long *cpus,
 	free_cpumask_var(mask);
 }
 
+/* Whose virtualization the CPU would have, if it has any. */
+bool rhv_cpu_is_amd(void)
+{
+	return boot_cpu_data.x86_vendor == X86_VENDOR_AMD ||
+	       boot_cpu_data.x86_vendor == X86_VENDOR_HYGON;
+}
+
 bool rhv_has_vmx(void)
 {
 	return boot_cpu_has(X86_FEATURE_VMX);

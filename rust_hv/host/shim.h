@@ -68,6 +68,7 @@ void rhv_kick_cpus(unsigned int first, const unsigned long *cpus,
 		   unsigned int ncpus);
 
 /* CPU features of the host, by X86_FEATURE_* or X86_BUG_* number */
+bool rhv_cpu_is_amd(void);
 bool rhv_has_vmx(void);
 bool rhv_has_fred(void);
 bool rhv_has_osxsave(void);
