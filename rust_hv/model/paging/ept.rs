@@ -44,7 +44,7 @@ impl Ept {
 }
 
 impl Format for Ept {
-    #[inline]
+    #[inline(always)]
     fn decode(&self, raw: u64, level: Level) -> Entry {
         if raw & RIGHTS == 0 {
             return Entry::Absent;
@@ -71,7 +71,7 @@ impl Format for Ept {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn leaf(&self, leaf: &Leaf) -> Option<u64> {
         let perms = leaf.perms;
         // Writable but not readable is a misconfiguration, and so is execute-only on CPUs that
@@ -96,12 +96,12 @@ impl Format for Ept {
         Some(raw)
     }
 
-    #[inline]
+    #[inline(always)]
     fn table(&self, table: Hpa) -> u64 {
         (table.raw() & ADDRESS) | RIGHTS
     }
 
-    #[inline]
+    #[inline(always)]
     fn accessed_mask(&self) -> u64 {
         if self.accessed_dirty {
             ACCESSED
@@ -110,7 +110,7 @@ impl Format for Ept {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn dirty_mask(&self) -> u64 {
         if self.accessed_dirty {
             DIRTY
@@ -119,12 +119,12 @@ impl Format for Ept {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_mask(&self) -> u64 {
         WRITE
     }
 
-    #[inline]
+    #[inline(always)]
     fn address_mask(&self) -> u64 {
         ADDRESS
     }

@@ -49,7 +49,7 @@ impl Nested {
 }
 
 impl Format for Nested {
-    #[inline]
+    #[inline(always)]
     fn decode(&self, raw: u64, level: Level) -> Entry {
         match self {
             Self::Ept(ept) => ept.decode(raw, level),
@@ -57,7 +57,7 @@ impl Format for Nested {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn leaf(&self, leaf: &Leaf) -> Option<u64> {
         match self {
             Self::Ept(ept) => ept.leaf(leaf),
@@ -65,7 +65,7 @@ impl Format for Nested {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn table(&self, table: Hpa) -> u64 {
         match self {
             Self::Ept(ept) => ept.table(table),
@@ -73,7 +73,7 @@ impl Format for Nested {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn accessed_mask(&self) -> u64 {
         match self {
             Self::Ept(ept) => ept.accessed_mask(),
@@ -81,7 +81,7 @@ impl Format for Nested {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn dirty_mask(&self) -> u64 {
         match self {
             Self::Ept(ept) => ept.dirty_mask(),
@@ -89,7 +89,7 @@ impl Format for Nested {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_mask(&self) -> u64 {
         match self {
             Self::Ept(ept) => ept.write_mask(),
@@ -97,7 +97,7 @@ impl Format for Nested {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn address_mask(&self) -> u64 {
         match self {
             Self::Ept(ept) => ept.address_mask(),

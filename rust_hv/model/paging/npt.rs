@@ -52,7 +52,7 @@ const fn memory_type(raw: u64, pat: u64) -> MemoryType {
 }
 
 impl Format for Npt {
-    #[inline]
+    #[inline(always)]
     fn decode(&self, raw: u64, level: Level) -> Entry {
         if raw & PRESENT == 0 {
             return Entry::Absent;
@@ -83,7 +83,7 @@ impl Format for Npt {
 
     /// The guest's PAT always has its say here (APM Vol. 2, "Combining Memory Types, MTRRs"): the
     /// wish that it be ignored is dropped, and the entry does not read back as one that has it.
-    #[inline]
+    #[inline(always)]
     fn leaf(&self, leaf: &Leaf) -> Option<u64> {
         // A page that is present can be read.
         if !leaf.perms.contains(Permissions::R) || leaf.size > self.largest {
@@ -109,27 +109,27 @@ impl Format for Npt {
         Some(raw)
     }
 
-    #[inline]
+    #[inline(always)]
     fn table(&self, table: Hpa) -> u64 {
         (table.raw() & ADDRESS) | PRESENT | WRITE | USER
     }
 
-    #[inline]
+    #[inline(always)]
     fn accessed_mask(&self) -> u64 {
         ACCESSED
     }
 
-    #[inline]
+    #[inline(always)]
     fn dirty_mask(&self) -> u64 {
         DIRTY
     }
 
-    #[inline]
+    #[inline(always)]
     fn write_mask(&self) -> u64 {
         WRITE
     }
 
-    #[inline]
+    #[inline(always)]
     fn address_mask(&self) -> u64 {
         ADDRESS
     }
