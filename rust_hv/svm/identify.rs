@@ -31,8 +31,10 @@ fn identity(control: &Control, kind: &Kind) -> Option<Identity> {
     let code = control.exit_code;
     let exit = match *kind {
         Kind::Cpuid if code == code::CPUID => Exit::Cpuid,
-        Kind::Invd if code == code::INVD => Exit::CacheControl,
-        Kind::Wbinvd | Kind::Wbnoinvd if code == code::WBINVD => Exit::CacheControl,
+        // To the guest they are the same, and QEMU 7.2 takes one for the other.
+        Kind::Invd | Kind::Wbinvd | Kind::Wbnoinvd if matches!(code, code::INVD | code::WBINVD) => {
+            Exit::CacheControl
+        }
         Kind::Hlt if code == code::HLT => Exit::Halt,
         Kind::Xsetbv if code == code::XSETBV => Exit::Xsetbv,
         Kind::Int1 if code == code::INT1 => Exit::Exception {

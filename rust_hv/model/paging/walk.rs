@@ -255,9 +255,12 @@ impl<'a> Path<'a> {
             },
             None => {
                 let at = Gpa::new((state.registers.cr3 & bits(31, 5)) | index << 3);
-                memory
+                let pdpte = memory
                     .read_entry(at, EntrySize::Eight)
-                    .map_err(|error| WalkError::Memory { at, error })?
+                    .map_err(|error| WalkError::Memory { at, error })?;
+                // Reserved; but a CPU that reads the pointer anew at each walk may set it, as
+                // QEMU's does. One that has something against it has told so by itself.
+                pdpte & !ACCESSED
             }
         };
         let code = state.error_code(access);

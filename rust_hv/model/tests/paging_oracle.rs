@@ -189,7 +189,8 @@ impl Oracle<'_> {
             let at = field(cr3, 5..=31) * 32 + index * 8;
             let pdpte = match self.pdptes {
                 Some(loaded) => loaded[index as usize],
-                None => self.memory.get(at, eight),
+                // The CPU may have marked it as accessed.
+                None => self.memory.get(at, eight) & !(1 << 5),
             };
             self.judge(at, pdpte, Kind::PdptePae)?;
             let at = frame(pdpte) + field(gva, 21..=29) * 8;
