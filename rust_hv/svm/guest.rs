@@ -18,7 +18,8 @@ use crate::host::msr;
 use crate::host::switch::Running;
 use crate::host::task;
 use crate::model::arch::regs::{Efer, Rflags, DR6_RESET};
-use crate::vendor::{self, HwError, NestedRoot};
+use crate::model::arch::segment::AccessRights;
+use crate::vendor::{self, HwError, NestedRoot, ResetRights};
 use kernel::prelude::*;
 
 /// CR0 intercepts that are lifted for an instruction that the CPU has to execute itself.
@@ -200,6 +201,13 @@ pub(super) const fn with(word: u32, bits: u32, on: bool) -> u32 {
 
 impl vendor::Guest for Guest {
     type Window<'a> = GuestWindow<'a>;
+
+    /// Code and stack that nothing has accessed yet, and a busy 16-bit TSS, as `kvm_amd` has it.
+    const RESET: ResetRights = ResetRights {
+        code: AccessRights::from_raw(0x9a),
+        stack: AccessRights::from_raw(0x92),
+        task: AccessRights::from_raw(0x83),
+    };
 
     #[inline]
     fn open(&mut self) -> Result<GuestWindow<'_>> {

@@ -11,7 +11,6 @@ use crate::mmu::access::SlotCache;
 use crate::mmu::Mmu;
 use crate::model::arch::exception::Vector;
 use crate::model::arch::regs::{Cr0, Cr4, Efer};
-use crate::model::arch::segment::AccessRights;
 use crate::model::exit::Event;
 use crate::model::paging::walk::load_pdptes;
 use crate::vendor::{Caps, HwError, SegmentRegister, Window};
@@ -162,27 +161,13 @@ pub(super) fn write_cr0(
         }
     }
     if new_efer != efer {
-        set_long_mode(window, new_efer)?;
+        window.set_efer(new_efer.raw())?;
     }
     window.set_cr0(new.raw())?;
     if turns_on || turns_off || (new.raw() ^ old.raw()) & Cr0::WP.raw() != 0 {
         window.flush_guest_tables()?;
     }
     DONE
-}
-
-/// Enters or leaves IA-32e mode. The task register must then hold a 64-bit TSS, which is what a
-/// busy 32-bit one becomes.
-fn set_long_mode(window: &mut impl Window, efer: Efer) -> Result<(), HwError> {
-    if efer.contains(Efer::LMA) {
-        let mut task = window.segment(SegmentRegister::Tr)?;
-        let busy = AccessRights::BUSY_TSS.segment_type();
-        if task.rights.segment_type() != busy {
-            task.rights = AccessRights::from_raw(task.rights.raw() & !0xf | u32::from(busy));
-            window.set_segment(SegmentRegister::Tr, &task)?;
-        }
-    }
-    window.set_efer(efer.raw())
 }
 
 /// MOV to CR4.

@@ -21,7 +21,8 @@ pub(super) const fn apic_base_after_reset(id: u32) -> u64 {
 }
 
 /// Brings all registers to their state after reset (SDM Vol. 3A, "Processor State After Reset").
-pub(super) fn reset(state: &mut State, guest: &mut impl Guest) -> Result {
+pub(super) fn reset<G: Guest>(state: &mut State, guest: &mut G) -> Result {
+    let rights = G::RESET;
     *guest.gprs_mut() = [0; 16];
     // EDX has the processor's signature: family 6.
     let [_, _, rdx, ..] = guest.gprs_mut();
@@ -45,12 +46,13 @@ pub(super) fn reset(state: &mut State, guest: &mut impl Guest) -> Result {
         rights,
     };
     use SegmentRegister::{Cs, Ds, Es, Fs, Gs, Ldtr, Ss, Tr};
-    window.set_segment(Cs, &segment(0xf000, 0xffff_0000, AccessRights::REAL_CODE))?;
-    for register in [Ds, Es, Fs, Gs, Ss] {
+    window.set_segment(Cs, &segment(0xf000, 0xffff_0000, rights.code))?;
+    window.set_segment(Ss, &segment(0, 0, rights.stack))?;
+    for register in [Ds, Es, Fs, Gs] {
         window.set_segment(register, &segment(0, 0, AccessRights::REAL_DATA))?;
     }
     window.set_segment(Ldtr, &segment(0, 0, AccessRights::LDT))?;
-    window.set_segment(Tr, &segment(0, 0, AccessRights::BUSY_TSS))?;
+    window.set_segment(Tr, &segment(0, 0, rights.task))?;
     let table = TableRegister {
         base: 0,
         limit: 0xffff,
@@ -301,15 +303,10 @@ fn set_segments(window: &mut impl Window, sregs: &kvm_sregs) -> Result {
         (Gs, &sregs.gs),
         (Ss, &sregs.ss),
         (Tr, &sregs.tr),
+        (Ldtr, &sregs.ldt),
     ] {
-        // The CPU wants the accessed bit of what can be used; VMMs forget it.
-        let mut segment = from_kvm(segment);
-        if !segment.rights.unusable() {
-            segment.rights = segment.rights.with_accessed();
-        }
-        window.set_segment(register, &segment)?;
+        window.set_segment(register, &from_kvm(segment))?;
     }
-    window.set_segment(Ldtr, &from_kvm(&sregs.ldt))?;
     Ok(())
 }
 

@@ -106,6 +106,17 @@ pub enum SegmentRegister {
     Tr,
 }
 
+/// Rights of the segments after a reset in which the vendors' CPUs differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResetRights {
+    /// CS.
+    pub code: AccessRights,
+    /// SS.
+    pub stack: AccessRights,
+    /// TR.
+    pub task: AccessRights,
+}
+
 /// A descriptor-table register.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TableRegister {
@@ -179,6 +190,9 @@ pub trait Guest: Send + 'static {
     type Window<'a>: Window
     where
         Self: 'a;
+
+    /// Segments after a reset.
+    const RESET: ResetRights;
 
     /// Makes the guest current; interrupts are off until the window is dropped.
     ///

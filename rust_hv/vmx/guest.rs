@@ -14,8 +14,9 @@ use crate::host::debug;
 use crate::host::fpu::FpuInUse;
 use crate::host::msr;
 use crate::host::switch::{self, Running};
+use crate::model::arch::segment::AccessRights;
 use crate::model::paging::Level;
-use crate::vendor::{self, Guest as _, HwError, NestedRoot};
+use crate::vendor::{self, Guest as _, HwError, NestedRoot, ResetRights};
 use kernel::prelude::*;
 
 /// CR0 bits that the guest writes without an exit: TS, EM, MP, WP, AM.
@@ -107,6 +108,12 @@ impl Guest {
 
 impl vendor::Guest for Guest {
     type Window<'a> = GuestWindow<'a>;
+
+    const RESET: ResetRights = ResetRights {
+        code: AccessRights::REAL_CODE,
+        stack: AccessRights::REAL_DATA,
+        task: AccessRights::BUSY_TSS,
+    };
 
     #[inline]
     fn open(&mut self) -> Result<GuestWindow<'_>> {

@@ -36,6 +36,20 @@ fn exit_of(window: &GuestWindow<'_>, reason: Result<u32, HwError>) -> Result<Exi
     }
 }
 
+impl GuestWindow<'_> {
+    /// IA-32e mode has come on: the task register must then hold a 64-bit TSS, which is what a
+    /// busy 32-bit one becomes.
+    fn make_task_64_bit(&mut self) -> Result<(), HwError> {
+        let mut task = self.segment(SegmentRegister::Tr)?;
+        let busy = AccessRights::BUSY_TSS.segment_type();
+        if task.rights.segment_type() != busy {
+            task.rights = AccessRights::from_raw(task.rights.raw() & !0xf | u32::from(busy));
+            self.set_segment(SegmentRegister::Tr, &task)?;
+        }
+        Ok(())
+    }
+}
+
 impl Window for GuestWindow<'_> {
     #[inline]
     fn enter(
@@ -243,6 +257,9 @@ impl Window for GuestWindow<'_> {
             // SAFETY: The guest's own mode.
             unsafe { self.window.write_host(ENTRY_CONTROLS, controls) }?;
             *self.entry_controls = controls;
+            if value & EFER_LMA != 0 {
+                self.make_task_64_bit()?;
+            }
         }
         self.window.write(GUEST_EFER, value)
     }
@@ -303,11 +320,16 @@ impl Window for GuestWindow<'_> {
 
     fn set_segment(&mut self, which: SegmentRegister, segment: &Segment) -> Result<(), HwError> {
         let fields = &SegmentFields::ALL[which as usize];
+        // The entry wants the accessed bit of what can be used; VMMs forget it.
+        let rights = match which {
+            SegmentRegister::Ldtr => segment.rights,
+            _ if segment.rights.unusable() => segment.rights,
+            _ => segment.rights.with_accessed(),
+        };
         self.window.write(fields.selector, segment.selector)?;
         self.window.write(fields.base, segment.base)?;
         self.window.write(fields.limit, segment.limit)?;
-        self.window
-            .write(fields.access_rights, segment.rights.raw())
+        self.window.write(fields.access_rights, rights.raw())
     }
 
     fn code_rights_and_cpl(&self) -> Result<(AccessRights, u8), HwError> {
@@ -489,7 +511,7 @@ mod tests {
             selector: 0x100 + 8 * index as u16,
             base: 0x1_0000 * (index as u64 + 1),
             limit: 0xfff + index as u32,
-            rights: AccessRights::from_raw(0xc093 + (index as u32 & 1)),
+            rights: AccessRights::from_raw(0xc093 + 4 * (index as u32 & 1)),
         };
         let mut guest = guest()?;
         let mut window = guest.open()?;
