@@ -9,9 +9,7 @@ use crate::host::bindings;
 use crate::host::cpuid::cpuid;
 use crate::host::errno::unsupported;
 use crate::host::msr;
-use crate::model::arch::cpuid::{
-    Feature, LEAF_EXTENDED, LEAF_EXTENDED_FEATURES, LEAF_FEATURES, LEAF_SVM,
-};
+use crate::model::arch::cpuid::{Feature, LEAF_SVM};
 use crate::model::arch::regs::Cr4;
 use crate::vendor::{self, FixedBits};
 use kernel::prelude::*;
@@ -48,18 +46,11 @@ const OPTIONAL: [Optional; 4] = [
     },
 ];
 
+/// Bits of CR4 that every CPU with long mode has.
+const CR4_ALWAYS: u64 = 0x7ff;
+
 /// Bits of CR4 that are there with a feature.
-const CR4_BITS: [(Cr4, Feature); 18] = [
-    (Cr4::VME, Feature::VME),
-    (Cr4::PVI, Feature::VME),
-    (Cr4::TSD, Feature::TSC),
-    (Cr4::DE, Feature::DE),
-    (Cr4::PSE, Feature::PSE),
-    (Cr4::PAE, Feature::PAE),
-    (Cr4::MCE, Feature::MCE),
-    (Cr4::PGE, Feature::PGE),
-    (Cr4::OSFXSR, Feature::FXSR),
-    (Cr4::OSXMMEXCPT, Feature::SSE),
+const CR4_BITS: [(Cr4, Feature); 8] = [
     (Cr4::UMIP, Feature::UMIP),
     (Cr4::LA57, Feature::LA57),
     (Cr4::FSGSBASE, Feature::FSGSBASE),
@@ -158,23 +149,15 @@ impl Caps {
 
 /// CR4 bits that the CPU has.
 fn cr4_bits() -> u64 {
-    let leaves =
-        [LEAF_FEATURES, LEAF_EXTENDED_FEATURES, LEAF_EXTENDED].map(|leaf| (leaf, cpuid(leaf, 0)));
-    let has = |feature: &Feature| {
-        leaves
-            .iter()
-            .any(|(leaf, registers)| *leaf == feature.leaf && feature.is_in(registers))
-    };
-    // RDPMC is as old as long mode.
     CR4_BITS
         .iter()
-        .filter(|(_, feature)| has(feature))
-        .fold(Cr4::PCE, |bits, (bit, _)| bits | *bit)
+        .filter(|(_, feature)| feature.is_in(&cpuid(feature.leaf, 0)))
+        .fold(Cr4::from_raw(CR4_ALWAYS), |bits, (bit, _)| bits | *bit)
         .raw()
 }
 
 /// True when the CPU has SVM, whether it is switched on or not.
-pub fn is_there() -> bool {
+fn is_there() -> bool {
     Feature::SVM.is_in(&cpuid(Feature::SVM.leaf, 0))
 }
 
