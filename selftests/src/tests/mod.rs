@@ -115,6 +115,7 @@ mod single_step;
 mod slot_alias;
 mod slot_delete_running;
 mod slot_move_running;
+mod spin_interrupts_off;
 mod sregs_invalid;
 mod sregs_round_trip;
 mod suspend;
