@@ -147,14 +147,16 @@ impl UserPages {
     /// # Errors
     ///
     /// `EFAULT` where nothing is mapped or the access is not allowed, `EHWPOISON`, `ENOMEM`,
-    /// `EINTR` when a fatal signal came.
+    /// `EINTR` when a signal came meanwhile.
     pub fn get(hva: Hva, write: bool) -> Result<Self> {
         let mut held = Self {
             pages: [core::ptr::null_mut(); BATCH],
             count: 0,
             writable: write,
         };
-        let flags = if write { bindings::FOLL_WRITE } else { 0 };
+        // What holds the page back (userfaultfd, a file system) may never give it: a signal ends that.
+        let access = if write { bindings::FOLL_WRITE } else { 0 };
+        let flags = access | bindings::FOLL_INTERRUPTIBLE;
         let address = hva.page_base().raw() as usize;
         // SAFETY: The array has room for one page; we may sleep here.
         let got = unsafe {

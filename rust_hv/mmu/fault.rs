@@ -35,7 +35,7 @@ impl Mmu {
     /// # Errors
     ///
     /// `EFAULT` when the VMM has no memory there or may not access it so, `EHWPOISON`, `ENOMEM`,
-    /// `EINTR` for a fatal signal.
+    /// `EINTR` for a signal.
     pub fn resolve(&self, reserve: &mut Reserve, fault: &NestedFault) -> Result<Resolved> {
         loop {
             let (slot, moment) = {

@@ -118,11 +118,13 @@ impl<V: Vendor> Vcpu<V> {
             },
         };
         loop {
-            match self.turn(&entry, state, mmio, guest, reserve)? {
-                Turn::User(exit) => return Ok(exit),
-                Turn::Again => {}
-            }
-            if let Err(error) = task::do_work_if_pending() {
+            let done = match self.turn(&entry, state, mmio, guest, reserve) {
+                Ok(Turn::User(exit)) => return Ok(exit),
+                Ok(Turn::Again) => task::do_work_if_pending(),
+                Err(error) => Err(error),
+            };
+            // A signal: it was found pending, or came while the host waited for a page.
+            if let Err(error) = done {
                 if error == EINTR {
                     self.run.set_exit(UserExit::Intr, cpu::current_cpu());
                 }

@@ -12,6 +12,7 @@ pub mod differential;
 pub mod errno;
 pub mod faults;
 pub mod fuzz;
+pub mod garbage;
 pub mod guest;
 pub mod harness;
 pub mod host;

@@ -207,11 +207,12 @@ pub fn flat_segment(selector: u16, code: bool, long: bool) -> kvm_segment {
 
 /// RFLAGS that guests start with: interrupts on, which nothing sends.
 ///
-/// Bochs 2.7 does not end a guest for an external interrupt while the guest has interrupts off, so
-/// that a guest which spins then takes the whole emulated processor with it.
+/// Bochs keeps the host's interrupts from a guest that is entered with interrupts off and goes on
+/// without an exit (Documentation/testing.md): one that spins would take the processor with it.
 pub const START_FLAGS: u64 = 1 << 9 | 1 << 1;
 
-fn start_registers() -> kvm_regs {
+/// Registers at `CODE`, for every mode.
+pub fn start_registers() -> kvm_regs {
     kvm_regs {
         rip: layout::CODE as u64,
         rsp: layout::STACK as u64,
@@ -223,11 +224,16 @@ fn start_registers() -> kvm_regs {
 /// Real mode, code segment base 0.
 pub fn enter_real(vcpu: &Vcpu) -> Result<(), Errno> {
     let mut sregs = vcpu.sregs()?;
-    sregs.cs.base = 0;
-    sregs.cs.selector = 0;
+    real_mode(&mut sregs);
     vcpu.set_sregs(&sregs)?;
     vcpu.set_regs(&kvm_regs { rsp: 0x7000, ..start_registers() })?;
     Ok(())
+}
+
+/// From the reset state to real mode with code segment base 0.
+pub fn real_mode(sregs: &mut kvm_sregs) {
+    sregs.cs.base = 0;
+    sregs.cs.selector = 0;
 }
 
 fn set_flat_data(sregs: &mut kvm_sregs) {
@@ -239,17 +245,30 @@ fn set_flat_data(sregs: &mut kvm_sregs) {
 
 pub fn enter_protected(vcpu: &Vcpu) -> Result<(), Errno> {
     let mut sregs = vcpu.sregs()?;
-    set_flat_data(&mut sregs);
-    sregs.cs = flat_segment(layout::CODE32, true, false);
-    sregs.cr0 |= CR0_PE;
+    protected_mode(&mut sregs);
     vcpu.set_sregs(&sregs)?;
     vcpu.set_regs(&start_registers())?;
     Ok(())
 }
 
+/// 32-bit protected mode with flat segments.
+pub fn protected_mode(sregs: &mut kvm_sregs) {
+    set_flat_data(sregs);
+    sregs.cs = flat_segment(layout::CODE32, true, false);
+    sregs.cr0 |= CR0_PE;
+}
+
 pub fn enter_long(vcpu: &Vcpu) -> Result<(), Errno> {
     let mut sregs = vcpu.sregs()?;
-    set_flat_data(&mut sregs);
+    long_mode(&mut sregs);
+    vcpu.set_sregs(&sregs)?;
+    vcpu.set_regs(&start_registers())?;
+    Ok(())
+}
+
+/// 64-bit mode on the tables that `write_tables` writes.
+pub fn long_mode(sregs: &mut kvm_sregs) {
+    set_flat_data(sregs);
     sregs.cs = flat_segment(layout::CODE64, true, true);
     sregs.tr = kvm_segment {
         base: layout::TSS as u64,
@@ -265,7 +284,4 @@ pub fn enter_long(vcpu: &Vcpu) -> Result<(), Errno> {
     sregs.cr3 = layout::PML4 as u64;
     sregs.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT;
     sregs.efer = EFER_LME | EFER_LMA | EFER_NXE | EFER_SCE;
-    vcpu.set_sregs(&sregs)?;
-    vcpu.set_regs(&start_registers())?;
-    Ok(())
 }

@@ -4,9 +4,9 @@
  * never runs it.
  *
  * The kernel patches its own code (static keys in the scheduler, among others)
- * when the first KVM guest comes and when the last one goes. QEMU before 8.1 may
- * translate such code while another CPU patches it, and then goes on executing
- * the breakpoint that stood there in between: the host dies of an "Oops: int3".
+ * when the first KVM guest comes and when the last one goes. TCG with several
+ * threads (seen in QEMU 7.2 and 10.0) may go on executing the breakpoint that
+ * stands there in between, and the host dies of an "Oops: int3".
  * With a guest that is always there, there is no first and no last one.
  */
 

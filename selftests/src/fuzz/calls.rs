@@ -77,11 +77,18 @@ impl Sandbox {
     pub fn address(&self, random: &mut Random) -> u64 {
         let start = self.0.address();
         match random.below(12) {
-            0 => 0,
-            1 => random.pick(&[u64::MAX, 1 << 63, 0xFFFF_FFFF_8000_0000, 0xFFFF_8880_0000_0000, 8]),
-            2 => start + (Self::SIZE - PAGE) as u64 - random.below(64),
+            0..=2 => self.bad_address(random),
             3 => start + 1 + random.below(4000),
             _ => start + 8 * random.below(64),
+        }
+    }
+
+    /// An address where no structure of more than 64 bytes can be read.
+    pub fn bad_address(&self, random: &mut Random) -> u64 {
+        match random.below(3) {
+            0 => 0,
+            1 => random.pick(&[u64::MAX, 1 << 63, 0xFFFF_FFFF_8000_0000, 0xFFFF_8880_0000_0000, 8]),
+            _ => self.0.address() + (Self::SIZE - PAGE) as u64 - random.below(64),
         }
     }
 

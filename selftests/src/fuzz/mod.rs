@@ -36,6 +36,8 @@ pub fn run(options: &Options) -> Result<Vec<String>, String> {
     while more(options, rounds, start.elapsed()) && failures.len() < 10 {
         let seed = options.seed.wrapping_add(rounds);
         rounds += 1;
+        // Before it runs: when the whole machine hangs, this is the last thing heard of it.
+        println!("rusthv-fuzz: round {rounds}: seed {seed}");
         match one(options, seed) {
             Ok(counts) => {
                 total.calls += counts.calls;
@@ -66,9 +68,8 @@ fn more(options: &Options, rounds: u64, elapsed: Duration) -> bool {
 }
 
 fn report(options: &Options, seed: u64, problem: &str) -> String {
-    let line =
-        format!("{problem}\n  again: rusthv-fuzz --device {} --seed {seed} --rounds 1", options.device);
-    println!("rusthv-fuzz: round {seed}: {line}");
+    let line = format!("{problem}\n  again: {}", options.again(seed));
+    println!("rusthv-fuzz: seed {seed}: {line}");
     line
 }
 

@@ -15,6 +15,8 @@ gave an errno that is not documented for it.
   --rounds N       how many rounds instead; round k has seed + k
   --threads N      threads in a round (default 3)
   --limit N        seconds that one round may take (default 20)
+  --no-masked-spin no guest that could spin with interrupts off: in Bochs it would
+                   hang the machine
 ";
 
 pub struct Options {
@@ -24,6 +26,7 @@ pub struct Options {
     pub rounds: Option<u64>,
     pub threads: u64,
     pub limit: u64,
+    pub masked_spin: bool,
 }
 
 impl Options {
@@ -36,8 +39,13 @@ impl Options {
             rounds: None,
             threads: 3,
             limit: 20,
+            masked_spin: true,
         };
         while let Some(argument) = arguments.next() {
+            if argument == "--no-masked-spin" {
+                options.masked_spin = false;
+                continue;
+            }
             let value = arguments.next().ok_or(format!("{argument} needs a value, or is unknown"))?;
             let number = || value.parse::<u64>().map_err(|_| format!("{argument}: not a number: {value}"));
             match argument.as_str() {
@@ -51,5 +59,14 @@ impl Options {
             }
         }
         Ok(options)
+    }
+    /// What runs the round with `seed` again.
+    pub fn again(&self, seed: u64) -> String {
+        format!(
+            "rusthv-fuzz --device {} --seed {seed} --rounds 1 --threads {}{}",
+            self.device,
+            self.threads,
+            if self.masked_spin { "" } else { " --no-masked-spin" }
+        )
     }
 }

@@ -13,6 +13,7 @@ use crate::ioctl::*;
 use crate::machine::layout;
 use crate::memory::{Memory, PAGE};
 use crate::random::Random;
+use kvm_bindings::kvm_sregs;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -29,6 +30,8 @@ struct Shared {
     device: Device,
     vm: Vm,
     vcpus: Vec<Vcpu>,
+    /// What each of them began with.
+    reset: Vec<kvm_sregs>,
     memory: Memory,
     /// Threads stop at their next step.
     over: AtomicBool,
@@ -96,23 +99,24 @@ fn set_up(options: &Options, random: &mut Random) -> Result<Shared, Errno> {
     let device = Device::open(&options.device)?;
     let vm = device.vm()?;
     let memory = Memory::new(layout::SIZE)?;
-    let kind = Kind::pick(random);
+    let kind = Kind::pick(random, options.masked_spin);
     guests::fill(&memory, random, kind);
     vm.map(100, 0, &memory)?;
     let cpuid = device.supported_cpuid(256)?;
-    let vcpus = (0..1 + random.below(3))
-        .map(|id| {
-            let vcpu = vm.vcpu(id)?;
-            vcpu.set_cpuid(&cpuid)?;
-            guests::set_state(&vcpu, random, kind)?;
-            Ok(vcpu)
-        })
-        .collect::<Result<_, Errno>>()?;
+    let (mut vcpus, mut reset) = (Vec::new(), Vec::new());
+    for id in 0..1 + random.below(3) {
+        let vcpu = vm.vcpu(id)?;
+        vcpu.set_cpuid(&cpuid)?;
+        reset.push(vcpu.sregs()?);
+        guests::set_state(&vcpu, random, kind, &reset[id as usize])?;
+        vcpus.push(vcpu);
+    }
     Ok(Shared {
         kind,
         device,
         vm,
         vcpus,
+        reset,
         memory,
         over: AtomicBool::new(false),
         done: AtomicUsize::new(0),
@@ -138,10 +142,11 @@ fn work(shared: &Shared, seed: u64) -> Result<Counts, String> {
         if shared.over.load(Ordering::Acquire) {
             break;
         }
-        let vcpu = &shared.vcpus[random.below(shared.vcpus.len() as u64) as usize];
+        let index = random.below(shared.vcpus.len() as u64) as usize;
+        let vcpu = &shared.vcpus[index];
         match random.below(20) {
             0..=8 => enter(vcpu, &mut random, &mut counts)?,
-            9 => set(vcpu, &mut random, shared.kind, &mut counts)?,
+            9 => set(shared, index, &mut random, &mut counts)?,
             10 => guests::fill(&shared.memory, &mut random, shared.kind),
             11 => {
                 let page = random.below((layout::SIZE / PAGE) as u64) as usize * PAGE;
@@ -178,9 +183,9 @@ fn enter(vcpu: &Vcpu, random: &mut Random, counts: &mut Counts) -> Result<(), St
 }
 
 /// A new state for a vCPU that may be running.
-fn set(vcpu: &Vcpu, random: &mut Random, kind: Kind, counts: &mut Counts) -> Result<(), String> {
-    match guests::set_state(vcpu, random, kind) {
-        Ok(()) => counts.calls += 6,
+fn set(shared: &Shared, index: usize, random: &mut Random, counts: &mut Counts) -> Result<(), String> {
+    match guests::set_state(&shared.vcpus[index], random, shared.kind, &shared.reset[index]) {
+        Ok(()) => counts.calls += 4,
         Err(errno) => {
             checked(KVM_SET_SREGS, Err(errno), counts)?;
         }
@@ -224,11 +229,11 @@ fn call(
 ) -> Result<(), String> {
     let target = random.pick(&[Target::Device, Target::Vm, Target::Vm, Target::Vcpu, Target::Vcpu]);
     let request = calls::request(target, random);
-    // Any registers would take user mode's guests out of it: see Kind.
-    if shared.kind == Kind::User && matches!(request, KVM_SET_REGS | KVM_SET_SREGS) {
-        return Ok(());
-    }
     let mut argument = sandbox.address(random);
+    if shared.kind != Kind::Any && matches!(request, KVM_SET_REGS | KVM_SET_SREGS) {
+        // Just any registers would make another kind of guest of it: only what cannot be read.
+        argument = sandbox.bad_address(random);
+    }
     match request {
         KVM_SET_USER_MEMORY_REGION if random.one_in(2) => {
             sandbox.region(random);

@@ -49,9 +49,15 @@ fn scenario(device: &Device, log: &mut Log, count: u64) -> Outcome {
     let mut random = Random::new(17);
     let area = machine.vcpu.kvm_run();
     for _ in 0..count {
-        let exit = machine.run()?;
-        if let Exit::MmioRead { length, .. } = exit {
-            machine.vcpu.answer_mmio(&vec![7; length]);
+        let mut exit = machine.run()?;
+        match &mut exit {
+            Exit::MmioRead { length, .. } => machine.vcpu.answer_mmio(&vec![7; *length]),
+            // What the area held before nobody promises.
+            Exit::Io { direction: Direction::In, data, .. } => {
+                data.fill(0);
+                machine.vcpu.answer_io(&[0x15]);
+            }
+            _ => {}
         }
         // SAFETY: the vCPU's area.
         let (ready, flag) = unsafe { ((*area).ready_for_interrupt_injection, (*area).if_flag) };
