@@ -116,6 +116,7 @@ mod run_fields;
 mod several_vcpus;
 mod several_vms;
 mod signal;
+mod signal_stop;
 mod single_step;
 mod slot_alias;
 mod slot_delete_running;
