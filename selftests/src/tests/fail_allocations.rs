@@ -8,6 +8,18 @@ use crate::prelude::*;
 
 pub const TEST: Test = Test::new(600, run);
 
+guest!(
+    fail_completions,
+    code64,
+    "mov edi, 0x140000",
+    "mov ecx, 4",
+    "rep insb",
+    "mov ebx, 0xd0000000",
+    "mov eax, [rbx]",
+    "mov [0x160000], eax",
+    "movsd",
+    "hlt",
+);
 guest!(fail_allocations, code64, "mov [0x100000], al", "out 0x10, al", "mov [0x180000], al", "hlt");
 
 /// More allocations than any of these has: past that, counting does not work.
@@ -71,6 +83,40 @@ fn run(t: &Context) -> Outcome {
             break;
         }
     }
+    // Completing port and device accesses, whose data go to memory that is not there yet.
+    for n in 1..MANY {
+        let machine = Machine::long(&device, fail_completions())?;
+        machine.change_regs(|regs| (regs.rdx, regs.rsi) = (0x10, layout::MMIO))?;
+        check!(matches!(machine.run()?, Exit::Io { direction: Direction::In, count: 4, .. }));
+        machine.vcpu.answer_io(&[1, 2, 3, 4]);
+        let (result, mut hit) = injector.with_failure(n, || machine.run())?;
+        let mut exit = again(&machine, result, "INS", n)?;
+        for answer in [[5, 6, 7, 8], [9, 10, 11, 12]] {
+            check_eq!(exit, Exit::MmioRead { address: layout::MMIO, length: 4 }, "allocation {n}");
+            machine.vcpu.answer_mmio(&answer);
+            let (result, also) = injector.with_failure(n, || machine.run())?;
+            exit = again(&machine, result, "MMIO", n)?;
+            hit |= also;
+        }
+        check_eq!(exit, Exit::Hlt, "allocation {n}");
+        let at = |address: usize| machine.memory.read(address, 4);
+        check_eq!(
+            (at(0x14_0000), at(0x16_0000), at(0x14_0004)),
+            (vec![1, 2, 3, 4], vec![5, 6, 7, 8], vec![9, 10, 11, 12]),
+            "allocation {n}"
+        );
+        injected += u64::from(hit);
+        if !hit {
+            break;
+        }
+    }
+    let vcpu_area = device.vm()?.vcpu(0)?;
+    injected += each("mmap of the run area", &mut || {
+        let area = Memory::map(0x1000, libc::MAP_SHARED, vcpu_area.fd())?;
+        area.write(0x800, &[1]);
+        Ok(())
+    })?;
+    drop(vcpu_area);
     check!(injected > 20, "only {injected} failures were injected");
     drop((vm, vcpu));
     if let Some(before) = before {
@@ -82,6 +128,15 @@ fn run(t: &Context) -> Outcome {
         );
     }
     Ok(())
+}
+
+/// What KVM_RUN comes to in the end: memory that was short is there the next time.
+fn again(machine: &Machine, result: Result<Exit, Errno>, what: &str, n: u64) -> Result<Exit, Failure> {
+    match result {
+        Err(Errno::ENOMEM | Errno::EFAULT) => Ok(machine.run()?),
+        Err(errno) => Err(Failure::failed(format!("{what}, allocation {n}: {errno}"))),
+        Ok(exit) => Ok(exit),
+    }
 }
 
 /// Fails the first allocation of `work`, then the second, until there is none to fail.
