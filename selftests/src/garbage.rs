@@ -2,6 +2,7 @@
 
 //! Register states that nobody in their right mind sets, repeatable by seed.
 
+use crate::emulator;
 use crate::machine::*;
 use crate::random::Random;
 use kvm_bindings::*;
@@ -67,6 +68,7 @@ pub fn sregs(random: &mut Random, sregs: &mut kvm_sregs) {
             }
         }
     }
+    emulator::spare(sregs);
 }
 
 fn table(random: &mut Random, table: &mut kvm_dtable) {

@@ -8,6 +8,7 @@
 pub mod bench;
 pub mod compare;
 pub mod device;
+pub mod emulator;
 pub mod differential;
 pub mod errno;
 pub mod faults;

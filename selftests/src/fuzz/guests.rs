@@ -3,6 +3,7 @@
 //! Random guests: their code, tables and registers.
 
 use crate::device::Vcpu;
+use crate::emulator;
 use crate::errno::Errno;
 use crate::machine::*;
 use crate::memory::Memory;
@@ -179,6 +180,7 @@ pub fn set_state(vcpu: &Vcpu, random: &mut Random, kind: Kind, reset: &kvm_sregs
     }
     // Another thread may run the vCPU between any two of these: first to code that suits every mode.
     vcpu.set_regs(&regs)?;
+    emulator::spare(&mut sregs);
     vcpu.set_sregs(&sregs)?;
     vcpu.set_regs(&some_registers(regs, random, kind))?;
     if random.one_in(2) {
@@ -186,6 +188,7 @@ pub fn set_state(vcpu: &Vcpu, random: &mut Random, kind: Kind, reset: &kvm_sregs
             change_sregs(&mut sregs, random, kind);
         }
         // Most of these are refused, and that is the point.
+        emulator::spare(&mut sregs);
         let _ = vcpu.set_sregs(&sregs);
     }
     Ok(())
