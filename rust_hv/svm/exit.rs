@@ -71,12 +71,10 @@ pub(super) const fn event_word(event: &Event) -> u64 {
     let kind = match event.kind {
         EventKind::Interrupt => 0,
         EventKind::Nmi => 2,
-        // Software events, which come with RIP behind their instruction, have passed the check of
-        // the gate's privilege level, or need none: as exceptions they are not checked again.
         EventKind::Exception
-        | EventKind::SoftwareInterrupt
         | EventKind::PrivilegedSoftwareException
         | EventKind::SoftwareException => 3,
+        EventKind::SoftwareInterrupt => 4,
     };
     let word = VALID | kind << 8 | event.vector as u64;
     match event.error_code {
@@ -85,10 +83,10 @@ pub(super) const fn event_word(event: &Event) -> u64 {
     }
 }
 
-/// The event whose delivery the exit interrupted, which has to be injected again.
+/// The event whose delivery the exit interrupted.
 ///
-/// Not so those that an instruction of the guest's raised: RIP is still at the instruction, which
-/// raises them again.
+/// Those that an instruction of the guest's raised come without a length. RIP is still at the
+/// instruction, which raises them again: see [`runs_again`].
 pub(super) const fn interrupted_event(word: u64) -> Option<Event> {
     if word & VALID == 0 {
         return None;
@@ -97,8 +95,11 @@ pub(super) const fn interrupted_event(word: u64) -> Option<Event> {
     let kind = match word >> 8 & 7 {
         0 => EventKind::Interrupt,
         2 => EventKind::Nmi,
-        3 if vector == VECTOR_BREAKPOINT || vector == VECTOR_OVERFLOW => return None,
+        3 if vector == VECTOR_BREAKPOINT || vector == VECTOR_OVERFLOW => {
+            EventKind::SoftwareException
+        }
         3 => EventKind::Exception,
+        4 => EventKind::SoftwareInterrupt,
         _ => return None,
     };
     Some(Event {
@@ -111,6 +112,15 @@ pub(super) const fn interrupted_event(word: u64) -> Option<Event> {
         },
         instruction_len: 0,
     })
+}
+
+/// True for an event that the guest's next instruction will raise.
+pub(super) const fn runs_again(event: &Event) -> bool {
+    let software = matches!(
+        event.kind,
+        EventKind::SoftwareInterrupt | EventKind::SoftwareException
+    );
+    software && event.instruction_len == 0
 }
 
 /// Says what an exit is. [`Exit::Fetch`] when the CPU has not told enough about the instruction.
@@ -297,11 +307,18 @@ mod tests {
 
     /// The instruction raises them again.
     #[test]
-    fn software_events_do_not_come_back() {
-        assert_eq!(interrupted_event(0x8000_0480), None);
-        assert_eq!(interrupted_event(0x8000_0303), None);
-        assert_eq!(interrupted_event(0x8000_0304), None);
-        assert!(interrupted_event(0x8000_0301).is_some());
+    fn software_events_are_told_apart() {
+        for (word, again) in [
+            (0x8000_0480, true),
+            (0x8000_0303, true),
+            (0x8000_0304, true),
+            (0x8000_0301, false),
+            (0x8000_0080, false),
+        ] {
+            let event = interrupted_event(word);
+            assert_eq!(event.map(|event| runs_again(&event)), Some(again));
+            assert_eq!(event.map(|event| event_word(&event)), Some(word));
+        }
     }
 
     #[test]

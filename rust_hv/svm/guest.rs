@@ -43,6 +43,8 @@ pub struct Guest {
     pub(super) cr0: u64,
     /// CR4 as the guest sees it.
     pub(super) cr4: u64,
+    /// EFER as the guest sees it.
+    pub(super) efer: u64,
     pub(super) lifted: Lifted,
     /// Length of the instruction that exited, when it has been looked at.
     pub(super) identified: Option<u8>,
@@ -83,6 +85,7 @@ impl Guest {
             clean: 0,
             cr0: 0,
             cr4: 0,
+            efer: 0,
             lifted: Lifted::Nothing,
             identified: None,
             skipped: 0,
@@ -179,7 +182,8 @@ impl Guest {
     pub(super) fn lift_cr0(&mut self) {
         let [word0, ..] = &mut self.vmcb.get_mut().control.intercepts;
         *word0 &= !(intercept::CR0_READ | intercept::CR0_WRITE);
-        self.dirty(clean::INTERCEPTS);
+        self.vmcb.get_mut().save.efer = self.efer | Efer::SVME.raw();
+        self.dirty(clean::INTERCEPTS | clean::CONTROL_REGISTERS);
         self.lifted = Lifted::Cr0;
     }
 

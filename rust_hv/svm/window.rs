@@ -36,6 +36,17 @@ const fn seen_cr0(shadow: u64, real: u64) -> u64 {
     real & own | shadow & !own | real & CR0_NEVER.raw()
 }
 
+/// EFER as the CPU has it for a guest that sees `value`.
+///
+/// VMRUN wants SVME on; the guest has no SVM instructions, whatever it writes. LME matters when
+/// paging is switched on, which exits: until then it is kept from the CPU, as QEMU 7.2 forgets the
+/// host's CR0 at the exit of a guest that has LME and neither paging nor PAE.
+const fn real_efer(value: u64) -> u64 {
+    let efer = Efer::from_raw(value).union(Efer::SVME);
+    efer.with(Efer::LME, efer.contains(Efer::LME.union(Efer::LMA)))
+        .raw()
+}
+
 impl GuestWindow<'_> {
     fn save(&self) -> &Save {
         &self.guest.vmcb.get().save
@@ -54,10 +65,18 @@ impl GuestWindow<'_> {
     pub(super) fn settle_cr0(&mut self) {
         self.guest.lifted = Lifted::Nothing;
         let seen = seen_cr0(self.guest.cr0, self.save().cr0);
+        // Should it have switched paging on in the same breath.
+        self.write_efer(self.save().efer & !Efer::SVME.raw());
         let [word0, ..] = &mut self.guest.vmcb.get_mut().control.intercepts;
         *word0 |= intercept::CR0_WRITE;
         self.guest.dirty(clean::INTERCEPTS);
         self.write_cr0(seen);
+    }
+
+    fn write_efer(&mut self, value: u64) {
+        self.guest.efer = value;
+        self.save_mut().efer = real_efer(value);
+        self.guest.dirty(clean::CONTROL_REGISTERS);
     }
 
     fn write_cr0(&mut self, value: u64) {
@@ -170,13 +189,17 @@ impl Window for GuestWindow<'_> {
         Ok(exit::interrupted_event(word))
     }
 
-    /// As `kvm_amd` tells it: the second exit information comes first.
-    fn delivery_details(&self, _event: Option<&Event>) -> Result<[u64; 3], HwError> {
+    fn delivery_details(&self, event: Option<&Event>) -> Result<[u64; 3], HwError> {
         let control = &self.guest.vmcb.get().control;
-        Ok([control.exit_info2, control.exit_code, control.exit_info1])
+        // Without the error code, as there is room for in VT-x's word.
+        let word = event.map_or(0, exit::event_word) & 0xffff_ffff;
+        Ok([word, control.exit_code, control.exit_info1])
     }
 
     fn inject(&mut self, event: &Event) -> Result<(), HwError> {
+        if exit::runs_again(event) {
+            return Ok(());
+        }
         match event.kind {
             // What is pushed is RIP as it stands.
             EventKind::SoftwareInterrupt
@@ -327,13 +350,11 @@ impl Window for GuestWindow<'_> {
     }
 
     fn efer(&self) -> Result<u64, HwError> {
-        Ok(self.save().efer & !Efer::SVME.raw())
+        Ok(self.guest.efer)
     }
 
-    /// VMRUN wants SVME on; the guest has no SVM instructions, whatever it writes.
     fn set_efer(&mut self, value: u64) -> Result<(), HwError> {
-        self.save_mut().efer = value | Efer::SVME.raw();
-        self.guest.dirty(clean::CONTROL_REGISTERS);
+        self.write_efer(value);
         Ok(())
     }
 
@@ -566,11 +587,14 @@ mod tests {
         let (guests, cpus) = (window.cr4()?, window.save().cr4);
         let exits = cr_reads(&window) & 1 << 4;
         window.set_efer(0xd01)?;
-        let (efer, real) = (window.efer()?, window.save().efer);
+        let long = (window.efer()?, window.save().efer);
+        window.set_efer(0x901)?;
+        let unpaged = (window.efer()?, window.save().efer);
         drop(window);
         assert_eq!((guests, cpus), (0x6a0, 0x6a0 | host));
         assert_eq!((exits != 0), (host != 0));
-        assert_eq!((efer, real), (0xd01, 0x1d01));
+        assert_eq!(long, (0xd01, 0x1d01));
+        assert_eq!(unpaged, (0x901, 0x1801));
         Ok(())
     }
 
@@ -585,13 +609,17 @@ mod tests {
         let mut guest = guest(svm_or_skip!())?;
         let mut window = guest.open()?;
         window.set_cr0(0x6000_0010)?;
+        window.set_efer(0x901)?;
         let before = cr_reads(&window);
         window.guest.lift_cr0();
+        let efer = window.save().efer;
         let lifted = cr_reads(&window);
         window.save_mut().cr0 |= 1;
         window.settle_cr0();
         let after = (window.cr0()?, window.save().cr0, cr_reads(&window));
+        let efers = (efer, window.efer()?, window.save().efer);
         drop(window);
+        assert_eq!(efers, (0x1901, 0x901, 0x1801));
         assert_eq!(before ^ lifted, 1 << 0 | 1 << 16);
         assert_eq!(after, (0x6000_0011, 0x11, before));
         Ok(())
