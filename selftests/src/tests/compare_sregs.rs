@@ -36,12 +36,16 @@ fn scenario(device: &Device, log: &mut Log, cpuid: &[kvm_cpuid_entry2], count: u
     Ok(())
 }
 
+/// Segment limits in 64-bit mode.
+const EFER_LMSLE: u64 = 1 << 13;
+
 fn change(sregs: &mut kvm_sregs, random: &mut Random) {
     let bit = 1 << random.below(64);
     match random.below(14) {
         0 | 1 => sregs.cr0 ^= bit,
         2 | 3 => sregs.cr4 ^= bit,
-        4 => sregs.efer ^= bit,
+        // kvm_amd lets EFER.LMSLE through to the CPU; rusthv does not offer it.
+        4 if bit != EFER_LMSLE => sregs.efer ^= bit,
         5 => sregs.cr3 ^= bit,
         6 => sregs.cr0 ^= random.pick(&[CR0_PE, CR0_PG, 1 << 29, 1 << 30, CR0_WP, CR0_NE]),
         7 => sregs.cr4 ^= random.pick(&[CR4_PAE, 1 << 4, 1 << 13, 1 << 17, CR4_OSXSAVE, 1 << 20, 1 << 21]),
