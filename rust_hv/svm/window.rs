@@ -12,6 +12,7 @@ use crate::host::cpu::IrqsOff;
 use crate::host::debug;
 use crate::host::fpu::FpuInUse;
 use crate::host::switch::{self, HostSwitch, Running, UserMsr};
+use crate::host::tsc;
 use crate::model::arch::regs::{Cr0, Cr4, Efer, Rflags, DR6_RESET};
 use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::exit::{Event, EventKind, Exit};
@@ -381,6 +382,11 @@ impl Window for GuestWindow<'_> {
         self.save_mut().pat = value;
         self.guest.dirty(clean::NESTED_PAGING);
         Ok(())
+    }
+
+    fn time_stamp(&self) -> Result<u64, HwError> {
+        let offset = self.guest.vmcb.get().control.tsc_offset;
+        Ok(tsc::now().wrapping_add(offset))
     }
 
     fn set_sysenter(&mut self, cs: u32, esp: u64, eip: u64) -> Result<(), HwError> {

@@ -113,6 +113,8 @@ pub(super) fn read(
     Ok(Ok(match number {
         msr::EFER => window.efer()?,
         msr::PAT => window.pat()?,
+        // Where the CPU does not add the offset by itself.
+        msr::TSC => window.time_stamp()?,
         msr::APIC_BASE => state.apic_base,
         msr::MISC_ENABLE => state.msrs.misc_enable,
         msr::BIOS_SIGN_ID => state.msrs.bios_sign,

@@ -351,6 +351,9 @@ pub trait Window {
     /// Sets IA32_PAT.
     fn set_pat(&mut self, value: u64) -> Result<(), HwError>;
 
+    /// IA32_TIME_STAMP_COUNTER as the guest would read it now.
+    fn time_stamp(&self) -> Result<u64, HwError>;
+
     /// Sets IA32_SYSENTER_CS, ESP and EIP.
     fn set_sysenter(&mut self, cs: u32, esp: u64, eip: u64) -> Result<(), HwError>;
 

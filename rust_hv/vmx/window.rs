@@ -11,6 +11,7 @@ use crate::host::cpu::IrqsOff;
 use crate::host::debug;
 use crate::host::fpu::FpuInUse;
 use crate::host::switch::{self, HostSwitch, Running, UserMsr};
+use crate::host::tsc;
 use crate::model::arch::regs::{Cr0, Cr4};
 use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::exit::{Event, Exit};
@@ -286,6 +287,10 @@ impl Window for GuestWindow<'_> {
 
     fn set_pat(&mut self, value: u64) -> Result<(), HwError> {
         self.window.write(GUEST_PAT, value)
+    }
+
+    fn time_stamp(&self) -> Result<u64, HwError> {
+        Ok(tsc::now().wrapping_add(self.window.read(TSC_OFFSET)?))
     }
 
     fn set_sysenter(&mut self, cs: u32, esp: u64, eip: u64) -> Result<(), HwError> {

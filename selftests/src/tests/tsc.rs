@@ -9,6 +9,21 @@ use core::arch::x86_64::_rdtsc;
 pub const TEST: Test = Test::new(60, run);
 
 guest!(tsc, code64, "2: rdtsc", "shl rdx, 32", "or rax, rdx", "out 0x10, al", "jmp 2b",);
+guest!(
+    tsc_msr,
+    code64,
+    "rdtsc",
+    "shl rdx, 32",
+    "lea rbx, [rax + rdx]",
+    "mov ecx, 0x10",
+    "rdmsr",
+    "shl rdx, 32",
+    "lea rsi, [rax + rdx]",
+    "rdtsc",
+    "shl rdx, 32",
+    "or rax, rdx",
+    "hlt"
+);
 
 fn run(t: &Context) -> Outcome {
     let machine = Machine::long(&t.device()?, tsc())?;
@@ -30,6 +45,11 @@ fn run(t: &Context) -> Outcome {
         }
         last = Some(second);
     }
+    // The MSR is the same counter.
+    let machine = Machine::long(&t.device()?, tsc_msr())?;
+    check_eq!(machine.run()?, Exit::Hlt);
+    let regs = machine.vcpu.regs()?;
+    check!(regs.rbx < regs.rsi && regs.rsi < regs.rax, "{} by the MSR, from {} to {}", regs.rsi, regs.rbx, regs.rax);
     Ok(())
 }
 
