@@ -7,6 +7,7 @@
 //! flags and bytes must come out the same. So the processor itself says what is right.
 
 use crate::device::{Device, Exit};
+use crate::emulator;
 use crate::errno::Errno;
 use crate::harness::Outcome;
 use crate::machine::{enter_long, enter_protected, enter_real, layout, Machine};
@@ -70,6 +71,12 @@ pub fn run(device: &Device, mode: Mode, code: &[u8], texts: &[&str], rounds: u64
     for (index, text) in texts.iter().enumerate() {
         for round in 0..rounds {
             for offset in OFFSETS {
+                // QEMU's TCG executes a locked access that is not aligned with all other processors
+                // stopped, and an exit from there has lost the status flags (with KVM, too).
+                let locked = text.starts_with("xchg [") || text.starts_with("lock");
+                if emulator::is_tcg() && locked && offset % 8 != 0 {
+                    continue;
+                }
                 let seed = index as u64 * 1000 + round;
                 let one = |mmio| execute(&machine, mode, index, text, seed, offset, mmio);
                 let (expected, actual) = (one(false)?, one(true)?);

@@ -39,6 +39,20 @@ fn parse_list(text: &str) -> Vec<usize> {
     cpus
 }
 
+/// True when /proc/cpuinfo lists the flag.
+pub fn has_flag(name: &str) -> bool {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+    flags.split_whitespace().any(|flag| flag == name)
+}
+
+/// The first address behind what user space can have: it depends on the levels of the host's page
+/// tables, and the last page is left out.
+pub fn end_of_user_space() -> u64 {
+    let bits = if has_flag("la57") { 56 } else { 47 };
+    (1 << bits) - 0x1000
+}
+
 /// A field of /proc/meminfo, in KiB.
 pub fn meminfo(name: &str) -> Option<i64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;

@@ -8,8 +8,8 @@
 pub mod bench;
 pub mod compare;
 pub mod device;
-pub mod emulator;
 pub mod differential;
+pub mod emulator;
 pub mod errno;
 pub mod faults;
 pub mod fuzz;

@@ -8,7 +8,7 @@ use crate::prelude::*;
 
 pub const TEST: Test = Test::new(60, run);
 
-guest!(compare_errnos, code16, "hlt");
+guest!(compare_errnos, code16, "2: hlt", "jmp 2b");
 
 fn run(t: &Context) -> Outcome {
     compare(t, scenario)

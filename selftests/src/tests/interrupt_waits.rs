@@ -2,6 +2,7 @@
 
 //! An interrupt waits while the guest has interrupts off or in shadow, and comes at the first instruction that takes it.
 
+use crate::emulator;
 use crate::prelude::*;
 use crate::traps;
 
@@ -50,7 +51,9 @@ fn run(t: &Context) -> Outcome {
     check!(matches!(exit, Exit::Io { port: 0x20, .. }), "the handler, not {exit:x?}");
     let regs = vcpu.regs()?;
     // CLI, OUT, MOV, NOP, STI and MOV SS are 1, 2, 2, 1, 1 and 2 bytes.
-    check_eq!(regs.rax, layout::CODE as u64 + 9 + 1, "where it came");
+    // QEMU's TCG forgets the shadow of MOV SS when there is an exit in it.
+    let behind_mov_ss = if emulator::is_tcg() { 0 } else { 1 };
+    check_eq!(regs.rax, layout::CODE as u64 + 9 + behind_mov_ss, "where it came");
     check_eq!(regs.rbx, 0, "before the next instruction");
     check_eq!(regs.rcx & 0x200, 0x200, "with interrupts on");
     check_eq!(vcpu.sregs()?.interrupt_bitmap, [0; 4], "delivered");

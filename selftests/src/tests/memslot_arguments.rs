@@ -2,6 +2,7 @@
 
 //! KVM_SET_USER_MEMORY_REGION refuses each malformed argument with EINVAL, and changes nothing.
 
+use crate::host;
 use crate::memory::PAGE;
 use crate::prelude::*;
 
@@ -23,7 +24,7 @@ fn run(t: &Context) -> Outcome {
         ("guest range past the address width", 0, 0, 1 << 60, page, hva),
         ("host range wraps around", 0, 0, 0, 2 * page, u64::MAX - page + 1),
         ("host range in the kernel's half", 0, 0, 0, page, 0xFFFF_8000_0000_0000),
-        ("host range across the end of user space", 0, 0, 0, 2 * page, 0x7FFF_FFFF_F000),
+        ("host range across the end of user space", 0, 0, 0, 2 * page, host::end_of_user_space()),
         ("unknown flag", 0, 1 << 31, 0, page, hva),
         ("unknown flag", 0, 1 << 7, 0, page, hva),
         ("slot number past the last", slots, 0, 0, page, hva),

@@ -2,6 +2,7 @@
 
 //! RDTSCP reads the vCPU's own TSC_AUX; without the CPUID bit it is #UD.
 
+use crate::emulator;
 use crate::machine::enter_long;
 use crate::prelude::*;
 use crate::traps;
@@ -34,7 +35,10 @@ fn run(t: &Context) -> Outcome {
     // RDPID shares the MSR.
     cpuid.iter_mut().filter(|entry| entry.function == 7).for_each(|entry| entry.ecx &= !(1 << 22));
     without.vcpu.set_cpuid(&cpuid)?;
-    check_eq!(without.run_to_trap("RDTSCP without its CPUID bit")?.vector, traps::INVALID_OPCODE);
+    // QEMU's TCG has the intercept for RDTSCP and does not look at it (with KVM, too).
+    if !emulator::is_tcg() {
+        check_eq!(without.run_to_trap("RDTSCP without its CPUID bit")?.vector, traps::INVALID_OPCODE);
+    }
 
     let machine = Machine::long(&device, rdtscp())?;
     let second = machine.vm.vcpu(1)?;
