@@ -49,7 +49,13 @@ fn run(t: &Context) -> Outcome {
     let machine = Machine::long(&t.device()?, tsc_msr())?;
     check_eq!(machine.run()?, Exit::Hlt);
     let regs = machine.vcpu.regs()?;
-    check!(regs.rbx < regs.rsi && regs.rsi < regs.rax, "{} by the MSR, from {} to {}", regs.rsi, regs.rbx, regs.rax);
+    check!(
+        regs.rbx < regs.rsi && regs.rsi < regs.rax,
+        "{} by the MSR, from {} to {}",
+        regs.rsi,
+        regs.rbx,
+        regs.rax
+    );
     Ok(())
 }
 
