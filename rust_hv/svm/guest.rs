@@ -8,7 +8,9 @@
 
 use super::asid::Asid;
 use super::exit;
-use super::vmcb::{clean, intercept, tlb_control, virtual_interrupt, VmcbPage, NESTED_PAGING};
+use super::vmcb::{
+    clean, intercept, tlb_control, virtual_interrupt, Save, VmcbPage, NESTED_PAGING,
+};
 use super::{cpus, Svm};
 use crate::host::bindings::{self, rhv_regs};
 use crate::host::cpu::IrqsOff;
@@ -39,6 +41,12 @@ pub struct Guest {
     pub(super) asid: Asid,
     /// Clean bits for the next entry on the CPU where the vCPU was last.
     pub(super) clean: u32,
+    /// The virtual-interrupt word. The CPU writes its own back at each exit.
+    pub(super) virtual_interrupt: u32,
+    /// The registers before the last entry that could have failed.
+    before: Save,
+    /// The last entry was one.
+    can_fail: bool,
     /// CR0 as the guest sees it.
     pub(super) cr0: u64,
     /// CR4 as the guest sees it.
@@ -77,12 +85,16 @@ impl Guest {
         tsc_offset: u64,
         node: i32,
     ) -> Result<Self> {
+        let vmcb = VmcbPage::new(node)?;
         let mut guest = Self {
-            vmcb: VmcbPage::new(node)?,
+            before: vmcb.get().save,
+            can_fail: false,
+            vmcb,
             regs: rhv_regs::default(),
             svm,
             asid: Asid::new(),
             clean: 0,
+            virtual_interrupt: virtual_interrupt::MASKING,
             cr0: 0,
             cr4: 0,
             efer: 0,
@@ -143,7 +155,6 @@ impl Guest {
         control.msr_map = svm.maps.msrs().raw();
         control.tsc_offset = self.tsc_offset;
         control.tlb_control = tlb_control::NOTHING;
-        control.virtual_interrupt = virtual_interrupt::MASKING;
         control.interrupt_state = 0;
         control.nested_control = NESTED_PAGING;
         control.nested_cr3 = nested;
@@ -275,8 +286,15 @@ impl GuestWindow<'_> {
             .asid
             .tag(&self.irqs, caps.asids, caps.flush_by_asid);
         let guest = &mut *self.guest;
+        let injects = guest.vmcb.get().control.event != 0;
+        guest.can_fail = injects || guest.clean & clean::CHECKED != clean::CHECKED;
+        if guest.can_fail {
+            guest.before = guest.vmcb.get().save;
+        }
         let (rax, cr2) = (guest.regs.gpr[0], guest.regs.cr2);
+        let word = guest.virtual_interrupt;
         let vmcb = guest.vmcb.get_mut();
+        vmcb.control.virtual_interrupt = word;
         let mut dirty = 0;
         if vmcb.control.asid != tag.number {
             vmcb.control.asid = tag.number;
@@ -341,12 +359,16 @@ impl GuestWindow<'_> {
         let guest = &mut *self.guest;
         let vmcb = guest.vmcb.get_mut();
         let code = vmcb.control.exit_code;
-        guest.regs.gpr[0] = vmcb.save.rax;
-        guest.regs.cr2 = vmcb.save.cr2;
         if exit::is_failure(code) {
-            // The CPU has looked at some of it and flushed nothing for sure.
+            // The CPU has looked at some of it and flushed nothing for sure. QEMU leaves registers
+            // of the host's here.
+            if guest.can_fail {
+                vmcb.save = guest.before;
+            }
             guest.clean = 0;
         } else {
+            guest.regs.gpr[0] = vmcb.save.rax;
+            guest.regs.cr2 = vmcb.save.cr2;
             vmcb.control.event = 0;
             guest.skipped = 0;
             guest.clean = clean::ALL;
@@ -393,6 +415,7 @@ mod tests {
         let mut guest = guest(svm)?;
         let control = &guest.vmcb.get().control;
         let [cr, dr, exceptions, word3, word4, _] = control.intercepts;
+        assert_eq!(guest.virtual_interrupt, 1 << 24);
         // Writes of CR0, CR4 and CR8; all debug registers; #DB, #AC, #MC.
         assert_eq!(cr & 0x0111_0000, 0x0111_0000);
         assert_eq!(dr & 0x00ff_00ff, 0x00ff_00ff);
@@ -400,7 +423,6 @@ mod tests {
         // INTR, NMI, SMI, INIT, HLT, ports, MSRs, task switch, shutdown; VMRUN and its kin.
         assert_eq!(word3 & 0xb900_000f, 0xb900_000f);
         assert_eq!(word4 & 0x7f, 0x7f);
-        assert_eq!(control.virtual_interrupt & 1 << 24, 1 << 24);
         assert_eq!(control.nested_control, 1);
         assert_eq!(control.nested_cr3, NO_TABLES);
         assert_eq!(control.io_map, svm.maps.ports().raw());
@@ -427,10 +449,10 @@ mod tests {
         let both = window.guest.vmcb.get().control.intercepts;
         window.want_interrupt_window(true)?;
         let wanted = window.guest.vmcb.get().control.intercepts;
-        let pending = window.guest.vmcb.get().control.virtual_interrupt;
+        let pending = window.guest.virtual_interrupt;
         window.want_interrupt_window(false)?;
         let unwanted = window.guest.vmcb.get().control.intercepts;
-        let idle = window.guest.vmcb.get().control.virtual_interrupt;
+        let idle = window.guest.virtual_interrupt;
         drop(window);
         let word = |words: [u32; 6], index: usize| words.get(index).copied().unwrap_or(0);
         assert_eq!(word(none, 4) ^ word(both, 4), 1 << 7);
@@ -440,8 +462,8 @@ mod tests {
         assert_eq!(word(wanted, 3) ^ word(unwanted, 3), 1 << 4);
         assert_eq!(word(wanted, 3) & 1 << 4, 1 << 4);
         assert_eq!(both, unwanted);
-        assert_eq!(pending & 1 << 8, 1 << 8);
-        assert_eq!(idle & 1 << 8, 0);
+        assert_eq!(pending & 0x0100_0100, 0x0100_0100);
+        assert_eq!(idle, 0x0100_0000);
         Ok(())
     }
 

@@ -107,6 +107,9 @@ pub mod clean {
     pub const SEGMENTS: u32 = 1 << 8;
     /// CR2.
     pub const CR2: u32 = 1 << 9;
+    /// Registers that VMRUN checks. With all of them clean, an entry does not fail: the guest has
+    /// run with them, or has changed them by itself.
+    pub const CHECKED: u32 = NESTED_PAGING | CONTROL_REGISTERS | DEBUG_REGISTERS | SEGMENTS;
     /// All of these, and the addresses of the permission maps, which never change.
     pub const ALL: u32 = 0x3ff;
 }
@@ -191,6 +194,7 @@ pub struct Segment {
 }
 
 /// The state-save area.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Save {
     /// ES, CS, SS, DS, FS, GS.
@@ -254,7 +258,6 @@ pub struct Save {
     _branches: [u64; 4],
     _reserved5: [u64; 9],
     _spec_ctrl: u64,
-    _reserved6: [u64; 291],
 }
 
 /// A VMCB. Every bit pattern is a value of the type; what the CPU has against it, it says.
@@ -264,6 +267,7 @@ pub struct Vmcb {
     pub control: Control,
     /// The guest's registers.
     pub save: Save,
+    _reserved: [u64; 291],
 }
 
 /// Offsets as in the APM.

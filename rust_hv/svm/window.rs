@@ -221,12 +221,11 @@ impl Window for GuestWindow<'_> {
     /// A virtual interrupt, which exits when it would be taken.
     #[inline]
     fn want_interrupt_window(&mut self, want: bool) -> Result<(), HwError> {
-        let control = &mut self.guest.vmcb.get_mut().control;
         let bits = virtual_interrupt::PENDING | virtual_interrupt::FOREMOST;
-        let word = with(control.virtual_interrupt, bits, want);
-        if word != control.virtual_interrupt {
-            control.virtual_interrupt = word;
-            let [_, _, _, word3, ..] = &mut control.intercepts;
+        let word = with(self.guest.virtual_interrupt, bits, want);
+        if word != self.guest.virtual_interrupt {
+            self.guest.virtual_interrupt = word;
+            let [_, _, _, word3, ..] = &mut self.guest.vmcb.get_mut().control.intercepts;
             *word3 = with(*word3, intercept::VINTR, want);
             self.guest
                 .dirty(clean::INTERCEPTS | clean::VIRTUAL_INTERRUPT);
