@@ -78,8 +78,9 @@ fn scenario(device: &Device, log: &mut Log, cpuid: &[kvm_cpuid_entry2], count: u
             if user {
                 (sregs.cs.selector, sregs.cs.dpl) = (layout::USER_CODE64 | 3, 3);
                 (sregs.ss.selector, sregs.ss.dpl) = (layout::USER_DATA | 3, 3);
-            } else if smap && toggles & 0x18 == 0x18 {
+            } else if smap && toggles & 0x18 == 0x18 && name != "movs from" {
                 // All that the supervisor runs on belongs to users: only data accesses can be told.
+                // Not MOVS: KVM asks the device before it looks whether its data can be stored.
                 sregs.cr4 |= CR4_SMAP;
             }
         })?;
@@ -97,12 +98,6 @@ fn scenario(device: &Device, log: &mut Log, cpuid: &[kvm_cpuid_entry2], count: u
                 }
             };
             let trap = traps::trap(&machine, &exit)?;
-            let undefined = trap.is_some_and(|trap| trap.vector == traps::INVALID_OPCODE);
-            if name == "jump" && (undefined || matches!(exit, Exit::InternalError { .. })) {
-                // To user mode KVM gives an exception instead of giving up.
-                steps.push("code where no memory is".into());
-                break;
-            }
             if let Some(trap) = trap {
                 steps.push(format!("{:x?} CR2 {:#x}", (trap.vector, trap.error), machine.vcpu.sregs()?.cr2));
                 break;
