@@ -73,6 +73,7 @@ impl State {
         };
         self.triple_fault |= combined.is_none();
         self.event = combined;
+        self.redelivery = false;
     }
 
     /// Queues an exception of an emulated instruction.

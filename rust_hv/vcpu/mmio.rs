@@ -14,9 +14,11 @@ use crate::host::run_page::{RunPages, UserExit};
 use crate::host::task;
 use crate::mmu::access::SlotCache;
 use crate::mmu::Mmu;
+use crate::model::arch::exception::Vector;
 use crate::model::arch::regs::Rflags;
 use crate::model::emulate::{
-    decode, execute, DecodeError, Insn, MmioLog, MmioRead, MmioWrites, Outcome, Stop, MAX_LEN,
+    decode, execute, DecodeError, Exception, Insn, MmioLog, MmioRead, MmioWrites, Outcome, Stop,
+    MAX_LEN,
 };
 use crate::model::exit::NestedFault;
 use crate::model::paging::state::AccessKind;
@@ -101,6 +103,7 @@ impl Mmio {
         let facts = *state.cpuid.facts();
         // It stays where it is, as it is large: nothing below moves it.
         let snapshot = Snapshot::take_into(&mut self.snapshot, &mut guest.open()?, &facts)?;
+        let cpl = snapshot.cpl;
         self.log.clear();
         self.known = Known::from_fault(fault);
         let mut bytes = [0; MAX_LEN];
@@ -113,7 +116,7 @@ impl Mmio {
             }
             Err(Stop::Retry) => return Ok(Step::Enter),
             // The guest executes where it has no memory.
-            Err(Stop::Failed(_)) => return Ok(unknown(&bytes, 0)),
+            Err(Stop::Failed(_)) => return unknown(state, guest, cpl, &bytes, 0),
         };
         let code = bytes.get(..have).unwrap_or_default();
         match decode(code, machine.snapshot.mode()) {
@@ -126,10 +129,10 @@ impl Mmio {
                         state.raise(&mut guest.open()?, exception);
                         Ok(Step::Enter)
                     }
-                    _ => Ok(unknown(&bytes, have)),
+                    _ => unknown(state, guest, cpl, &bytes, have),
                 }
             }
-            Err(DecodeError::Unknown) => Ok(unknown(&bytes, have)),
+            Err(DecodeError::Unknown) => unknown(state, guest, cpl, &bytes, have),
             Err(error) => {
                 if let Some(exception) = error.exception() {
                     state.raise(&mut guest.open()?, exception);
@@ -244,7 +247,7 @@ impl Mmio {
             // The slots were changed meanwhile.
             Outcome::Failed(error) if error == EAGAIN => Ok(Step::Enter),
             // The guest's page tables are where it has no memory.
-            Outcome::Failed(error) if error == no_such_device() => Ok(unknown(&[0; MAX_LEN], 0)),
+            Outcome::Failed(error) if error == no_such_device() => Ok(failure(&[0; MAX_LEN], 0)),
             Outcome::Failed(error) => Err(error),
             Outcome::Done { .. } | Outcome::Again { .. } | Outcome::Fault(_) => Ok(Step::Enter),
         }
@@ -270,7 +273,28 @@ impl Mmio {
     }
 }
 
-fn unknown(bytes: &[u8; MAX_LEN], have: usize) -> Step {
+/// An instruction that cannot be executed. The VMM hears of it, unless it is one of the guest's
+/// user programs: that must not be able to stop the VM, and gets #UD, as with KVM.
+fn unknown(
+    state: &mut State,
+    guest: &mut impl Guest,
+    cpl: u8,
+    bytes: &[u8; MAX_LEN],
+    have: usize,
+) -> Result<Step> {
+    if cpl == 0 {
+        return Ok(failure(bytes, have));
+    }
+    let exception = Exception {
+        vector: Vector::UD,
+        error_code: None,
+        cr2: None,
+    };
+    state.raise(&mut guest.open()?, exception);
+    Ok(Step::Enter)
+}
+
+fn failure(bytes: &[u8; MAX_LEN], have: usize) -> Step {
     Step::Exit(UserExit::Emulation {
         bytes: *bytes,
         len: have as u8,

@@ -381,6 +381,7 @@ impl Entry<'_> {
         match state.interrupt.take() {
             Some(vector) => {
                 state.event = Some(Event::interrupt(vector));
+                state.redelivery = false;
                 // Another one may be wanted right behind it.
                 window.want_interrupt_window(wants_window)?;
                 Ok(None)
@@ -417,9 +418,12 @@ impl Entry<'_> {
         let exit = exit?;
         state.event = match exit {
             // Nothing was delivered.
-            Exit::EntryFailed { .. } => state.event,
+            Exit::EntryFailed { .. } => return Ok(exit),
+            // The end of all deliveries.
+            Exit::TripleFault => None,
             _ => window.interrupted_event()?,
         };
+        state.redelivery = state.event.is_some();
         Ok(exit)
     }
 }
