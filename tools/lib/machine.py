@@ -41,7 +41,7 @@ BOCHS_IPS = 100_000_000
 
 
 # The emulators that stand in for hardware, in the order in which tests run in them.
-EMULATORS = ("bochs",)
+EMULATORS = ("qemu", "bochs")
 
 VENDOR = {"bochs": "VT-x", "qemu": "AMD-V"}
 
