@@ -21,6 +21,8 @@ pub(super) mod code {
     pub(crate) const WRITE_DR0: u64 = 0x30;
     pub(crate) const WRITE_DR15: u64 = 0x3f;
     pub(crate) const EXCEPTION_0: u64 = 0x40;
+    pub(crate) const DEBUG: u64 = 0x41;
+    pub(crate) const PAGE_FAULT: u64 = 0x4e;
     pub(crate) const EXCEPTION_31: u64 = 0x5f;
     pub(crate) const INTR: u64 = 0x60;
     pub(crate) const INIT: u64 = 0x63;
@@ -215,14 +217,14 @@ const fn memory(info: u64, address: u64) -> Exit {
 const fn exception(vector: u8, error_code: u32) -> Exit {
     match vector {
         VECTOR_MACHINE_CHECK => Exit::MachineCheck,
-        VECTOR_DEBUG => Exit::Exception {
-            vector,
-            error_code: None,
-        },
-        // #AC, the only other one that is intercepted.
-        _ => Exit::Exception {
+        // APM Vol. 2, "Error Codes".
+        8 | 10..=14 | 17 => Exit::Exception {
             vector,
             error_code: Some(error_code),
+        },
+        _ => Exit::Exception {
+            vector,
+            error_code: None,
         },
     }
 }

@@ -24,13 +24,14 @@ use crate::model::arch::segment::AccessRights;
 use crate::vendor::{self, HwError, NestedRoot, ResetRights};
 use kernel::prelude::*;
 
-/// CR0 intercepts that are lifted for an instruction that the CPU has to execute itself.
+/// Whether the CR0 intercepts are lifted for an instruction that the CPU has to execute itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Lifted {
-    /// None.
-    Nothing,
-    /// Reads and writes, until the next exit.
-    Cr0,
+    /// They are not.
+    No,
+    /// Until the next exit, which is a #DB behind the instruction if nothing else comes: the guest
+    /// steps anyway, or only for this.
+    Stepping { anyway: bool },
 }
 
 /// A vCPU as the hardware sees it.
@@ -56,6 +57,8 @@ pub struct Guest {
     pub(super) lifted: Lifted,
     /// Length of the instruction that exited, when it has been looked at.
     pub(super) identified: Option<u8>,
+    /// The last exit was a #DB of our own.
+    pub(super) stepped: bool,
     /// How far RIP was moved for the event to be injected.
     pub(super) skipped: u8,
     /// RDTSCP and INVPCID.
@@ -98,8 +101,9 @@ impl Guest {
             cr0: 0,
             cr4: 0,
             efer: 0,
-            lifted: Lifted::Nothing,
+            lifted: Lifted::No,
             identified: None,
+            stepped: false,
             skipped: 0,
             offered: (false, false),
             root,
@@ -189,13 +193,18 @@ impl Guest {
     }
 
     /// Lets the guest's next instruction, which is one that reads or writes CR0 in a form that is
-    /// not emulated, run without an exit.
+    /// not emulated, run without an exit. All exceptions exit meanwhile: none must store the flags
+    /// with the trap flag in it.
     pub(super) fn lift_cr0(&mut self) {
-        let [word0, ..] = &mut self.vmcb.get_mut().control.intercepts;
+        let vmcb = self.vmcb.get_mut();
+        let [word0, _, exceptions, ..] = &mut vmcb.control.intercepts;
         *word0 &= !(intercept::CR0_READ | intercept::CR0_WRITE);
-        self.vmcb.get_mut().save.efer = self.efer | Efer::SVME.raw();
+        *exceptions = u32::MAX;
+        let anyway = Rflags::from_raw(vmcb.save.rflags).contains(Rflags::TF);
+        vmcb.save.rflags |= Rflags::TF.raw();
+        vmcb.save.efer = self.efer | Efer::SVME.raw();
         self.dirty(clean::INTERCEPTS | clean::CONTROL_REGISTERS);
-        self.lifted = Lifted::Cr0;
+        self.lifted = Lifted::Stepping { anyway };
     }
 
     /// Notes what has changed since the last entry.
@@ -374,7 +383,9 @@ impl GuestWindow<'_> {
             guest.clean = clean::ALL;
             guest.asid.entered(&self.irqs);
         }
-        if guest.lifted != Lifted::Nothing {
+        guest.stepped = false;
+        if guest.lifted != Lifted::No {
+            self.note_step();
             self.settle_cr0();
         }
         if code == exit::SHUTDOWN {

@@ -59,17 +59,51 @@ impl GuestWindow<'_> {
 
     /// What the last exit was.
     fn last_exit(&self) -> Exit {
+        if self.guest.stepped {
+            // There is nothing to do but to enter again.
+            return Exit::HostEvent;
+        }
         exit::decode(&self.guest.vmcb.get().control, &self.guest.svm.caps)
     }
 
-    /// Puts the CR0 intercepts back after the exit that follows [`super::guest::Guest::lift_cr0`].
+    /// Looks at the exit that follows [`super::guest::Guest::lift_cr0`].
+    pub(super) fn note_step(&mut self) {
+        const DR6_BS: u64 = 1 << 14;
+        let vmcb = self.guest.vmcb.get();
+        match vmcb.control.exit_code {
+            exit::code::DEBUG => {
+                self.guest.stepped = self.steps_for_us() && vmcb.save.dr6 ^ DR6_RESET == DR6_BS;
+            }
+            // Where a page fault that exits has its address.
+            exit::code::PAGE_FAULT => self.guest.regs.cr2 = vmcb.control.exit_info2,
+            _ => {}
+        }
+    }
+
+    /// True while RFLAGS.TF is not the guest's.
+    fn steps_for_us(&self) -> bool {
+        self.guest.lifted == (Lifted::Stepping { anyway: false })
+    }
+
+    /// Gives up [`super::guest::Guest::lift_cr0`]: the guest goes on elsewhere, or otherwise.
+    fn drop_lift(&mut self) {
+        if self.guest.lifted != Lifted::No {
+            self.settle_cr0();
+        }
+    }
+
+    /// Puts the CR0 intercepts back after [`super::guest::Guest::lift_cr0`].
     pub(super) fn settle_cr0(&mut self) {
-        self.guest.lifted = Lifted::Nothing;
+        if self.steps_for_us() {
+            self.save_mut().rflags &= !Rflags::TF.raw();
+        }
+        self.guest.lifted = Lifted::No;
         let seen = seen_cr0(self.guest.cr0, self.save().cr0);
         // Should it have switched paging on in the same breath.
         self.write_efer(self.save().efer & !Efer::SVME.raw());
-        let [word0, ..] = &mut self.guest.vmcb.get_mut().control.intercepts;
+        let [word0, _, exceptions, ..] = &mut self.guest.vmcb.get_mut().control.intercepts;
         *word0 |= intercept::CR0_WRITE;
+        *exceptions = intercept::EXCEPTIONS;
         self.guest.dirty(clean::INTERCEPTS);
         self.write_cr0(seen);
     }
@@ -198,6 +232,8 @@ impl Window for GuestWindow<'_> {
     }
 
     fn inject(&mut self, event: &Event) -> Result<(), HwError> {
+        // The instruction comes later, and exits again.
+        self.drop_lift();
         if exit::runs_again(event) {
             return Ok(());
         }
@@ -256,6 +292,7 @@ impl Window for GuestWindow<'_> {
 
     #[inline]
     fn set_rip(&mut self, value: u64) -> Result<(), HwError> {
+        self.drop_lift();
         self.save_mut().rip = value;
         Ok(())
     }
@@ -273,11 +310,17 @@ impl Window for GuestWindow<'_> {
 
     #[inline]
     fn rflags(&self) -> Result<u64, HwError> {
-        Ok(self.save().rflags)
+        let hidden = if self.steps_for_us() {
+            Rflags::TF
+        } else {
+            Rflags::NONE
+        };
+        Ok(self.save().rflags & !hidden.raw())
     }
 
     #[inline]
     fn set_rflags(&mut self, value: u64) -> Result<(), HwError> {
+        self.drop_lift();
         self.save_mut().rflags = value | Rflags::FIXED.raw();
         Ok(())
     }
@@ -320,6 +363,7 @@ impl Window for GuestWindow<'_> {
     }
 
     fn set_cr0(&mut self, value: u64) -> Result<(), HwError> {
+        self.drop_lift();
         self.write_cr0(value);
         Ok(())
     }
@@ -354,6 +398,7 @@ impl Window for GuestWindow<'_> {
     }
 
     fn set_efer(&mut self, value: u64) -> Result<(), HwError> {
+        self.drop_lift();
         self.write_efer(value);
         Ok(())
     }
@@ -608,6 +653,11 @@ mod tests {
         word0
     }
 
+    fn exceptions(window: &GuestWindow<'_>) -> u32 {
+        let [_, _, word2, ..] = window.guest.vmcb.get().control.intercepts;
+        word2
+    }
+
     /// LMSW from memory, executed by the CPU: what it wrote is seen, and caching stays as it was.
     #[test]
     fn lifted_intercepts_come_back() -> Result {
@@ -618,12 +668,16 @@ mod tests {
         let before = cr_reads(&window);
         window.guest.lift_cr0();
         let efer = window.save().efer;
+        let stepping = (window.save().rflags, window.rflags()?, exceptions(&window));
         let lifted = cr_reads(&window);
         window.save_mut().cr0 |= 1;
         window.settle_cr0();
         let after = (window.cr0()?, window.save().cr0, cr_reads(&window));
         let efers = (efer, window.efer()?, window.save().efer);
+        let stopped = (window.save().rflags, exceptions(&window));
         drop(window);
+        assert_eq!(stepping, (0x102, 2, u32::MAX));
+        assert_eq!(stopped, (2, 1 << 1 | 1 << 17 | 1 << 18));
         assert_eq!(efers, (0x1901, 0x901, 0x1801));
         assert_eq!(before ^ lifted, 1 << 0 | 1 << 16);
         assert_eq!(after, (0x6000_0011, 0x11, before));
