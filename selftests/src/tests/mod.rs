@@ -69,6 +69,7 @@ mod kill_vmm;
 mod large_pages;
 mod large_pages_running;
 mod long_mode;
+mod machine_status;
 mod memory_pressure;
 mod memslot_arguments;
 mod memslot_count;
