@@ -71,6 +71,7 @@ mod large_pages_running;
 mod long_mode;
 mod machine_status;
 mod memory_pressure;
+mod memory_stress;
 mod memslot_arguments;
 mod memslot_count;
 mod memslot_modify;

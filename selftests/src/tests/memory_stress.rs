@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Four vCPUs check every word they read while the host takes pages away, protects, collapses and moves slots.
+
+use crate::device::Vm;
+use crate::machine::enter_long;
+use crate::memory::{LARGE_PAGE, PAGE};
+use crate::prelude::*;
+use crate::random::Random;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+pub const TEST: Test = Test::new(240, run);
+
+const VCPUS: usize = 4;
+/// Each vCPU's own pages: nobody else writes there, nothing is taken away.
+const PRIVATE: u64 = 0x40_0000;
+const PRIVATE_SIZE: usize = 0x4000;
+/// Pages of all, which the host takes away and gives back as zeroes.
+const SHARED: u64 = 0x60_0000;
+/// A slot that is there at times, and a device's registers otherwise.
+const MOVING: u64 = 0x80_0000;
+const ELSEWHERE: u64 = 0x90_0000;
+const MOVING_SIZE: usize = 0x1_0000;
+const MADV_COLLAPSE: libc::c_int = 25;
+/// Between two changes of one kind, so that the guests come to something.
+const PAUSE: Duration = Duration::from_micros(500);
+
+guest!(
+    memory_stress,
+    code64,
+    // RBP counts the sweeps. Every private page has the number of the last one.
+    "2: inc rbp",
+    "mov rbx, r15",
+    "lea rdx, [r15 + 0x4000]",
+    "3: mov rax, [rbx]",
+    "inc rax",
+    "cmp rax, rbp",
+    "jne 9f",
+    "mov [rbx], rbp",
+    "add rbx, 0x1000",
+    "cmp rbx, rdx",
+    "jne 3b",
+    // A shared page has its own address in the high half, or is new.
+    "mov rbx, 0x600000",
+    "4: mov rax, [rbx]",
+    "test rax, rax",
+    "jz 5f",
+    "shr rax, 32",
+    "cmp eax, ebx",
+    "jne 9f",
+    "5: mov rax, rbx",
+    "shl rax, 32",
+    "or rax, rbp",
+    "mov [rbx], rax",
+    "add rbx, 0x1000",
+    "cmp rbx, 0x800000",
+    "jne 4b",
+    // Memory or a device: both take the write.
+    "mov rax, [rbx]",
+    "mov [rbx], rbp",
+    "out 0x10, al",
+    "jmp 2b",
+    "9: ud2",
+);
+
+fn run(t: &Context) -> Outcome {
+    let device = t.device()?;
+    let machine = Machine::long(&device, memory_stress())?;
+    let cpuid = device.supported_cpuid(256)?;
+    let mut vcpus = Vec::new();
+    for id in 1..VCPUS as u64 {
+        let vcpu = machine.vm.vcpu(id)?;
+        vcpu.set_cpuid(&cpuid)?;
+        enter_long(&vcpu)?;
+        vcpus.push(vcpu);
+    }
+    let vcpus: Vec<&Vcpu> = vcpus.iter().chain([&machine.vcpu]).collect();
+    for (index, vcpu) in vcpus.iter().enumerate() {
+        let mut regs = vcpu.regs()?;
+        regs.r15 = PRIVATE + (index * PRIVATE_SIZE) as u64;
+        regs.rbp = 0;
+        vcpu.set_regs(&regs)?;
+    }
+    let private = Memory::new(VCPUS * PRIVATE_SIZE)?;
+    let shared = Memory::aligned(LARGE_PAGE, LARGE_PAGE)?;
+    let moving = Memory::new(MOVING_SIZE)?;
+    machine.vm.map(1, PRIVATE, &private)?;
+    machine.vm.map(2, SHARED, &shared)?;
+
+    let sweeps = t.repetitions(60);
+    let stop = AtomicBool::new(false);
+    let swept = thread::scope(|scope| {
+        let (stop, vm) = (&stop, &machine.vm);
+        let guests: Vec<_> = vcpus.iter().map(|vcpu| scope.spawn(move || sweep(vcpu, sweeps))).collect();
+        let hosts = [
+            scope.spawn(|| take_away(&shared, stop)),
+            scope.spawn(|| protect(&shared, stop)),
+            scope.spawn(|| move_slot(vm, &moving, stop)),
+        ];
+        let swept: Vec<_> = guests.into_iter().map(|guest| guest.join()).collect();
+        stop.store(true, Ordering::Release);
+        let changes: Vec<_> = hosts.into_iter().map(|host| host.join()).collect();
+        (swept, changes)
+    });
+    for result in swept.0 {
+        check!(result.is_ok(), "a vCPU's thread panicked");
+        result.unwrap_or(Ok(()))?;
+    }
+    for (what, result) in ["pages taken away", "protections", "slots moved"].into_iter().zip(swept.1) {
+        let count = result.unwrap_or(Err(Errno::EIO))?;
+        check!(count > 0, "{what}: none");
+    }
+    for (index, vcpu) in vcpus.iter().enumerate() {
+        check_eq!(vcpu.regs()?.rbp, sweeps, "sweeps of vCPU {index}");
+    }
+    Ok(())
+}
+
+/// Runs a vCPU until it has swept so often.
+fn sweep(vcpu: &Vcpu, sweeps: u64) -> Outcome {
+    let mut done = 0;
+    while done < sweeps {
+        match vcpu.run() {
+            Ok(Exit::Io { port: 0x10, .. }) => done += 1,
+            Ok(Exit::MmioRead { length, .. }) => vcpu.answer_mmio(&vec![0; length]),
+            Ok(Exit::MmioWrite { .. }) => {}
+            // The page is protected at the moment.
+            Err(Errno::EFAULT) => thread::yield_now(),
+            other => fail!("sweep {done}: {other:x?}, {:x?}", vcpu.regs()),
+        }
+    }
+    Ok(())
+}
+
+fn take_away(memory: &Memory, stop: &AtomicBool) -> Result<u64, Errno> {
+    let mut random = Random::new(41);
+    let mut count = 0;
+    let pages = memory.size() / PAGE;
+    while !stop.load(Ordering::Acquire) {
+        let first = random.below(pages as u64) as usize;
+        let number = (1 + random.below(40) as usize).min(pages - first);
+        memory.advise(first * PAGE, number * PAGE, libc::MADV_DONTNEED)?;
+        if random.one_in(16) {
+            // It may be busy, or the kernel may have no large page for it.
+            let _ = memory.advise(0, memory.size(), MADV_COLLAPSE);
+        }
+        count += 1;
+        thread::sleep(PAUSE);
+    }
+    Ok(count)
+}
+
+fn protect(memory: &Memory, stop: &AtomicBool) -> Result<u64, Errno> {
+    let mut random = Random::new(42);
+    let mut count = 0;
+    let pages = memory.size() / PAGE;
+    while !stop.load(Ordering::Acquire) {
+        let first = random.below(pages as u64 - 8) as usize * PAGE;
+        memory.protect(first, 8 * PAGE, libc::PROT_READ)?;
+        memory.protect(first, 8 * PAGE, libc::PROT_READ | libc::PROT_WRITE)?;
+        count += 1;
+        thread::sleep(PAUSE);
+    }
+    Ok(count)
+}
+
+fn move_slot(vm: &Vm, memory: &Memory, stop: &AtomicBool) -> Result<u64, Errno> {
+    let mut count = 0;
+    let size = memory.size() as u64;
+    while !stop.load(Ordering::Acquire) {
+        for gpa in [MOVING, ELSEWHERE] {
+            vm.set_slot(3, 0, gpa, size, memory.address())?;
+        }
+        vm.set_slot(3, 0, 0, 0, 0)?;
+        count += 1;
+        thread::sleep(PAUSE);
+    }
+    Ok(count)
+}
