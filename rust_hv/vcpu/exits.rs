@@ -73,7 +73,6 @@ impl State {
         };
         self.triple_fault |= combined.is_none();
         self.event = combined;
-        self.redelivery = false;
     }
 
     /// Queues an exception of an emulated instruction.

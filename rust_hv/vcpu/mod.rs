@@ -78,8 +78,6 @@ pub struct State {
     pending: Pending,
     /// To be injected at the next entry.
     event: Option<Event>,
-    /// The event's delivery had begun already: it is the guest's, whatever user space does.
-    redelivery: bool,
     /// An exception came up that cannot be delivered: the vCPU has shut down.
     triple_fault: bool,
     /// The first `KVM_RUN` has come.
@@ -187,7 +185,6 @@ impl<V: Vendor> Vcpu<V> {
                 cpuid: Cpuid::empty(),
                 pending: Pending::None,
                 event: None,
-                redelivery: false,
                 triple_fault: false,
                 has_run: false,
                 interrupt: None,

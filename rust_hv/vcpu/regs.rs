@@ -152,8 +152,8 @@ impl<V: Vendor> Vcpu<V> {
         })
     }
 
-    /// `KVM_SET_REGS`. An exception that waits for delivery is dropped, as KVM does; interrupts
-    /// are not, nor is what was being delivered.
+    /// `KVM_SET_REGS`. An exception that waits for delivery belongs to the old registers, and is
+    /// dropped; interrupts are not.
     ///
     /// # Errors
     ///
@@ -169,9 +169,8 @@ impl<V: Vendor> Vcpu<V> {
         window.set_rsp(regs.rsp)?;
         window.set_rip(regs.rip)?;
         window.set_rflags(regs.rflags)?;
-        let state = &mut inner.state;
-        if !state.redelivery && !state.event.is_some_and(|event| event.is_interrupt()) {
-            state.event = None;
+        if !inner.state.event.is_some_and(|event| event.is_interrupt()) {
+            inner.state.event = None;
         }
         inner.mmio.forget_registers();
         Ok(())

@@ -381,7 +381,6 @@ impl Entry<'_> {
         match state.interrupt.take() {
             Some(vector) => {
                 state.event = Some(Event::interrupt(vector));
-                state.redelivery = false;
                 // Another one may be wanted right behind it.
                 window.want_interrupt_window(wants_window)?;
                 Ok(None)
@@ -423,7 +422,6 @@ impl Entry<'_> {
             Exit::TripleFault => None,
             _ => window.interrupted_event()?,
         };
-        state.redelivery = state.event.is_some();
         Ok(exit)
     }
 }

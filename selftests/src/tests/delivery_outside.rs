@@ -71,10 +71,6 @@ fn run(t: &Context) -> Outcome {
             if missing == Missing::Stack {
                 machine.vm.map(1, layout::MMIO, &stack)?;
             }
-            // Its delivery has begun: new registers do not take it back.
-            if code == delivery_exception() {
-                machine.change_regs(|regs| regs.rip += 2)?;
-            }
             let exit = machine.run()?;
             check!(matches!(exit, Exit::Io { port: 0xE0, .. }), "{what}: the handler, not {exit:x?}");
         }

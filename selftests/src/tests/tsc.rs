@@ -50,7 +50,7 @@ fn run(t: &Context) -> Outcome {
     check_eq!(machine.run()?, Exit::Hlt);
     let regs = machine.vcpu.regs()?;
     check!(
-        regs.rbx < regs.rsi && regs.rsi < regs.rax,
+        regs.rbx <= regs.rsi && regs.rsi <= regs.rax && regs.rbx < regs.rax,
         "{} by the MSR, from {} to {}",
         regs.rsi,
         regs.rbx,
