@@ -54,7 +54,6 @@ struct RustHv {
     _device: DeviceNode,
     _hardware: Hardware,
     _notifiers: NotifiersOn,
-    _platform: GlobalGuard<KBox<dyn Platform>>,
     _pools: GlobalGuard<Pools>,
 }
 
@@ -67,6 +66,7 @@ enum Hardware {
 /// A vendor's virtualization, switched on. Dropped in this order, too.
 struct Switched<V: Vendor> {
     _cpus: CpuWatch<V::Cpus>,
+    _platform: GlobalGuard<KBox<dyn Platform>>,
     _shared: GlobalGuard<V>,
 }
 
@@ -74,12 +74,14 @@ impl kernel::Module for RustHv {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         // Each stage is undone by its drop when a later one fails.
         let pools = POOLS.set(KBox::new(Pools::new()?, GFP_KERNEL)?);
-        let (hardware, platform) = if host::cpu::is_amd() {
-            let (on, platform) = switch_on(&SVM, Svm::new()?)?;
-            (Hardware::Svm { _on: on }, platform)
+        let hardware = if host::cpu::is_amd() {
+            Hardware::Svm {
+                _on: switch_on(&SVM, Svm::new()?)?,
+            }
         } else {
-            let (on, platform) = switch_on(&VMX, Vmx::new()?)?;
-            (Hardware::Vmx { _on: on }, platform)
+            Hardware::Vmx {
+                _on: switch_on(&VMX, Vmx::new()?)?,
+            }
         };
         let notifiers = NotifiersOn::new();
         let device = DeviceNode::new::<device::RustHvDevice>()?;
@@ -88,17 +90,13 @@ impl kernel::Module for RustHv {
             _device: device,
             _hardware: hardware,
             _notifiers: notifiers,
-            _platform: platform,
             _pools: pools,
         })
     }
 }
 
 /// Makes a vendor's virtualization the one that the device uses, and switches it on on every CPU.
-fn switch_on<V: Vendor>(
-    place: &'static Global<V>,
-    vendor: V,
-) -> Result<(Switched<V>, GlobalGuard<KBox<dyn Platform>>)> {
+fn switch_on<V: Vendor>(place: &'static Global<V>, vendor: V) -> Result<Switched<V>> {
     let shared = place.set(KBox::new(vendor, GFP_KERNEL)?);
     let machine = Machine {
         vendor: place.get()?,
@@ -106,10 +104,9 @@ fn switch_on<V: Vendor>(
     };
     let platform: KBox<dyn Platform> = KBox::new(machine, GFP_KERNEL)?;
     let platform = PLATFORM.set(KBox::new(platform, GFP_KERNEL)?);
-    let cpus = CpuWatch::new(c"virt/rusthv:online")?;
-    let on = Switched {
-        _cpus: cpus,
+    Ok(Switched {
+        _cpus: CpuWatch::new(c"virt/rusthv:online")?,
+        _platform: platform,
         _shared: shared,
-    };
-    Ok((on, platform))
+    })
 }

@@ -5,7 +5,7 @@
 use kernel::prelude::*;
 
 #[kunit_tests(rusthv_vm)]
-mod tests {
+mod objects {
     use super::*;
     use crate::host::frame;
     use crate::host::kunit::UserMemory;

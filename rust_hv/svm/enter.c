@@ -45,30 +45,30 @@ int rhv_memory_encryption(void)
 /* False when it faults: EFER.SVME is off, as in a reboot. */
 static __always_inline bool rhv_clgi(void)
 {
-	asm goto("1:	clgi\n"
-		 _ASM_EXTABLE(1b, %l[fault])
-		 : : : "memory" : fault);
-	return true;
-fault:
-	return false;
+	int faulted = 1;
+
+	asm volatile("1:	clgi\n"
+		     "	xor	%0, %0\n"
+		     "2:\n"
+		     _ASM_EXTABLE(1b, 2b)
+		     : "+r"(faulted) : : "cc", "memory");
+	return !faulted;
 }
 
 static __always_inline void rhv_stgi(void)
 {
-	asm goto("1:	stgi\n"
-		 _ASM_EXTABLE(1b, %l[fault])
-		 : : : "memory" : fault);
-fault:
-	return;
+	asm volatile("1:	stgi\n"
+		     "2:\n"
+		     _ASM_EXTABLE(1b, 2b)
+		     : : : "memory");
 }
 
 static void rhv_vmsave(u64 area)
 {
-	asm goto("1:	vmsave %0\n"
-		 _ASM_EXTABLE(1b, %l[fault])
-		 : : "a"(area) : "memory" : fault);
-fault:
-	return;
+	asm volatile("1:	vmsave	%0\n"
+		     "2:\n"
+		     _ASM_EXTABLE(1b, 2b)
+		     : : "a"(area) : "memory");
 }
 
 /*
@@ -125,10 +125,10 @@ static void rhv_svm_purge(struct rhv_svm_cpu *cpu, u32 asid)
 	vmcb->control.clean = 0;
 	if (!rhv_clgi())
 		return;
-	asm goto("1:	vmrun %0\n"
-		 _ASM_EXTABLE(1b, %l[out])
-		 : : "a"(cpu->purge) : "cc", "memory" : out);
-out:
+	asm volatile("1:	vmrun	%0\n"
+		     "2:\n"
+		     _ASM_EXTABLE(1b, 2b)
+		     : : "a"(cpu->purge) : "cc", "memory");
 	rhv_stgi();
 	/* The exit has switched breakpoints off. */
 	if (hw_breakpoint_active())

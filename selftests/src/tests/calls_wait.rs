@@ -14,7 +14,9 @@ pub const TEST: Test = Test::new(60, run);
 
 guest!(calls_wait, code16, "2: inc dword ptr [0x2000]", "jmp 2b");
 
-const CALLS: [fn(&Vcpu) -> Result<i32, Errno>; 4] = [
+type Call = fn(&Vcpu) -> Result<i32, Errno>;
+
+const CALLS: [Call; 4] = [
     |vcpu| vcpu.regs().map(|_| 0),
     |vcpu| vcpu.sregs().map(|_| 0),
     |vcpu| vcpu.interrupt(0x51),

@@ -26,7 +26,7 @@ fn scenario(device: &Device, log: &mut Log, top: u64, memory: &Memory) -> Outcom
     let machine = Machine::long(device, memslot_top())?;
     let page = PAGE as u64;
     // Virtual 1 GiB is the last large page of physical space.
-    machine.memory.write_u64(layout::DIRECTORIES + 0x1000, top - LARGE | PTE_LARGE | PTE_ALL);
+    machine.memory.write_u64(layout::DIRECTORIES + 0x1000, (top - LARGE) | PTE_LARGE | PTE_ALL);
     for (what, gpa, size) in [
         ("the last page", top - page, page),
         ("the last large page", top - LARGE, LARGE),
