@@ -7,7 +7,7 @@ use crate::machine::enter_long;
 use crate::memory::{LARGE_PAGE, PAGE};
 use crate::prelude::*;
 use crate::random::Random;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -24,8 +24,8 @@ const MOVING: u64 = 0x80_0000;
 const ELSEWHERE: u64 = 0x90_0000;
 const MOVING_SIZE: usize = 0x1_0000;
 const MADV_COLLAPSE: libc::c_int = 25;
-/// Between two changes of one kind, so that the guests come to something.
-const PAUSE: Duration = Duration::from_micros(500);
+/// Changes of one kind in the time of a sweep: the guests come to something, however slow they are.
+const CHANGES: u64 = 6;
 
 guest!(
     memory_stress,
@@ -42,7 +42,7 @@ guest!(
     "add rbx, 0x1000",
     "cmp rbx, rdx",
     "jne 3b",
-    // A shared page has its own address in the high half, or is new.
+    // Every eighth shared page has its own address in the high half, or is new.
     "mov rbx, 0x600000",
     "4: mov rax, [rbx]",
     "test rax, rax",
@@ -54,7 +54,7 @@ guest!(
     "shl rax, 32",
     "or rax, rbp",
     "mov [rbx], rax",
-    "add rbx, 0x1000",
+    "add rbx, 0x8000",
     "cmp rbx, 0x800000",
     "jne 4b",
     // Memory or a device: both take the write.
@@ -89,18 +89,19 @@ fn run(t: &Context) -> Outcome {
     machine.vm.map(1, PRIVATE, &private)?;
     machine.vm.map(2, SHARED, &shared)?;
 
-    let sweeps = t.repetitions(60);
-    let stop = AtomicBool::new(false);
+    let sweeps = t.repetitions(30);
+    let progress = Progress::default();
     let swept = thread::scope(|scope| {
-        let (stop, vm) = (&stop, &machine.vm);
-        let guests: Vec<_> = vcpus.iter().map(|vcpu| scope.spawn(move || sweep(vcpu, sweeps))).collect();
+        let (progress, vm) = (&progress, &machine.vm);
+        let guests: Vec<_> =
+            vcpus.iter().map(|vcpu| scope.spawn(move || sweep(vcpu, sweeps, progress))).collect();
         let hosts = [
-            scope.spawn(|| take_away(&shared, stop)),
-            scope.spawn(|| protect(&shared, stop)),
-            scope.spawn(|| move_slot(vm, &moving, stop)),
+            scope.spawn(|| take_away(&shared, progress)),
+            scope.spawn(|| protect(&shared, progress)),
+            scope.spawn(|| move_slot(vm, &moving, progress)),
         ];
         let swept: Vec<_> = guests.into_iter().map(|guest| guest.join()).collect();
-        stop.store(true, Ordering::Release);
+        progress.done.store(true, Ordering::Release);
         let changes: Vec<_> = hosts.into_iter().map(|host| host.join()).collect();
         (swept, changes)
     });
@@ -119,11 +120,14 @@ fn run(t: &Context) -> Outcome {
 }
 
 /// Runs a vCPU until it has swept so often.
-fn sweep(vcpu: &Vcpu, sweeps: u64) -> Outcome {
+fn sweep(vcpu: &Vcpu, sweeps: u64, progress: &Progress) -> Outcome {
     let mut done = 0;
     while done < sweeps {
         match vcpu.run() {
-            Ok(Exit::Io { port: 0x10, .. }) => done += 1,
+            Ok(Exit::Io { port: 0x10, .. }) => {
+                done += 1;
+                progress.sweeps.fetch_add(1, Ordering::Relaxed);
+            }
             Ok(Exit::MmioRead { length, .. }) => vcpu.answer_mmio(&vec![0; length]),
             Ok(Exit::MmioWrite { .. }) => {}
             // The page is protected at the moment.
@@ -134,11 +138,31 @@ fn sweep(vcpu: &Vcpu, sweeps: u64) -> Outcome {
     Ok(())
 }
 
-fn take_away(memory: &Memory, stop: &AtomicBool) -> Result<u64, Errno> {
+/// How far the guests are, and whether they are done.
+#[derive(Default)]
+struct Progress {
+    sweeps: AtomicU64,
+    done: AtomicBool,
+}
+
+impl Progress {
+    /// Waits until it is time for another change. False when there is to be none.
+    fn wants_change(&self, count: u64) -> bool {
+        while !self.done.load(Ordering::Acquire) {
+            if count < (self.sweeps.load(Ordering::Relaxed) + 1) * CHANGES {
+                return true;
+            }
+            thread::sleep(Duration::from_micros(200));
+        }
+        false
+    }
+}
+
+fn take_away(memory: &Memory, progress: &Progress) -> Result<u64, Errno> {
     let mut random = Random::new(41);
     let mut count = 0;
     let pages = memory.size() / PAGE;
-    while !stop.load(Ordering::Acquire) {
+    while progress.wants_change(count) {
         let first = random.below(pages as u64) as usize;
         let number = (1 + random.below(40) as usize).min(pages - first);
         memory.advise(first * PAGE, number * PAGE, libc::MADV_DONTNEED)?;
@@ -147,35 +171,32 @@ fn take_away(memory: &Memory, stop: &AtomicBool) -> Result<u64, Errno> {
             let _ = memory.advise(0, memory.size(), MADV_COLLAPSE);
         }
         count += 1;
-        thread::sleep(PAUSE);
     }
     Ok(count)
 }
 
-fn protect(memory: &Memory, stop: &AtomicBool) -> Result<u64, Errno> {
+fn protect(memory: &Memory, progress: &Progress) -> Result<u64, Errno> {
     let mut random = Random::new(42);
     let mut count = 0;
     let pages = memory.size() / PAGE;
-    while !stop.load(Ordering::Acquire) {
+    while progress.wants_change(count) {
         let first = random.below(pages as u64 - 8) as usize * PAGE;
         memory.protect(first, 8 * PAGE, libc::PROT_READ)?;
         memory.protect(first, 8 * PAGE, libc::PROT_READ | libc::PROT_WRITE)?;
         count += 1;
-        thread::sleep(PAUSE);
     }
     Ok(count)
 }
 
-fn move_slot(vm: &Vm, memory: &Memory, stop: &AtomicBool) -> Result<u64, Errno> {
+fn move_slot(vm: &Vm, memory: &Memory, progress: &Progress) -> Result<u64, Errno> {
     let mut count = 0;
     let size = memory.size() as u64;
-    while !stop.load(Ordering::Acquire) {
+    while progress.wants_change(count) {
         for gpa in [MOVING, ELSEWHERE] {
             vm.set_slot(3, 0, gpa, size, memory.address())?;
         }
         vm.set_slot(3, 0, 0, 0, 0)?;
         count += 1;
-        thread::sleep(PAUSE);
     }
     Ok(count)
 }
