@@ -100,7 +100,7 @@ enum Command {
         #[arg(
             long,
             value_name = "PATH",
-            default_value = "/usr/share/seabios/bios.bin"
+            default_value = "/usr/share/seabios/bios-256k.bin"
         )]
         bios: PathBuf,
     },
