@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """The fuzzer as a section of a test machine's run."""
 
+import os
 import re
 import time
 
@@ -47,7 +48,8 @@ class Fuzz(session.Check):
 def section(kind, debug, seconds, *, rounds=None, seed=None):
     """A run of the fuzzer: about so many seconds, or so many rounds."""
     # The machine's own clock starts at the same time in each boot.
-    seed = seed if seed is not None else int(time.time()) * 1000
+    if seed is None:
+        seed = int(os.environ.get("FUZZ_SEED") or int(time.time()) * 1000)
     amount = f"--rounds {rounds}" if rounds else f"--seconds {max(1, seconds // PACE.get(kind, 1))}"
     limit = DEBUG_ROUND_LIMIT if debug else ROUND_LIMIT
     return Fuzz(f"/rusthv-fuzz --device /dev/rusthv --seed {seed} {amount} --limit {limit}"

@@ -71,6 +71,8 @@ fn run(t: &Context) -> Outcome {
         // Mapped for the guest, written even, before they are merged.
         check_eq!(machine.run()?, Exit::Hlt);
         check_eq!(machine.vcpu.regs()?.rax, 0x55 * PAGES as u64, "round {round}, before");
+        // Pages of the last round are not to be left out because they did not merge at once.
+        let _ = set("smart_scan", "0");
         set("pages_to_scan", "10000")?;
         set("sleep_millisecs", "1")?;
         set("run", "1")?;
