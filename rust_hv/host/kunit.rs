@@ -3,10 +3,11 @@
 //! What KUnit tests need of the host and nobody else does.
 
 use super::bindings;
-use super::cpu::{current_cpu, Cpu};
+use super::cpu::{call_on, current_cpu, max_cpus, Cpu, IrqsOff};
 use crate::model::arch::addr::{Hva, PAGE_SIZE};
 use kernel::bindings as host;
 use kernel::prelude::*;
+use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 use kernel::types::NotThreadSafe;
 
 /// The thread stays on its CPU, with interrupts on, until the value is dropped.
@@ -37,6 +38,42 @@ impl Drop for Pinned {
 pub fn skip(why: &'static CStr) {
     // SAFETY: A string that ends with a zero.
     unsafe { bindings::rhv_kunit_skip(why.as_char_ptr()) };
+}
+
+/// What a [`super::global::Global`] holds; a test on a machine where it was never set ends here, as
+/// skipped.
+macro_rules! get_or_skip {
+    ($place:expr, $why:literal) => {
+        match $place.get() {
+            Ok(value) => value,
+            Err(_) => {
+                $crate::host::kunit::skip($why);
+                return Ok(());
+            }
+        }
+    };
+}
+pub(crate) use get_or_skip;
+
+/// Calls `f` on each CPU that is online, with interrupts off. True when it was true on all of
+/// them.
+///
+/// # Errors
+///
+/// `ENODEV` when there was none.
+pub fn on_every_cpu(f: impl Fn(&IrqsOff) -> bool + Sync) -> Result<bool> {
+    let (mut cpus, mut all) = (0, true);
+    for cpu in 0..max_cpus() as Cpu {
+        let found = Atomic::new(false);
+        if call_on(cpu, |irqs| found.store(f(irqs), Relaxed)).is_ok() {
+            cpus += 1;
+            all &= found.load(Relaxed);
+        }
+    }
+    match cpus {
+        0 => Err(ENODEV),
+        _ => Ok(all),
+    }
 }
 
 /// Anonymous user memory of the test's thread, which gets an address space for it and keeps that

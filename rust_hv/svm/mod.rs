@@ -127,13 +127,7 @@ impl Vendor for Svm {
 /// The machine's AMD-V; a test on another machine ends here, as skipped.
 macro_rules! svm_or_skip {
     () => {
-        match $crate::svm::SVM.get() {
-            Ok(svm) => svm,
-            Err(_) => {
-                $crate::host::kunit::skip(c"this machine has no AMD-V");
-                return Ok(());
-            }
-        }
+        $crate::host::kunit::get_or_skip!($crate::svm::SVM, c"this machine has no AMD-V")
     };
 }
 pub(crate) use svm_or_skip;

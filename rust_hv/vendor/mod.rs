@@ -10,6 +10,9 @@
 //! the difference is in the type: [`Exit::Fetch`] for CPUs that do not say what instruction made
 //! the exit, [`Visit`] for translations that are tagged by VM or by vCPU.
 
+#[cfg(CONFIG_KUNIT = "y")]
+pub mod checks;
+
 use crate::host::cpu::{CpuEvents, IrqsOff};
 use crate::host::fpu::FpuInUse;
 use crate::host::switch::{HostSwitch, Leaves, Running, UserMsr};

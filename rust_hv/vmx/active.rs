@@ -237,9 +237,9 @@ impl CpuEvents for Virtualization {
 #[kunit_tests(rusthv_active)]
 mod tests {
     use super::*;
-    use crate::host::cpu::{current_node, max_cpus};
+    use crate::host::cpu::current_node;
     use crate::host::frame::alive;
-    use crate::host::kunit::Pinned;
+    use crate::host::kunit::{on_every_cpu, Pinned};
     use crate::vmx::vmx_or_skip;
     use crate::vmx::VMX;
 
@@ -277,22 +277,13 @@ mod tests {
     #[test]
     fn every_cpu_is_in_vmx_operation() -> Result {
         vmx_or_skip!();
-        let mut cpus = 0;
-        for cpu in 0..max_cpus() as Cpu {
-            let found = Atomic::new(-1);
-            let asked = call_on(cpu, |irqs| {
-                // SAFETY: This CPU's own state, with interrupts off.
-                let enabled = unsafe { (*state_of(irqs.cpu())).enabled };
-                let on = crate::host::switch::host_cr4(irqs) & VMXE != 0;
-                let works = instr::vmptrst().is_ok();
-                found.store(i32::from(enabled && on && works), Relaxed);
-            });
-            if asked.is_ok() {
-                assert_eq!(found.load(Relaxed), 1);
-                cpus += 1;
-            }
-        }
-        assert!(cpus > 0);
+        let on = on_every_cpu(|irqs| {
+            // SAFETY: This CPU's own state, with interrupts off.
+            let enabled = unsafe { (*state_of(irqs.cpu())).enabled };
+            let works = instr::vmptrst().is_ok();
+            enabled && crate::host::switch::host_cr4(irqs) & VMXE != 0 && works
+        })?;
+        assert!(on);
         Ok(())
     }
 

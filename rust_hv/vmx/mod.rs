@@ -138,13 +138,7 @@ impl Drop for CacheGuard {
 /// The machine's VT-x; a test on another machine ends here, as skipped.
 macro_rules! vmx_or_skip {
     () => {
-        match $crate::vmx::VMX.get() {
-            Ok(vmx) => vmx,
-            Err(_) => {
-                $crate::host::kunit::skip(c"this machine has no VT-x");
-                return Ok(());
-            }
-        }
+        $crate::host::kunit::get_or_skip!($crate::vmx::VMX, c"this machine has no VT-x")
     };
 }
 pub(crate) use vmx_or_skip;

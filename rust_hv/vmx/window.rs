@@ -397,7 +397,7 @@ mod tests {
     use crate::host::cpu::current_node;
     use crate::model::arch::addr::Hpa;
     use crate::model::exit::EventKind;
-    use crate::vendor::{Guest as _, KeepAlive, NestedRoot, Vendor};
+    use crate::vendor::{checks, Guest as _, KeepAlive, NestedRoot, Vendor};
     use crate::vmx::guest::{Guest, EXCEPTIONS};
     use crate::vmx::vmx_or_skip;
     use crate::vmx::VMX;
@@ -463,38 +463,9 @@ mod tests {
     fn registers_round_trip() -> Result {
         vmx_or_skip!();
         let mut guest = guest()?;
-        let mut window = guest.open()?;
-        window.set_rip(0xffff_8000_0000_1000)?;
-        window.set_rsp(0x7fff_ffff_f000)?;
-        window.set_rflags(0x246 & !2)?;
-        window.set_cr3(0x1234_5000)?;
-        window.set_dr7(0x400)?;
-        window.set_pat(0x0007_0406_0007_0406)?;
-        window.set_gdtr(TableRegister {
-            base: 0xffff_8000_0000_2000,
-            limit: 0x7f,
-        })?;
-        window.set_idtr(TableRegister {
-            base: 0x3000,
-            limit: 0xffff,
-        })?;
-        let scalars = [
-            (window.rip()?, 0xffff_8000_0000_1000),
-            (window.rsp()?, 0x7fff_ffff_f000),
-            // Bit 1 is always set.
-            (window.rflags()?, 0x246),
-            (window.cr3()?, 0x1234_5000),
-            (window.dr7()?, 0x400),
-            (window.pat()?, 0x0007_0406_0007_0406),
-        ];
-        let tables = (window.gdtr()?, window.idtr()?);
-        drop(window);
-        for (found, wanted) in scalars {
+        for (found, wanted) in checks::registers(&mut guest)? {
             assert_eq!(found, wanted);
         }
-        assert_eq!(tables.0.base, 0xffff_8000_0000_2000);
-        assert_eq!(tables.0.limit, 0x7f);
-        assert_eq!((tables.1.base, tables.1.limit), (0x3000, 0xffff));
         Ok(())
     }
 
@@ -502,39 +473,10 @@ mod tests {
     #[test]
     fn segments_do_not_mix() -> Result {
         vmx_or_skip!();
-        const ALL: [SegmentRegister; 8] = [
-            SegmentRegister::Es,
-            SegmentRegister::Cs,
-            SegmentRegister::Ss,
-            SegmentRegister::Ds,
-            SegmentRegister::Fs,
-            SegmentRegister::Gs,
-            SegmentRegister::Ldtr,
-            SegmentRegister::Tr,
-        ];
-        let segment = |index: usize| Segment {
-            selector: 0x100 + 8 * index as u16,
-            base: 0x1_0000 * (index as u64 + 1),
-            limit: 0xfff + index as u32,
-            rights: AccessRights::from_raw(0xc093 + 4 * (index as u32 & 1)),
-        };
         let mut guest = guest()?;
-        let mut window = guest.open()?;
-        for (index, &which) in ALL.iter().enumerate() {
-            window.set_segment(which, &segment(index))?;
+        for (found, wanted) in checks::segments(&mut guest, |index| 0xc093 + 4 * (index & 1))? {
+            assert_eq!(found, wanted);
         }
-        let mut right = 0;
-        for (index, &which) in ALL.iter().enumerate() {
-            let (found, wanted) = (window.segment(which)?, segment(index));
-            right += usize::from(
-                found.selector == wanted.selector
-                    && found.base == wanted.base
-                    && found.limit == wanted.limit
-                    && found.rights.raw() == wanted.rights.raw(),
-            );
-        }
-        drop(window);
-        assert_eq!(right, ALL.len());
         Ok(())
     }
 
