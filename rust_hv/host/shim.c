@@ -58,6 +58,14 @@ bool rhv_cpu_online(int cpu)
 	return cpu_online(cpu);
 }
 
+/* Power-off, halt and reboot; a kernel that kexec starts counts as the last. */
+bool rhv_going_down(void)
+{
+	return system_state == SYSTEM_HALT ||
+	       system_state == SYSTEM_POWER_OFF ||
+	       system_state == SYSTEM_RESTART;
+}
+
 void rhv_preempt_disable(void)
 {
 	preempt_disable();

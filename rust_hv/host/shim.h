@@ -52,6 +52,7 @@ int rhv_cpu(void);
 bool rhv_cpu_possible(int cpu);
 int rhv_cpu_to_node(int cpu);
 bool rhv_cpu_online(int cpu);
+bool rhv_going_down(void);
 void rhv_preempt_disable(void);
 void rhv_preempt_enable(void);
 void rhv_irq_disable(void);
