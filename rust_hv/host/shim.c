@@ -407,6 +407,11 @@ unsigned int rhv_max_nodes(void)
 	return nr_node_ids;
 }
 
+bool rhv_node_has_memory(unsigned int node)
+{
+	return node < nr_node_ids && node_state(node, N_MEMORY);
+}
+
 void *rhv_phys_to_virt(u64 phys)
 {
 	return phys_to_virt(phys);

@@ -101,6 +101,7 @@ mod notifier_protect_running;
 mod notifier_remap;
 mod notifier_unmap;
 mod notifier_unmap_running;
+mod numa_frames;
 mod other_process;
 mod page_migration;
 mod paging_32;
