@@ -5,6 +5,7 @@
 //! The helpers call the raw ioctls, so that a test sees the exact errno, and can pass what a
 //! well-behaved client library would refuse to.
 
+pub mod balance;
 pub mod bench;
 pub mod compare;
 pub mod device;

@@ -102,6 +102,7 @@ mod notifier_remap;
 mod notifier_unmap;
 mod notifier_unmap_running;
 mod numa_frames;
+mod oom_kill;
 mod other_process;
 mod page_migration;
 mod paging_32;
