@@ -58,6 +58,7 @@ pub enum RustHvDevice {}
 impl Device for RustHvDevice {
     const NAME: &'static CStr = c"rusthv";
 
+    #[inline]
     fn ioctl(cmd: u32, arg: usize) -> Result<isize> {
         match cmd {
             KVM_GET_API_VERSION => {
@@ -98,6 +99,7 @@ fn create_vm(machine_type: usize) -> Result<isize> {
 }
 
 /// KVM API section 4.4.
+#[inline(never)]
 pub(crate) fn check_extension(number: usize) -> isize {
     const YES: isize = 1;
     match u32::try_from(number).unwrap_or(0) {

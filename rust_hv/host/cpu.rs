@@ -13,8 +13,9 @@ pub type Cpu = u32;
 ///
 /// # Invariants
 ///
-/// While the value lives, interrupts are off on the CPU that runs its thread.
+/// While the value lives, interrupts are off on the CPU that runs its thread, which is `cpu`.
 pub struct IrqsOff {
+    cpu: Cpu,
     /// Whether dropping the value turns interrupts on again.
     ours: bool,
     _pinned: NotThreadSafe,
@@ -29,6 +30,7 @@ impl IrqsOff {
         unsafe { bindings::rhv_irq_disable() };
         // INVARIANT: They were just turned off.
         Self {
+            cpu: current_cpu(),
             ours: true,
             _pinned: NotThreadSafe,
         }
@@ -42,6 +44,7 @@ impl IrqsOff {
     pub(super) unsafe fn assume() -> Self {
         // INVARIANT: The caller says so.
         Self {
+            cpu: current_cpu(),
             ours: false,
             _pinned: NotThreadSafe,
         }
@@ -50,8 +53,7 @@ impl IrqsOff {
     /// The CPU that this thread is on.
     #[inline]
     pub fn cpu(&self) -> Cpu {
-        // SAFETY: No preconditions.
-        unsafe { bindings::rhv_cpu() as Cpu }
+        self.cpu
     }
 }
 
@@ -99,6 +101,7 @@ pub fn node_of(cpu: Cpu) -> i32 {
 }
 
 /// The CPU that the thread is on now; it may be another one at the next statement.
+#[inline]
 pub fn current_cpu() -> Cpu {
     // SAFETY: No preconditions.
     unsafe { bindings::rhv_cpu() as Cpu }

@@ -64,9 +64,10 @@ fn node_of_page(page: NonNull<kernel::bindings::page>) -> i32 {
 ///
 /// # Invariants
 ///
-/// `page` is a live order-0 page that nobody else owns.
+/// `page` is a live order-0 page that nobody else owns; the kernel's direct map has it at `start`.
 pub struct Frame {
     page: NonNull<kernel::bindings::page>,
+    start: *mut u8,
 }
 
 // SAFETY: A frame is owned memory; it may be used and freed from any thread.
@@ -86,7 +87,13 @@ impl Frame {
         let page = NonNull::new(unsafe { bindings::rhv_alloc_page(node, true) }).ok_or(ENOMEM)?;
         ALIVE.add(node_of_page(page), 1);
         // INVARIANT: Fresh from the allocator.
-        Ok(Self { page })
+        Ok(Self::from_page(page))
+    }
+
+    fn from_page(page: NonNull<kernel::bindings::page>) -> Self {
+        // SAFETY: Pure arithmetic.
+        let start = unsafe { bindings::rhv_page_address(page.as_ptr()) }.cast();
+        Self { page, start }
     }
 
     /// Host-physical address, 4 KiB-aligned.
@@ -97,9 +104,9 @@ impl Frame {
 
     /// The frame in the kernel's direct map; valid for reads and writes of 4 KiB while `self`
     /// lives.
+    #[inline]
     pub fn as_ptr(&self) -> *mut u8 {
-        // SAFETY: `page` is live by the invariant.
-        unsafe { bindings::rhv_page_address(self.page.as_ptr()) }.cast()
+        self.start
     }
 
     /// The whole frame, to be filled by its only owner.
@@ -134,10 +141,8 @@ impl Frame {
         // SAFETY: The address is a live frame's, so it has a `struct page`.
         let page = unsafe { bindings::rhv_phys_to_page(hpa.raw()) };
         // INVARIANT: The caller hands over the ownership that `into_hpa` gave up.
-        Self {
-            // SAFETY: The `struct page` of a frame is never at null.
-            page: unsafe { NonNull::new_unchecked(page) },
-        }
+        // SAFETY: The `struct page` of a frame is never at null.
+        Self::from_page(unsafe { NonNull::new_unchecked(page) })
     }
 
     /// Where the kernel's direct map has a physical address.

@@ -522,6 +522,16 @@ fault:
 }
 
 /* One access of 1, 2, 4 or 8 bytes. */
+void rhv_pagefault_disable(void)
+{
+	pagefault_disable();
+}
+
+void rhv_pagefault_enable(void)
+{
+	pagefault_enable();
+}
+
 int rhv_get_user(u64 addr, u32 size, u64 *value)
 {
 	u8 v8;

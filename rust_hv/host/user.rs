@@ -272,6 +272,18 @@ pub fn copy_to(hva: Hva, buf: &[u8]) -> Result {
         .write_slice(buf)
 }
 
+/// Runs `f`, in which accesses to user memory that is not there fail at once: they may be made
+/// where nothing may sleep.
+#[inline]
+pub fn without_faults<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: Counts; undone below.
+    unsafe { bindings::rhv_pagefault_disable() };
+    let result = f();
+    // SAFETY: As above.
+    unsafe { bindings::rhv_pagefault_enable() };
+    result
+}
+
 /// Bytes from an address to the end of its page.
 pub fn to_page_end(offset: u64) -> usize {
     (PAGE_SIZE - offset % PAGE_SIZE) as usize

@@ -8,7 +8,7 @@
 use super::Mmu;
 use crate::host::errno::no_such_device;
 use crate::host::user::{self, to_page_end};
-use crate::model::arch::addr::{Gpa, Hva};
+use crate::model::arch::addr::{Gfn, GfnRange, Gpa, Hva, PAGE_SIZE};
 use crate::model::memory::slots::{Slot, SlotFlags};
 use kernel::prelude::*;
 use kernel::sync::atomic::ordering::Acquire;
@@ -24,10 +24,23 @@ pub enum Backing {
     Mmio,
 }
 
-/// The slot that was found last, for a caller that asks again and again.
+/// Slots in a [`SlotCache`]: one for code, one for tables or data elsewhere.
+const WAYS: usize = 2;
+
+/// A run of guest memory and where the VMM has it.
+#[derive(Clone, Copy)]
+struct Run {
+    gpa: u64,
+    bytes: u64,
+    hva: u64,
+}
+
+/// The slots that were found last, for a caller that asks again and again.
 pub struct SlotCache {
     generation: u64,
-    slot: Option<Slot>,
+    runs: [Run; WAYS],
+    /// Frames without memory.
+    hole: GfnRange,
 }
 
 impl SlotCache {
@@ -35,7 +48,43 @@ impl SlotCache {
     pub const fn new() -> Self {
         Self {
             generation: 0,
-            slot: None,
+            runs: [Run {
+                gpa: 0,
+                bytes: 0,
+                hva: 0,
+            }; WAYS],
+            hole: GfnRange::new(Gfn::new(0), Gfn::new(0)),
+        }
+    }
+
+    #[inline]
+    fn find(&self, generation: u64, gpa: Gpa) -> Option<Hva> {
+        if self.generation != generation {
+            return None;
+        }
+        self.runs.iter().find_map(|run| {
+            let offset = gpa.raw().wrapping_sub(run.gpa);
+            (offset < run.bytes).then(|| Hva::new(run.hva.wrapping_add(offset)))
+        })
+    }
+
+    /// Forgets everything of another generation.
+    fn renew(&mut self, generation: u64) {
+        if self.generation != generation {
+            *self = Self::new();
+            self.generation = generation;
+        }
+    }
+
+    fn put(&mut self, generation: u64, slot: &Slot) {
+        self.renew(generation);
+        self.runs.rotate_right(1);
+        if let (Some(first), Some(base)) = (self.runs.first_mut(), slot.base.base()) {
+            *first = Run {
+                gpa: base.raw(),
+                bytes: slot.pages.saturating_mul(PAGE_SIZE),
+                hva: slot.hva.raw(),
+            };
         }
     }
 }
@@ -74,14 +123,48 @@ impl Mmu {
         }
     }
 
-    fn hva_cached(&self, cache: &mut SlotCache, gpa: Gpa) -> Result<Hva> {
-        let generation = self.generation.load(Acquire);
-        let hit = |slot: &Slot| slot.contains(gpa.gfn());
-        if cache.generation != generation || !cache.slot.as_ref().is_some_and(hit) {
-            cache.slot = self.slot(gpa);
-            cache.generation = generation;
+    /// User address of a guest-physical one, if the cache has it: without a lock, for where nothing
+    /// may sleep.
+    #[inline]
+    pub fn hva_known(&self, cache: &SlotCache, gpa: Gpa) -> Option<Hva> {
+        cache.find(self.generation.load(Acquire), gpa)
+    }
+
+    /// True when the cache knows that there is no memory: without a lock.
+    #[inline]
+    pub fn is_hole(&self, cache: &SlotCache, gpa: Gpa) -> bool {
+        cache.hole.contains(gpa.gfn()) && cache.generation == self.generation.load(Acquire)
+    }
+
+    /// Makes the cache know it.
+    pub fn note_hole(&self, cache: &mut SlotCache, gpa: Gpa) {
+        if self.is_hole(cache, gpa) {
+            return;
         }
-        let slot = cache.slot.as_ref().ok_or_else(no_such_device)?;
+        let (hole, generation) = {
+            let state = self.state.lock();
+            (state.view().gap(gpa.gfn()), state.generation)
+        };
+        if let Some(hole) = hole {
+            cache.renew(generation);
+            cache.hole = hole;
+        }
+    }
+
+    #[inline]
+    fn hva_cached(&self, cache: &mut SlotCache, gpa: Gpa) -> Result<Hva> {
+        match self.hva_known(cache, gpa) {
+            Some(hva) => Ok(hva),
+            None => self.hva_looked_up(cache, gpa),
+        }
+    }
+
+    #[cold]
+    fn hva_looked_up(&self, cache: &mut SlotCache, gpa: Gpa) -> Result<Hva> {
+        // Before the slot: should it change in between, what is kept is known to be old.
+        let generation = self.generation.load(Acquire);
+        let slot = self.slot(gpa).ok_or_else(no_such_device)?;
+        cache.put(generation, &slot);
         slot.hva_of_gpa(gpa).ok_or_else(no_such_device)
     }
 

@@ -9,6 +9,7 @@ use crate::host::tables::Tables;
 use crate::host::user::{UserPages, BATCH};
 use crate::host::{cpu, task};
 use crate::model::arch::addr::{Gpa, Hpa, Hva, PAGE_SIZE};
+use crate::model::emulate::Backing;
 use crate::model::exit::NestedFault;
 use crate::model::memory::slots::{Slot, SlotFlags};
 use crate::model::paging::format::Leaf;
@@ -23,8 +24,9 @@ use kernel::sync::atomic::ordering::Relaxed;
 pub enum Resolved {
     /// Try the access again.
     Mapped,
-    /// No memory is there, or memory that the guest must not write: a device's business.
-    Mmio,
+    /// A device's business: no memory is there ([`Backing::Mmio`]), or memory that the guest must
+    /// not write ([`Backing::Rom`]).
+    Mmio(Backing),
 }
 
 const PAGES_2M: u64 = PageSize::Size2M.pages();
@@ -43,11 +45,11 @@ impl Mmu {
                 (state.view().find(fault.gpa.gfn()).copied(), state.moment())
             };
             let Some(slot) = slot else {
-                return Ok(Resolved::Mmio);
+                return Ok(Resolved::Mmio(Backing::Mmio));
             };
             let read_only = slot.flags.contains(SlotFlags::READ_ONLY);
             if read_only && fault.write {
-                return Ok(Resolved::Mmio);
+                return Ok(Resolved::Mmio(Backing::Rom));
             }
             let hva = slot.hva_of(fault.gpa.gfn()).ok_or(EFAULT)?;
 

@@ -469,7 +469,8 @@ mod tests {
     use crate::host::notifier::Notifier;
     use crate::host::pool::{pooled, POOLS};
     use crate::model::arch::addr::PAGE_SIZE;
-    use crate::model::exit::NestedFault;
+    use crate::model::emulate::Backing;
+    use crate::model::exit::{NestedFault, Origin};
     use crate::model::paging::ept::Ept;
 
     const READ_ONLY: u32 = 1 << 1;
@@ -515,7 +516,7 @@ mod tests {
             write,
             fetch: false,
             present: false,
-            gva: None,
+            origin: Origin::Access(None),
         };
         space.mmu.resolve(&mut Reserve::default(), &fault)
     }
@@ -584,7 +585,7 @@ mod tests {
         let memory = UserMemory::new(4)?;
         let before = in_use();
         let space = space()?;
-        assert_eq!(fault(&space, BASE, true), Ok(Resolved::Mmio));
+        assert_eq!(fault(&space, BASE, true), Ok(Resolved::Mmio(Backing::Mmio)));
         space.mmu.set_slot(&request(0, 0, BASE, &memory))?;
         assert_eq!(mapped(&space), 0);
         assert_eq!(fault(&space, BASE + 5, true), Ok(Resolved::Mapped));
@@ -603,13 +604,13 @@ mod tests {
         // Behind the slot.
         assert_eq!(
             fault(&space, BASE + memory.bytes(), false),
-            Ok(Resolved::Mmio)
+            Ok(Resolved::Mmio(Backing::Mmio))
         );
         let mut delete = request(0, 0, BASE, &memory);
         delete.memory_size = 0;
         space.mmu.set_slot(&delete)?;
         assert_eq!(mapped(&space), 0);
-        assert_eq!(fault(&space, BASE, true), Ok(Resolved::Mmio));
+        assert_eq!(fault(&space, BASE, true), Ok(Resolved::Mmio(Backing::Mmio)));
         drop(space);
         assert_eq!(in_use(), before);
         Ok(())
@@ -637,7 +638,7 @@ mod tests {
         let memory = UserMemory::new(2)?;
         let space = space()?;
         space.mmu.set_slot(&request(0, READ_ONLY, BASE, &memory))?;
-        assert_eq!(fault(&space, BASE, true), Ok(Resolved::Mmio));
+        assert_eq!(fault(&space, BASE, true), Ok(Resolved::Mmio(Backing::Rom)));
         assert_eq!(mapped(&space), 0);
         assert_eq!(fault(&space, BASE, false), Ok(Resolved::Mapped));
         assert_eq!(mapped(&space), 1);

@@ -78,7 +78,7 @@ pub fn meminfo(name: &str) -> Option<i64> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// What the kernel holds for itself and what is free, once what it can give back is given back.
+/// What the kernel holds for itself and what is free, in KiB, once what it can give back is given back.
 pub struct KernelMemory {
     pub slab: i64,
     pub free: i64,
@@ -93,10 +93,20 @@ pub fn kernel_memory() -> Option<KernelMemory> {
     for cache in fs::read_dir("/sys/kernel/slab").into_iter().flatten().flatten() {
         let _ = fs::write(cache.path().join("shrink"), "1");
     }
-    // Takes the pages that each processor keeps for itself back to where they are counted.
-    let _ = fs::write("/proc/sys/vm/compact_memory", "1");
     std::thread::sleep(std::time::Duration::from_millis(300));
-    Some(KernelMemory { slab: meminfo("Slab")?, free: meminfo("MemFree")? })
+    // What each processor has counted so far goes into the sums; some kernels answer EINVAL after it.
+    let _ = fs::read("/proc/sys/vm/stat_refresh");
+    Some(KernelMemory { slab: meminfo("Slab")?, free: meminfo("MemFree")? + on_cpu_lists()? })
+}
+
+/// Free pages that processors keep for themselves, in KiB. MemFree leaves them out, and they come and go
+/// by hundreds.
+fn on_cpu_lists() -> Option<i64> {
+    const KIB_PER_PAGE: i64 = 4;
+    let zones = fs::read_to_string("/proc/zoneinfo").ok()?;
+    let counts = zones.lines().filter_map(|line| line.trim().strip_prefix("count:"));
+    let pages = counts.map(|count| count.trim().parse::<i64>().ok()).sum::<Option<i64>>()?;
+    Some(pages * KIB_PER_PAGE)
 }
 
 /// How many bytes of the mapping at `address` the host holds in huge pages.
