@@ -27,7 +27,7 @@ const SIZE: u64 = 3 << 30;
 /// Large pages that the host keeps for nobody: what guests take has to be written, and these not.
 const HUGE_PAGES: &str = "/proc/sys/vm/nr_hugepages";
 /// What is left for the guest and the rest of the host.
-const LEFT_KIB: i64 = 48 << 10;
+const LEFT_KIB: i64 = 24 << 10;
 /// What the host may have less of at the end. A VMM that stayed would hold nearly all of the above.
 const SLACK_KIB: i64 = 4 << 10;
 
@@ -87,7 +87,7 @@ fn run(t: &Context) -> Outcome {
         fs::write(HUGE_PAGES, (pages + more.max(0)).to_string())?;
     }
     println!("# {} MiB are left", host::meminfo("MemAvailable").unwrap_or_default() >> 10);
-    for round in 0..t.repetitions(3) {
+    for round in 0..t.repetitions(2) {
         let kills = killed_by_oom()?;
         // SAFETY: this test has one thread here; the child never comes back.
         let pid = Errno::check(unsafe { libc::fork() })?;
