@@ -32,7 +32,7 @@ ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 
 /// The one version of the ABI that there has been.
 const API_VERSION: i32 = 12;
-const FOUR_GIB: u64 = 1 << 32;
+pub const FOUR_GIB: u64 = 1 << 32;
 const KIB: u64 = 1 << 10;
 /// Where the end of the firmware is found a second time: up to 1 MiB, down to where option ROMs
 /// begin. (Firmware of 256 KiB unpacks itself there, once a chipset has made it RAM.)
@@ -40,7 +40,7 @@ const LOW_BIOS_SIZE: usize = 256 << 10;
 const LOW_BIOS_END: u64 = 1 << 20;
 /// One page for an identity map and three for a TSS, which a host may need for real mode.
 const HOST_PAGES: u64 = 4 << 12;
-const IDENTITY_MAP_SIZE: u64 = 1 << 12;
+pub const IDENTITY_MAP_SIZE: u64 = 1 << 12;
 
 const RFLAGS_IF: u64 = 1 << 9;
 const CR0_PE: u64 = 1 << 0;
@@ -553,7 +553,7 @@ fn instruction_bytes(data: &[u64]) -> Option<String> {
 }
 
 /// RAM as on a PC, with the hole for the VGA adapter.
-fn ram_ranges(memory: u64) -> Vec<(GuestAddress, usize)> {
+pub fn ram_ranges(memory: u64) -> Vec<(GuestAddress, usize)> {
     vec![
         (GuestAddress(0), VGA_WINDOW.start as usize),
         (
@@ -565,7 +565,7 @@ fn ram_ranges(memory: u64) -> Vec<(GuestAddress, usize)> {
 
 /// Where the host may put its own pages: below the firmware, whose 256 KiB are kept free even
 /// when there is none.
-fn host_pages(rom: u64) -> u64 {
+pub fn host_pages(rom: u64) -> u64 {
     rom.min(FOUR_GIB - 256 * KIB) - HOST_PAGES
 }
 
@@ -573,7 +573,7 @@ fn buffered_stdout() -> io::BufWriter<Stdout> {
     io::BufWriter::new(io::stdout())
 }
 
-fn open(path: &Path) -> Result<Kvm> {
+pub fn open(path: &Path) -> Result<Kvm> {
     let name = CString::new(path.as_os_str().as_bytes())
         .map_err(|_| Error::device(path, "not a file name"))?;
     let kvm = Kvm::new_with_path(&name).map_err(|e| {
@@ -621,7 +621,7 @@ fn can_interrupt(vcpu: &VcpuFd) -> bool {
 
 /// Takes from the CPU what the board does not have. There is no local APIC to start other CPUs
 /// with and no MSR that only an APIC, MTRRs or a paravirtual clock would have.
-fn restrict_cpuid(cpuid: &mut CpuId) -> Result<()> {
+pub fn restrict_cpuid(cpuid: &mut CpuId) -> Result<()> {
     const APIC: u32 = 1 << 9;
     const MTRR: u32 = 1 << 12;
     const MONITOR: u32 = 1 << 3;

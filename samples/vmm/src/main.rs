@@ -6,6 +6,7 @@ mod console;
 mod devices;
 mod error;
 mod machine;
+mod minikernel;
 mod signals;
 
 use std::fs::File;
@@ -104,6 +105,8 @@ enum Command {
         )]
         bios: PathBuf,
     },
+    /// Run the mini-kernel's workloads, and see that they agree
+    Minikernel(minikernel::Options),
 }
 
 fn parse_seconds(s: &str) -> std::result::Result<Duration, String> {
@@ -134,6 +137,9 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 fn run(cli: Cli) -> Result<u8> {
     let Cli { command, options } = cli;
     let memory = options.memory * MIB;
+    if let Command::Minikernel(minikernel) = &command {
+        return minikernel::run(minikernel, &options.device, memory, options.timeout);
+    }
     let debug_log = options
         .debug_log
         .as_deref()
@@ -168,6 +174,7 @@ fn run(cli: Cli) -> Result<u8> {
             }
             Machine::firmware(setup, &content)?
         }
+        Command::Minikernel(_) => unreachable!("it has its own machines"),
     };
 
     if let Some(note) = machine.interrupts_note() {
