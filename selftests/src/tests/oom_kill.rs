@@ -1,42 +1,82 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A VMM whose guest takes the host's last memory is killed by the OOM killer, and leaves nothing behind.
+//! A VMM whose guest takes the last memory that it may have is killed by the OOM killer, and leaves nothing behind.
+//!
+//! It may have that of one NUMA node. With the whole host short, the killer does not wait until what
+//! its first victim had is free again, and others would go, too.
 
 use crate::balance;
 use crate::host;
 use crate::machine::enter_long;
+use crate::memory::PAGE;
 use crate::prelude::*;
 use std::fs;
 use std::thread;
+use std::time::Duration;
 
 pub const TEST: Test = Test::new(180, run);
 
 guest!(
     oom_kill,
     code64,
-    // Takes RCX pages from RBX on.
+    // Takes RCX pages from RBX on, and counts them at RSI.
     "2: mov [rbx], rbx",
+    "lock inc qword ptr [rsi]",
     "add rbx, 0x1000",
     "loop 2b",
     "hlt",
 );
 
 const BASE: u64 = 0x4000_0000;
-/// More than the host has, and no more than the guest's tables map.
+/// Where the guest counts.
+const COUNT: u64 = 0x1000_0000;
+/// More than the node has, and no more than the guest's tables map.
 const SIZE: u64 = 3 << 30;
-/// Large pages that the host keeps for nobody: what guests take has to be written, and these not.
-const HUGE_PAGES: &str = "/proc/sys/vm/nr_hugepages";
-/// What is left for the guest and the rest of the host.
-const LEFT_KIB: i64 = 24 << 10;
-/// What the host may have less of at the end. A VMM that stayed would hold nearly all of the above.
+/// What is left on the node, in pages of the VMM's and what the host keeps for itself.
+const LEFT_KIB: i64 = 48 << 10;
+/// What the guest has to get at least, before the end.
+const TAKEN_KIB: i64 = LEFT_KIB / 8;
+/// What the host may have less of at the end. A VMM that stayed would hold most of the above.
 const SLACK_KIB: i64 = 4 << 10;
 
-/// Gives the large pages back however the test ends.
-struct Kept(String);
+/// A node of the host.
+struct Node(u32);
 
-impl Drop for Kept {
+impl Node {
+    fn path(&self, file: &str) -> String {
+        format!("/sys/devices/system/node/node{}/{file}", self.0)
+    }
+
+    /// The node's large pages that nobody may have but for hugetlbfs. Making them writes nothing, and
+    /// takes no time; the guest's pages do.
+    fn huge_pages(&self) -> String {
+        self.path("hugepages/hugepages-2048kB/nr_hugepages")
+    }
+
+    fn free(&self) -> Result<i64, Failure> {
+        let text = fs::read_to_string(self.path("meminfo"))?;
+        let line = text.lines().find(|line| line.contains(" MemFree:")).unwrap_or_default();
+        let kibibytes = line.split_whitespace().nth(3).and_then(|number| number.parse().ok());
+        kibibytes.ok_or_else(|| Failure::failed(format!("node {}: {text:?}", self.0)))
+    }
+
+    /// Memory for this thread, and those that it starts, comes from here alone.
+    fn bind(&self) -> Result<(), Errno> {
+        const MPOL_BIND: libc::c_long = 2;
+        let mask: u64 = 1 << self.0;
+        // SAFETY: a mask of as many bits as said.
+        let result = unsafe { libc::syscall(libc::SYS_set_mempolicy, MPOL_BIND, &raw const mask, 64) };
+        Errno::check(result as libc::c_int)?;
+        Ok(())
+    }
+}
+
+/// Gives the large pages back however the test ends.
+struct Kept<'a>(&'a Node, String);
+
+impl Drop for Kept<'_> {
     fn drop(&mut self) {
-        let _ = fs::write(HUGE_PAGES, &self.0);
+        let _ = fs::write(self.0.huge_pages(), &self.1);
     }
 }
 
@@ -73,26 +113,37 @@ fn run(t: &Context) -> Outcome {
     if swap != 0 {
         skip!("{} MiB of swap are too much to fill", swap >> 10);
     }
-    let Ok(previous) = fs::read_to_string(HUGE_PAGES) else {
-        skip!("no {HUGE_PAGES}");
+    // Not the first, where other things are.
+    let node = Node(1);
+    let Ok(previous) = fs::read_to_string(node.huge_pages()) else {
+        skip!("no NUMA node {} with large pages", node.0);
     };
     let before = balance::now(&device)?;
     let free = free_memory()?;
     let _expected = Expected::new();
-    let kept = Kept(previous);
-    // The first pages of the host that nobody needs are easily found, the last ones are not.
+    let mut pages: i64 = previous.trim().parse().unwrap_or_default();
+    let kept = Kept(&node, previous);
+    // What is free last is not always in one piece: try again.
     for _ in 0..3 {
-        let more = (host::meminfo("MemAvailable").unwrap_or_default() - LEFT_KIB) / 2048;
-        let pages = host::meminfo("HugePages_Total").unwrap_or_default();
-        fs::write(HUGE_PAGES, (pages + more.max(0)).to_string())?;
+        pages += (node.free()? - LEFT_KIB).max(0) / 2048;
+        fs::write(node.huge_pages(), pages.to_string())?;
     }
-    println!("# {} MiB are left", host::meminfo("MemAvailable").unwrap_or_default() >> 10);
+    println!("# {} MiB are left on node {}", node.free()? >> 10, node.0);
     for round in 0..t.repetitions(2) {
+        // What the last one had may still wait on a processor's list.
+        for _ in 0..200 {
+            if node.free()? > LEFT_KIB * 3 / 4 {
+                break;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        let count = Memory::map(PAGE, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1)?;
+        count.write_u64(0, 0);
         let kills = killed_by_oom()?;
         // SAFETY: this test has one thread here; the child never comes back.
         let pid = Errno::check(unsafe { libc::fork() })?;
         if pid == 0 {
-            let _ = vmm(t);
+            let _ = vmm(t, &node, &count);
             // SAFETY: ends the child: only reached when it was not killed.
             unsafe { libc::_exit(1) };
         }
@@ -100,10 +151,12 @@ fn run(t: &Context) -> Outcome {
         check!(libc::WIFSIGNALED(status), "round {round}: the VMM ended with status {status:#x}");
         check_eq!(libc::WTERMSIG(status), libc::SIGKILL, "round {round}");
         check_eq!(killed_by_oom()?, kills + 1, "processes that the OOM killer has ended, round {round}");
+        let taken = count.read_u64(0) as i64 * (PAGE >> 10) as i64;
+        check!(taken > TAKEN_KIB, "the guest got {taken} KiB only, round {round}");
         if let Some(before) = &before {
             balance::restored(&device, before)?;
         }
-        // With as little memory as there is, others go on.
+        // Others go on.
         check_eq!(Machine::real(&device, &[0xF4])?.run()?, Exit::Hlt, "round {round}");
     }
     drop(kept);
@@ -124,13 +177,15 @@ fn killed_by_oom() -> Result<u64, Failure> {
 }
 
 /// Two vCPUs that take page after page.
-fn vmm(t: &Context) -> Outcome {
+fn vmm(t: &Context, node: &Node, count: &Memory) -> Outcome {
     // Nobody else is to be killed.
     fs::write("/proc/self/oom_score_adj", "1000")?;
+    node.bind()?;
     let device = t.device()?;
     let machine = Machine::long(&device, oom_kill())?;
     let memory = Memory::new(SIZE as usize)?;
     machine.vm.map(1, BASE, &memory)?;
+    machine.vm.map(2, COUNT, count)?;
     let second = machine.vm.vcpu(1)?;
     second.set_cpuid(&device.supported_cpuid(256)?)?;
     enter_long(&second)?;
@@ -139,7 +194,7 @@ fn vmm(t: &Context) -> Outcome {
         for (vcpu, start) in [(&machine.vcpu, BASE), (&second, BASE + half)] {
             scope.spawn(move || -> Result<Exit, Errno> {
                 let mut regs = vcpu.regs()?;
-                (regs.rbx, regs.rcx) = (start, half / 0x1000);
+                (regs.rbx, regs.rcx, regs.rsi) = (start, half / PAGE as u64, COUNT);
                 vcpu.set_regs(&regs)?;
                 let exit = vcpu.run();
                 println!("# a vCPU has ended: {exit:x?}");
