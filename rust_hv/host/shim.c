@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * See shim.h. Everything here is called from rust_hv/host and rust_hv/vmx only.
+ * See shim.h. Everything here is called from rust_hv/host, vmx and svm only.
  */
 #include <linux/cpu.h>
 #include <linux/hw_breakpoint.h>
 #include <linux/entry-virt.h>
-#include <linux/kvm_host.h>
 #include <linux/mm.h>
 #include <linux/pgtable.h>
 #include <linux/sched/mm.h>
@@ -26,8 +25,6 @@
 #include <asm/msr.h>
 #include <asm/nospec-branch.h>
 #include <asm/tlbflush.h>
-#include <asm/trapnr.h>
-#include <asm/vmx.h>
 
 #include "shim.h"
 
