@@ -34,6 +34,10 @@ CONSOLE = "console=ttyS0,115200"
 # a busy wait for the port.
 # An idle CPU halts: Bochs does not always see the write that should end an MWAIT.
 CMDLINE = f"{CONSOLE} quiet panic=-1 oops=panic rdinit=/init idle=halt"
+# While it boots, the kernel patches its own code many times, and TCG with several
+# threads may go on executing what was there in between (image/hold-vm.c): one CPU
+# boots, and init brings the others.
+CMDLINE_TCG = "maxcpus=1 noreplace-smp"
 
 # `sync=none` in Bochs makes its TSC count instructions, and this is how many make
 # one emulated second.
@@ -185,8 +189,9 @@ class Machine:
         self.work.mkdir(parents=True, exist_ok=True)
         self.kernel, self.initramfs = kernel, initramfs
         self.cpus, self.memory = cpus, memory
-        self.cmdline = f"{CMDLINE} {append}".strip()
         self.kind, self.reason = machine
+        words = [CMDLINE, CMDLINE_TCG if self.kind == "qemu" else "", append]
+        self.cmdline = " ".join(word for word in words if word)
         self.counting = counting
         self.console = self.work / "console.log"
         self.output = self.work / "output.log"
