@@ -24,6 +24,7 @@ pub mod memory;
 pub mod module;
 pub mod random;
 pub mod rusthv;
+pub mod statistics;
 pub mod tests;
 pub mod traps;
 pub mod vendor;
