@@ -7,6 +7,7 @@
 //! `ENOTTY`.
 
 pub mod numbers;
+pub mod stats;
 pub mod vcpu;
 pub mod vm;
 
@@ -113,6 +114,7 @@ pub(crate) fn check_extension(number: usize) -> isize {
         | bindings::KVM_CAP_READONLY_MEM
         | bindings::KVM_CAP_SET_IDENTITY_MAP_ADDR
         | bindings::KVM_CAP_INTERNAL_ERROR_DATA
+        | bindings::KVM_CAP_BINARY_STATS_FD
         | bindings::KVM_CAP_CHECK_EXTENSION_VM => YES,
         bindings::KVM_CAP_NR_VCPUS => (cpu::max_cpus().min(machines::MAX_VCPUS)) as isize,
         bindings::KVM_CAP_MAX_VCPUS => machines::MAX_VCPUS as isize,

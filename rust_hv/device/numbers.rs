@@ -38,6 +38,8 @@ numbers! {
     KVM_INTERRUPT = _IOW::<kvm_interrupt>(KVMIO, 0x86);
     KVM_SET_CPUID2 = _IOW::<kvm_cpuid2>(KVMIO, 0x90);
 
+    KVM_GET_STATS_FD = _IO(KVMIO, 0xce);
+
     RUSTHV_GET_INFO = _IOR::<rusthv_info>(RUSTHV_IO, 0x00);
     RUSTHV_GET_HOST_STATS = _IOR::<rusthv_host_stats>(RUSTHV_IO, 0x01);
     RUSTHV_GET_NODE_STATS = _IOWR::<rusthv_node_stats>(RUSTHV_IO, 0x02);

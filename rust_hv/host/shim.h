@@ -123,6 +123,8 @@ struct mm_struct *rhv_current_mm(void);
 void rhv_mmgrab(struct mm_struct *mm);
 void rhv_mmdrop(struct mm_struct *mm);
 u64 rhv_max_user_address(void);
+int rhv_anon_fd(const char *name, const struct file_operations *fops,
+		void *private, int flags);
 void rhv_pagefault_disable(void);
 void rhv_pagefault_enable(void);
 int rhv_get_user(u64 addr, u32 size, u64 *value);

@@ -26,6 +26,7 @@ pub mod module;
 pub mod random;
 pub mod rusthv;
 pub mod spin;
+pub mod statistics;
 pub mod tests;
 pub mod traps;
 pub mod vendor;

@@ -31,7 +31,20 @@ load_kvm() {
 		insmod /modules/kvm-amd.ko
 	fi || return
 	# Only where it is needed: hold-vm.c says why.
-	[ ! -e /hold-vm ] || /hold-vm
+	[ ! -e /hold-vm ] || alone /hold-vm
+}
+
+# alone COMMAND...: while no other CPU is online.
+alone() {
+	cpus 0 && "$@"
+	code=$?
+	cpus 1 && return $code
+}
+
+cpus() {
+	for cpu in /sys/devices/system/cpu/cpu[1-9]*/online; do
+		[ ! -e "$cpu" ] || echo "$1" >"$cpu" || return
+	done
 }
 
 

@@ -37,6 +37,10 @@ CONSOLE = "console=ttyS0,115200"
 # a busy wait for the port.
 # An idle CPU halts: Bochs does not always see the write that should end an MWAIT.
 CMDLINE = f"{CONSOLE} quiet panic=-1 oops=panic rdinit=/init idle=halt"
+# While it boots, the kernel patches its own code many times, and TCG with several
+# threads may go on executing what was there in between (image/hold-vm.c): one CPU
+# boots, and init brings the others.
+CMDLINE_TCG = "maxcpus=1 noreplace-smp"
 
 # `sync=none` in Bochs makes its TSC count instructions, and this is how many make
 # one emulated second.
@@ -191,10 +195,10 @@ class Machine:
         self.kernel, self.initramfs = kernel, initramfs
         self.cpus, self.memory, self.nodes = cpus, memory, nodes
         self.kind, self.reason = machine
-        if nodes > 1 and self.kind == "bochs":
-            # It has only one; the kernel divides it, and the CPUs as well.
-            append = f"numa=fake={nodes} {append}"
-        self.cmdline = f"{CMDLINE} {append}".strip()
+        # Bochs has only one node; the kernel divides it, and the CPUs as well.
+        fake = f"numa=fake={nodes}" if nodes > 1 and self.kind == "bochs" else ""
+        words = [CMDLINE, CMDLINE_TCG if self.kind == "qemu" else "", fake, append]
+        self.cmdline = " ".join(word for word in words if word)
         self.counting = counting
         self.cpu = cpu
         self.console = self.work / "console.log"

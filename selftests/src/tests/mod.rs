@@ -128,6 +128,7 @@ mod slot_move_running;
 mod spin_interrupts_off;
 mod sregs_invalid;
 mod sregs_round_trip;
+mod statistics;
 mod suspend;
 mod system_instructions;
 mod triple_fault;
