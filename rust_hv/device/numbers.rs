@@ -7,7 +7,8 @@
 
 use crate::host::bindings::{
     kvm_cpuid2, kvm_dirty_log, kvm_interrupt, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
-    rusthv_host_stats, rusthv_info, rusthv_vcpu_stats, rusthv_vm_stats, KVMIO, RUSTHV_IO,
+    rusthv_host_stats, rusthv_info, rusthv_node_stats, rusthv_vcpu_stats, rusthv_vm_stats, KVMIO,
+    RUSTHV_IO,
 };
 use kernel::ioctl::{_IO, _IOR, _IOW, _IOWR};
 
@@ -39,8 +40,11 @@ numbers! {
     KVM_INTERRUPT = _IOW::<kvm_interrupt>(KVMIO, 0x86);
     KVM_SET_CPUID2 = _IOW::<kvm_cpuid2>(KVMIO, 0x90);
 
+    KVM_GET_STATS_FD = _IO(KVMIO, 0xce);
+
     RUSTHV_GET_INFO = _IOR::<rusthv_info>(RUSTHV_IO, 0x00);
     RUSTHV_GET_HOST_STATS = _IOR::<rusthv_host_stats>(RUSTHV_IO, 0x01);
+    RUSTHV_GET_NODE_STATS = _IOWR::<rusthv_node_stats>(RUSTHV_IO, 0x02);
     RUSTHV_GET_VM_STATS = _IOR::<rusthv_vm_stats>(RUSTHV_IO, 0x40);
     RUSTHV_GET_VCPU_STATS = _IOR::<rusthv_vcpu_stats>(RUSTHV_IO, 0x80);
 }

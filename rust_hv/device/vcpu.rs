@@ -4,9 +4,10 @@
 
 use super::first_entry;
 use super::numbers::*;
+use super::stats::VcpuStats;
 use crate::host::bindings::{kvm_cpuid_entry2, kvm_interrupt, kvm_regs, kvm_sregs};
 use crate::host::errno::not_a_typewriter;
-use crate::host::file::FdObject;
+use crate::host::file::{install, FdObject};
 use crate::host::frame::Frame;
 use crate::host::run_page::PAGES;
 use crate::host::user;
@@ -64,6 +65,10 @@ impl<V: Vendor> FdObject for VcpuFile<V> {
             KVM_INTERRUPT => {
                 let interrupt: kvm_interrupt = user::read(arg)?;
                 vcpu.interrupt(interrupt.irq).map(|()| 0)
+            }
+            KVM_GET_STATS_FD => {
+                let stats = VcpuStats::new(this.vm.clone(), vcpu.clone());
+                install(Arc::new(stats, GFP_KERNEL_ACCOUNT)?).map(|fd| fd as isize)
             }
             RUSTHV_GET_VCPU_STATS => user::write(arg, &vcpu.counters().read()).map(|()| 0),
             _ => Err(not_a_typewriter()),

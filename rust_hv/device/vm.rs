@@ -4,6 +4,7 @@
 
 use super::check_extension;
 use super::numbers::*;
+use super::stats::VmStats;
 use super::vcpu::VcpuFile;
 use crate::host::bindings::kvm_userspace_memory_region;
 use crate::host::errno::not_a_typewriter;
@@ -61,6 +62,10 @@ impl<V: Vendor> FdObject for VmFile<V> {
             KVM_SET_TSS_ADDR => set_tss_address(arg),
             KVM_SET_IDENTITY_MAP_ADDR if vm.has_vcpus() => Err(EINVAL),
             KVM_SET_IDENTITY_MAP_ADDR => user::read::<u64>(arg).map(|_| 0),
+            KVM_GET_STATS_FD => {
+                let file = Arc::new(VmStats::new((*vm).clone()), GFP_KERNEL_ACCOUNT)?;
+                install(file).map(|fd| fd as isize)
+            }
             RUSTHV_GET_VM_STATS => user::write(arg, &vm.stats()).map(|()| 0),
             _ => Err(not_a_typewriter()),
         }

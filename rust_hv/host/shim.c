@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * See shim.h. Everything here is called from rust_hv/host and rust_hv/vmx only.
+ * See shim.h. Everything here is called from rust_hv/host, vmx and svm only.
  */
+#include <linux/anon_inodes.h>
 #include <linux/cpu.h>
+#include <linux/file.h>
+#include <linux/fs.h>
 #include <linux/hw_breakpoint.h>
 #include <linux/entry-virt.h>
-#include <linux/kvm_host.h>
 #include <linux/mm.h>
 #include <linux/pgtable.h>
 #include <linux/sched/mm.h>
@@ -26,8 +28,6 @@
 #include <asm/msr.h>
 #include <asm/nospec-branch.h>
 #include <asm/tlbflush.h>
-#include <asm/trapnr.h>
-#include <asm/vmx.h>
 
 #include "shim.h"
 
@@ -56,6 +56,14 @@ int rhv_cpu_to_node(int cpu)
 bool rhv_cpu_online(int cpu)
 {
 	return cpu_online(cpu);
+}
+
+/* Power-off, halt and reboot; a kernel that kexec starts counts as the last. */
+bool rhv_going_down(void)
+{
+	return system_state == SYSTEM_HALT ||
+	       system_state == SYSTEM_POWER_OFF ||
+	       system_state == SYSTEM_RESTART;
 }
 
 void rhv_preempt_disable(void)
@@ -399,6 +407,11 @@ unsigned int rhv_max_nodes(void)
 	return nr_node_ids;
 }
 
+bool rhv_node_has_memory(unsigned int node)
+{
+	return node < nr_node_ids && node_state(node, N_MEMORY);
+}
+
 void *rhv_phys_to_virt(u64 phys)
 {
 	return phys_to_virt(phys);
@@ -509,6 +522,25 @@ fault:
 }
 
 /* One access of 1, 2, 4 or 8 bytes. */
+int rhv_anon_fd(const char *name, const struct file_operations *fops,
+		void *private, int flags)
+{
+	struct file *file;
+	int fd = get_unused_fd_flags(flags & O_CLOEXEC);
+
+	if (fd < 0)
+		return fd;
+	/* A file that can be read can be read from anywhere. */
+	file = anon_inode_getfile_fmode(name, fops, private, flags,
+					fops->read ? FMODE_PREAD : 0);
+	if (IS_ERR(file)) {
+		put_unused_fd(fd);
+		return PTR_ERR(file);
+	}
+	fd_install(fd, file);
+	return fd;
+}
+
 void rhv_pagefault_disable(void)
 {
 	pagefault_disable();

@@ -246,7 +246,9 @@ impl Mmio {
             // The slots were changed meanwhile.
             Outcome::Failed(error) if error == EAGAIN => Ok(Step::Enter),
             // The guest's page tables are where it has no memory.
-            Outcome::Failed(error) if error == no_such_device() => Ok(failure(&[0; MAX_LEN], 0)),
+            Outcome::Failed(error) if error == no_such_device() => {
+                Ok(Step::Exit(UserExit::UNKNOWN_INSTRUCTION))
+            }
             Outcome::Failed(error) => Err(error),
             Outcome::Done { .. } | Outcome::Again { .. } | Outcome::Fault(_) => Ok(Step::Enter),
         }

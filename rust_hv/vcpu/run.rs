@@ -247,10 +247,7 @@ impl<V: Vendor> Vcpu<V> {
             // The tables were changed since the CPU fetched it: it will come to the same fault.
             Err(Stop::Fault(_) | Stop::Retry) => return Ok(Action::Enter),
             Err(Stop::Failed(error)) if error == no_such_device() => {
-                return Ok(Action::User(UserExit::Emulation {
-                    bytes: [0; MAX_LEN],
-                    len: 0,
-                }));
+                return Ok(Action::User(UserExit::UNKNOWN_INSTRUCTION));
             }
             Err(Stop::Failed(error)) => return Err(error),
         };
@@ -271,10 +268,7 @@ impl<V: Vendor> Vcpu<V> {
         let step = match port::string_access(&self.run, &self.mmu, snapshot, access) {
             // The data, the instruction or the guest's tables are where it has no memory.
             Err(error) if error == no_such_device() => {
-                return Ok(Turn::User(UserExit::Emulation {
-                    bytes: [0; 15],
-                    len: 0,
-                }));
+                return Ok(Turn::User(UserExit::UNKNOWN_INSTRUCTION));
             }
             step => step?,
         };

@@ -76,6 +76,8 @@ pub struct Vm<V: Vendor> {
     machine: Machine<V>,
     /// Added to the host's TSC: the guest's starts at 0 with the VM.
     tsc_offset: u64,
+    /// Number of the task that created it, for people.
+    owner: i32,
     _census: Census,
 }
 
@@ -103,10 +105,16 @@ impl<V: Vendor> Vm<V> {
                 mmu,
                 machine,
                 tsc_offset: tsc::now().wrapping_neg(),
+                owner: kernel::current!().pid(),
                 _census: Census::new(&VMS),
             }? Error),
             GFP_KERNEL_ACCOUNT,
         )
+    }
+
+    /// Number of the task that created it, in the first namespace.
+    pub fn owner(&self) -> i32 {
+        self.owner
     }
 
     /// True for tasks of the process that created the VM. Others may hold the file, but not use

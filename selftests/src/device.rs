@@ -5,6 +5,7 @@
 use crate::errno::Errno;
 use crate::ioctl::{self, *};
 use crate::memory::{Memory, PAGE};
+use crate::statistics::Statistics;
 use kvm_bindings::*;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -127,6 +128,11 @@ impl Vm {
         unsafe { ioctl::ioctl(self.fd(), request, argument) }
     }
 
+    /// KVM_GET_STATS_FD.
+    pub fn statistics(&self) -> Result<Statistics, Errno> {
+        Statistics::new(self.ioctl(KVM_GET_STATS_FD, 0)?)
+    }
+
     /// KVM_SET_USER_MEMORY_REGION.
     pub fn set_region(&self, region: &kvm_userspace_memory_region) -> Result<i32, Errno> {
         self.ioctl(KVM_SET_USER_MEMORY_REGION, ptr::from_ref(region) as u64)
@@ -210,6 +216,11 @@ impl Vcpu {
     pub fn ioctl(&self, request: u64, argument: u64) -> Result<i32, Errno> {
         // SAFETY: as for `Device::ioctl`.
         unsafe { ioctl::ioctl(self.fd(), request, argument) }
+    }
+
+    /// KVM_GET_STATS_FD.
+    pub fn statistics(&self) -> Result<Statistics, Errno> {
+        Statistics::new(self.ioctl(KVM_GET_STATS_FD, 0)?)
     }
 
     /// The shared area, as the kernel sees it too.

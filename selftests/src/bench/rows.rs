@@ -76,14 +76,13 @@ fn timed(count: u64, work: impl FnOnce() -> Result<(), Failure>) -> Result<f64, 
 
 /// The same, with the exits of a vCPU.
 fn timed_exits(
-    device: &Device,
     vcpu: &Vcpu,
     count: u64,
     work: impl FnOnce() -> Result<(), Failure>,
 ) -> Result<Sample, Failure> {
-    let before = exits::count(device, vcpu);
+    let before = exits::count(vcpu);
     let cost = timed(count, work)?;
-    let after = exits::count(device, vcpu);
+    let after = exits::count(vcpu);
     let exits = before.zip(after).map(|(before, after)| (after - before) as f64 / count as f64);
     Ok(Sample { cost, exits })
 }
@@ -110,7 +109,7 @@ fn cpuid(device: &Device) -> Result<Sample, Failure> {
     let machine = Machine::long(device, bench_cpuid())?;
     let run = |count: u64| {
         machine.change_regs(|regs| (regs.rip, regs.r8) = (layout::CODE as u64, count))?;
-        timed_exits(device, &machine.vcpu, 1, || {
+        timed_exits(&machine.vcpu, 1, || {
             let exit = machine.run()?;
             expect(exit.clone(), exit == Exit::Hlt)
         })
@@ -131,7 +130,7 @@ fn port_write(device: &Device) -> Result<Sample, Failure> {
         Ok(())
     };
     run(10)?;
-    let sample = timed_exits(device, &machine.vcpu, REPEAT, || run(REPEAT))?;
+    let sample = timed_exits(&machine.vcpu, REPEAT, || run(REPEAT))?;
     let exit = machine.vcpu.exit();
     expect(exit.clone(), matches!(exit, Exit::Io { port: 0x10, .. }))?;
     Ok(sample)
@@ -148,7 +147,7 @@ fn mmio_read(device: &Device) -> Result<Sample, Failure> {
         Ok(())
     };
     run(10)?;
-    let sample = timed_exits(device, &machine.vcpu, REPEAT, || run(REPEAT))?;
+    let sample = timed_exits(&machine.vcpu, REPEAT, || run(REPEAT))?;
     let exit = machine.vcpu.exit();
     expect(exit.clone(), exit == Exit::MmioRead { address: layout::MMIO, length: 4 })?;
     Ok(sample)
@@ -158,15 +157,15 @@ fn mmio_read(device: &Device) -> Result<Sample, Failure> {
 fn sweeper(device: &Device, memory: &Memory) -> Result<Machine, Failure> {
     let machine = Machine::long(device, bench_sweep())?;
     machine.vm.map(1, SWEEP_GPA, memory)?;
-    sweep(device, &machine, layout::DATA as u64, 1)?;
+    sweep(&machine, layout::DATA as u64, 1)?;
     Ok(machine)
 }
 
-fn sweep(device: &Device, machine: &Machine, start: u64, pages: u64) -> Result<Sample, Failure> {
+fn sweep(machine: &Machine, start: u64, pages: u64) -> Result<Sample, Failure> {
     machine.change_regs(|regs| {
         (regs.rip, regs.rbx, regs.r8, regs.rax) = (layout::CODE as u64, start, pages, 1);
     })?;
-    timed_exits(device, &machine.vcpu, pages, || {
+    timed_exits(&machine.vcpu, pages, || {
         let exit = machine.run()?;
         expect(exit.clone(), exit == Exit::Hlt)
     })
@@ -192,13 +191,13 @@ fn fault_present(device: &Device) -> Result<Sample, Failure> {
     let memory = small_pages()?;
     touch(&memory);
     let machine = sweeper(device, &memory)?;
-    sweep(device, &machine, SWEEP_GPA, SWEEP_PAGES)
+    sweep(&machine, SWEEP_GPA, SWEEP_PAGES)
 }
 
 fn fault_absent(device: &Device) -> Result<Sample, Failure> {
     let memory = small_pages()?;
     let machine = sweeper(device, &memory)?;
-    sweep(device, &machine, SWEEP_GPA, SWEEP_PAGES)
+    sweep(&machine, SWEEP_GPA, SWEEP_PAGES)
 }
 
 fn fault_host(_: &Device) -> Result<Sample, Failure> {
@@ -225,16 +224,16 @@ fn large_pages() -> Result<Memory, Failure> {
 fn large_first(device: &Device) -> Result<Sample, Failure> {
     let memory = large_pages()?;
     let machine = sweeper(device, &memory)?;
-    sweep(device, &machine, SWEEP_GPA, SWEEP_PAGES)
+    sweep(&machine, SWEEP_GPA, SWEEP_PAGES)
 }
 
 fn large_later(device: &Device) -> Result<Sample, Failure> {
     let memory = large_pages()?;
     let machine = sweeper(device, &memory)?;
-    sweep(device, &machine, SWEEP_GPA, SWEEP_PAGES)?;
+    sweep(&machine, SWEEP_GPA, SWEEP_PAGES)?;
     // The call itself would be most of it in a single pass: the difference is the sweep alone.
-    let half = sweep(device, &machine, SWEEP_GPA, SWEEP_PAGES / 2)?;
-    let full = sweep(device, &machine, SWEEP_GPA, SWEEP_PAGES)?;
+    let half = sweep(&machine, SWEEP_GPA, SWEEP_PAGES / 2)?;
+    let full = sweep(&machine, SWEEP_GPA, SWEEP_PAGES)?;
     Ok(Sample { cost: 2.0 * full.cost - half.cost, exits: full.exits })
 }
 
@@ -243,7 +242,7 @@ const LOG: u32 = kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
 /// A machine whose swept memory logs: all of it is mapped, and clean.
 fn logger(device: &Device, memory: &Memory) -> Result<Machine, Failure> {
     let machine = sweeper(device, memory)?;
-    sweep(device, &machine, SWEEP_GPA, SWEEP_PAGES)?;
+    sweep(&machine, SWEEP_GPA, SWEEP_PAGES)?;
     machine.vm.set_slot(1, LOG, SWEEP_GPA, SWEEP_SIZE as u64, memory.address())?;
     Ok(machine)
 }
@@ -252,7 +251,7 @@ fn logged_write(device: &Device) -> Result<Sample, Failure> {
     let memory = small_pages()?;
     touch(&memory);
     let machine = logger(device, &memory)?;
-    let sample = sweep(device, &machine, SWEEP_GPA, SWEEP_PAGES)?;
+    let sample = sweep(&machine, SWEEP_GPA, SWEEP_PAGES)?;
     all_dirty(&machine)?;
     Ok(sample)
 }
@@ -261,7 +260,7 @@ fn log_read(device: &Device) -> Result<Sample, Failure> {
     let memory = small_pages()?;
     touch(&memory);
     let machine = logger(device, &memory)?;
-    sweep(device, &machine, SWEEP_GPA, SWEEP_PAGES)?;
+    sweep(&machine, SWEEP_GPA, SWEEP_PAGES)?;
     let mut words = faulted_in(SWEEP_PAGES);
     let cost = timed(SWEEP_PAGES, || {
         machine.vm.dirty_log_to(1, words.as_mut_ptr() as u64)?;
