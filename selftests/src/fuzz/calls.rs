@@ -27,6 +27,7 @@ const DEVICE: &[u64] = &[
 const VM: &[u64] = &[
     KVM_SET_USER_MEMORY_REGION,
     KVM_SET_USER_MEMORY_REGION,
+    KVM_GET_DIRTY_LOG,
     KVM_SET_TSS_ADDR,
     KVM_SET_IDENTITY_MAP_ADDR,
     RUSTHV_GET_VM_STATS,
@@ -116,10 +117,18 @@ impl Sandbox {
         }
     }
 
+    /// A `kvm_dirty_log` at the start of the sandbox. Its buffer is in the sandbox, too, or no
+    /// memory: what it takes for a large slot ends at the page that cannot be touched.
+    pub fn log(&self, random: &mut Random) {
+        let slot = if random.one_in(10) { random.edge() as u32 } else { random.below(6) as u32 };
+        self.0.write_u64(0, slot.into());
+        self.0.write_u64(8, self.address(random));
+    }
+
     /// A `kvm_userspace_memory_region` at the start of the sandbox.
     pub fn region(&self, random: &mut Random) {
         let slot = if random.one_in(10) { random.edge() as u32 } else { random.below(6) as u32 };
-        let flags = if random.one_in(10) { random.word() as u32 & 15 } else { 0 };
+        let flags = if random.one_in(4) { random.word() as u32 & random.pick(&[1, 15]) } else { 0 };
         self.0.write_u64(0, u64::from(slot) | u64::from(flags) << 32);
         let gpa = if random.one_in(6) { random.edge() } else { random.below(64) << 12 };
         let size = if random.one_in(6) { random.edge() } else { random.below(8) << 12 };

@@ -239,6 +239,12 @@ fn call(
             sandbox.region(random);
             argument = sandbox.0.address();
         }
+        KVM_GET_DIRTY_LOG => {
+            sandbox.log(random);
+            // No other place: the kernel writes to where the structure says.
+            let bad = random.one_in(4);
+            argument = if bad { sandbox.bad_address(random) } else { sandbox.0.address() };
+        }
         KVM_RUN | KVM_GET_API_VERSION | KVM_CHECK_EXTENSION | KVM_GET_VCPU_MMAP_SIZE | KVM_SET_TSS_ADDR => {
             argument = if random.one_in(2) { 0 } else { random.edge() };
         }

@@ -32,6 +32,7 @@ fn run(t: &Context) -> Outcome {
         for (name, request) in [
             ("SET_USER_MEMORY_REGION", KVM_SET_USER_MEMORY_REGION),
             ("SET_IDENTITY_MAP_ADDR", KVM_SET_IDENTITY_MAP_ADDR),
+            ("GET_DIRTY_LOG", KVM_GET_DIRTY_LOG),
         ] {
             let vm = device.vm()?;
             check_err!(vm.ioctl(request, address), EFAULT, "{name}, {what}");

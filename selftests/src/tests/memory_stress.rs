@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Four vCPUs check every word they read while the host takes pages away, protects, collapses and moves slots.
+//! Four vCPUs check every word they read while the host takes pages away, protects, collapses, logs and moves slots.
 
 use crate::device::Vm;
 use crate::machine::enter_long;
@@ -99,6 +99,7 @@ fn run(t: &Context) -> Outcome {
             scope.spawn(|| take_away(&shared, progress)),
             scope.spawn(|| protect(&shared, progress)),
             scope.spawn(|| move_slot(vm, &moving, progress)),
+            scope.spawn(|| log_writes(vm, &shared, progress)),
         ];
         let swept: Vec<_> = guests.into_iter().map(|guest| guest.join()).collect();
         progress.done.store(true, Ordering::Release);
@@ -109,7 +110,9 @@ fn run(t: &Context) -> Outcome {
         check!(result.is_ok(), "a vCPU's thread panicked");
         result.unwrap_or(Ok(()))?;
     }
-    for (what, result) in ["pages taken away", "protections", "slots moved"].into_iter().zip(swept.1) {
+    for (what, result) in
+        ["pages taken away", "protections", "slots moved", "logs read"].into_iter().zip(swept.1)
+    {
         let count = result.unwrap_or(Err(Errno::EIO))?;
         check!(count > 0, "{what}: none");
     }
@@ -184,6 +187,20 @@ fn protect(memory: &Memory, progress: &Progress) -> Result<u64, Errno> {
         memory.protect(first, 8 * PAGE, libc::PROT_READ)?;
         memory.protect(first, 8 * PAGE, libc::PROT_READ | libc::PROT_WRITE)?;
         count += 1;
+    }
+    Ok(count)
+}
+
+fn log_writes(vm: &Vm, memory: &Memory, progress: &Progress) -> Result<u64, Errno> {
+    let mut count = 0;
+    while progress.wants_change(count) {
+        for flags in [KVM_MEM_LOG_DIRTY_PAGES, 0] {
+            vm.set_slot(2, flags, SHARED, memory.size() as u64, memory.address())?;
+            for _ in 0..3 * flags {
+                vm.dirty_pages(2, memory.size() / PAGE)?;
+                count += 1;
+            }
+        }
     }
     Ok(count)
 }
