@@ -92,6 +92,16 @@ impl Memory {
         (0..length).map(|index| unsafe { source.add(index).read_volatile() }).collect()
     }
 
+    /// Fills `to` with the words from `offset` on.
+    pub fn copy_words(&self, offset: usize, to: &mut [u64]) {
+        assert!(offset % 8 == 0, "misaligned words");
+        let source = self.at(offset, 8 * to.len()).cast::<u64>();
+        for (index, word) in to.iter_mut().enumerate() {
+            // SAFETY: `at` checked the range, and the mapping is page-aligned.
+            *word = unsafe { source.add(index).read_volatile() };
+        }
+    }
+
     pub fn fill(&self, offset: usize, length: usize, byte: u8) {
         // SAFETY: `at` checked the range.
         unsafe { ptr::write_bytes(self.at(offset, length), byte, length) };

@@ -14,7 +14,9 @@ pub const TEST: Test = Test::new(240, run);
 const GPA: u64 = 0x4000_0000;
 const SIZE: usize = 4 * LARGE_PAGE;
 const PAGES: usize = SIZE / PAGE;
-/// How much of it one vCPU writes to at a time; where that is moves on and on.
+const PAGE_WORDS: usize = PAGE / 8;
+/// The guest writes to this much at a time; at R8.
+const WINDOW: usize = 256 << 10;
 const LOG: u32 = KVM_MEM_LOG_DIRTY_PAGES;
 
 guest!(
@@ -30,80 +32,92 @@ guest!(
     "mov rax, r10",
     "shl rax, 17",
     "xor r10, rax",
-    // Somewhere in 256 KiB, at a place in the 8 MiB that moves on.
     "mov rax, r10",
     "shr rax, 20",
     "and eax, 0x3fff0",
-    "mov rbx, r11",
-    "shl rbx, 4",
-    "add rax, rbx",
-    "and eax, 0x7ffff0",
     "add rax, r9",
-    "mov [rax + 0x40000000], r10",
+    "mov [r8 + rax], r10",
     "inc r11",
     // Now and then by whoever emulates it.
-    "test r11d, 0xfff",
+    "test r11d, 0xffff",
     "jnz 3f",
-    "lea rdi, [rax + 0x40000000]",
+    "lea rdi, [r8 + rax]",
     "mov edx, 0x10",
     "mov ecx, 2",
     "rep insd",
     "3: cmp byte ptr [0x20000], 0",
     "je 2b",
     "hlt",
+    "jmp 2b",
 );
 
 fn run(t: &Context) -> Outcome {
     let device = t.device()?;
-    let rounds = t.repetitions(60);
+    let trials = t.repetitions(40);
     let small = Memory::aligned(SIZE, LARGE_PAGE)?;
     // Not known where there are no huge pages: then they are small anyway.
     let _ = small.advise(0, SIZE, libc::MADV_NOHUGEPAGE);
-    copy(&device, &small, rounds)?;
+    copy(&device, &small, trials)?;
     let large = Memory::aligned(SIZE, LARGE_PAGE)?;
     if large.advise(0, SIZE, libc::MADV_HUGEPAGE).is_ok() {
-        copy(&device, &large, rounds)?;
+        copy(&device, &large, trials)?;
     }
     Ok(())
 }
 
-fn copy(device: &Device, memory: &Memory, rounds: u64) -> Outcome {
+fn copy(device: &Device, memory: &Memory, trials: u64) -> Outcome {
     memory.fill(0, SIZE, 0);
     let machine = Machine::long(device, dirty_log_copy())?;
     machine.vm.map(1, GPA, memory)?;
     let second = machine.vm.vcpu(1)?;
     second.set_cpuid(&device.supported_cpuid(256)?)?;
     enter_long(&second)?;
-    for (index, vcpu) in [&machine.vcpu, &second].into_iter().enumerate() {
+    let vcpus = [&machine.vcpu, &second];
+    for (index, vcpu) in vcpus.into_iter().enumerate() {
         let mut regs = vcpu.regs()?;
         (regs.r9, regs.r10, regs.r11) = (8 * index as u64, 0x9E37_79B9_7F4A_7C15 << index, 0);
         vcpu.set_regs(&regs)?;
     }
+    let mut copy = Copy { vm: &machine.vm, memory, words: vec![0; SIZE / 8], pages: 0 };
     let cpus = host::online_cpus();
-    let mut image = vec![0; SIZE];
-    let (copied, exits) = thread::scope(|scope| {
-        let machine = &machine;
-        let threads = [&machine.vcpu, &second].map(|vcpu| {
-            let cpu = cpus[vcpu.fd() as usize % cpus.len()];
-            scope.spawn(move || host::pin(cpu).and_then(|()| to_the_end(vcpu)))
+    for trial in 0..trials {
+        // Somewhere else each time, across the ends of pages, words of the log and large pages.
+        let window = trial as usize * 37 * PAGE % (SIZE - WINDOW);
+        for vcpu in vcpus {
+            let mut regs = vcpu.regs()?;
+            regs.r8 = GPA + window as u64;
+            vcpu.set_regs(&regs)?;
+        }
+        machine.memory.write(layout::DATA, &[0]);
+        let (copied, exits) = thread::scope(|scope| {
+            let threads = vcpus.map(|vcpu| {
+                let cpu = cpus[vcpu.fd() as usize % cpus.len()];
+                scope.spawn(move || host::pin(cpu).and_then(|()| to_the_end(vcpu)))
+            });
+            let copied = copy.while_running(trial);
+            // At once: what is written without a fault by now must be in the next log.
+            machine.memory.write(layout::DATA, &[1]);
+            (copied, threads.map(|thread| thread.join().unwrap_or(Err(Errno::EIO))))
         });
-        let copied = copy_in_rounds(machine, memory, &mut image, rounds);
-        machine.memory.write(layout::DATA, &[1]);
-        (copied, threads.map(|thread| thread.join().unwrap_or(Err(Errno::EIO))))
-    });
-    for (index, exit) in exits.into_iter().enumerate() {
-        check_eq!(exit, Ok(Exit::Hlt), "vCPU {index}");
+        for (index, exit) in exits.into_iter().enumerate() {
+            check_eq!(exit, Ok(Exit::Hlt), "vCPU {index}");
+        }
+        copied?;
+        copy.dirty()?;
+        let mut now = vec![0; SIZE / 8];
+        memory.copy_words(0, &mut now);
+        if let Some(at) = (0..now.len()).find(|&at| copy.words[at] != now[at]) {
+            let (word, page) = (now[at], at / PAGE_WORDS);
+            fail!(
+                "trial {trial}, page {page}: {word:#x} at {:#x}, the copy has {:#x}",
+                8 * at,
+                copy.words[at]
+            );
+        }
+        // Nobody writes any more.
+        check_eq!(machine.vm.dirty_pages(1, PAGES)?, [0; 0]);
     }
-    let copied = copied?;
-    check!(copied > 0, "nothing was written while the rounds went on");
-    let rest = copy_dirty(&machine, memory, &mut image)?;
-    check!(rest < PAGES, "the last round has every page");
-    let now = memory.read(0, SIZE);
-    if let Some(at) = (0..SIZE).find(|&at| image[at] != now[at]) {
-        fail!("byte {at:#x} is {:#x}, the copy has {:#x}", now[at], image[at]);
-    }
-    // Nobody writes any more.
-    check_eq!(machine.vm.dirty_pages(1, PAGES)?, [0; 0]);
+    check!(copy.pages > trials, "{} pages were written while the copy was made", copy.pages);
     Ok(())
 }
 
@@ -120,32 +134,39 @@ fn to_the_end(vcpu: &Vcpu) -> Result<Exit, Errno> {
     }
 }
 
-/// Everything once, then what was written since, again and again. Tells how many pages that was.
-fn copy_in_rounds(machine: &Machine, memory: &Memory, image: &mut [u8], rounds: u64) -> Result<usize, Errno> {
-    // For some time without a log: what is mapped then has to be caught, too.
-    thread::sleep(Duration::from_millis(5));
-    machine.vm.set_slot(1, LOG, GPA, SIZE as u64, memory.address())?;
-    image.copy_from_slice(&memory.read(0, SIZE));
-    let mut copied = 0;
-    for round in 0..rounds {
-        copied += copy_dirty(machine, memory, image)?;
-        if round % 16 == 15 {
-            // From the start: off and on, and everything again.
-            machine.vm.set_slot(1, 0, GPA, SIZE as u64, memory.address())?;
-            thread::sleep(Duration::from_millis(1));
-            machine.vm.set_slot(1, LOG, GPA, SIZE as u64, memory.address())?;
-            image.copy_from_slice(&memory.read(0, SIZE));
-        }
-        thread::sleep(Duration::from_micros(200 * (round % 7)));
-    }
-    Ok(copied)
+/// What the VMM has of the guest.
+struct Copy<'a> {
+    vm: &'a Vm,
+    memory: &'a Memory,
+    words: Vec<u64>,
+    /// Pages that were copied since they were dirty.
+    pages: u64,
 }
 
-fn copy_dirty(machine: &Machine, memory: &Memory, image: &mut [u8]) -> Result<usize, Errno> {
-    let dirty = machine.vm.dirty_pages(1, PAGES)?;
-    for &page in &dirty {
-        let at = page * PAGE;
-        image[at..at + PAGE].copy_from_slice(&memory.read(at, PAGE));
+impl Copy<'_> {
+    /// Everything, if it is the first time or by lot; then what was written since, a few times.
+    fn while_running(&mut self, trial: u64) -> Result<(), Errno> {
+        if trial % 8 == 0 {
+            // For some time without a log: what is mapped then has to be caught, too.
+            self.vm.set_slot(1, 0, GPA, SIZE as u64, self.memory.address())?;
+            thread::sleep(Duration::from_millis(2));
+            self.vm.set_slot(1, LOG, GPA, SIZE as u64, self.memory.address())?;
+            self.memory.copy_words(0, &mut self.words);
+        }
+        for round in 0..3 {
+            thread::sleep(Duration::from_micros(300 * (round + trial % 3)));
+            self.dirty()?;
+        }
+        Ok(())
     }
-    Ok(dirty.len())
+
+    /// What the log says.
+    fn dirty(&mut self) -> Result<(), Errno> {
+        for page in self.vm.dirty_pages(1, PAGES)? {
+            let words = page * PAGE_WORDS..(page + 1) * PAGE_WORDS;
+            self.memory.copy_words(page * PAGE, &mut self.words[words]);
+            self.pages += 1;
+        }
+        Ok(())
+    }
 }
