@@ -49,6 +49,8 @@ mod fetch_outside;
 mod fpu_state;
 mod garbage_guest;
 mod garbage_state;
+mod guest_walk;
+mod guest_walk_kvm;
 mod high_memory;
 mod hlt;
 mod host_msrs_kept;
