@@ -28,6 +28,7 @@ user_data!(
     kvm_interrupt,
     kvm_regs,
     kvm_sregs,
+    kvm_translation,
     kvm_userspace_memory_region,
     rusthv_host_stats,
     rusthv_info,

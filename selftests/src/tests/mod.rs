@@ -133,6 +133,7 @@ mod sregs_round_trip;
 mod statistics;
 mod suspend;
 mod system_instructions;
+mod translate;
 mod triple_fault;
 mod tsc;
 mod unknown_ioctl;

@@ -29,15 +29,15 @@ const PRESENT_ENTRY: u32 = PageFaultError::PRESENT.raw();
 const RESERVED_BIT: u32 = PageFaultError::RESERVED.raw();
 
 /// A guest of one device, and the model beside it.
-struct Pair {
-    guest: Guest,
-    model: Model,
+pub struct Pair {
+    pub(super) guest: Guest,
+    pub(super) model: Model,
     quirks: WalkQuirks,
     pages: Vec<u64>,
 }
 
 impl Pair {
-    fn new(device: &Device) -> Result<Self, Failure> {
+    pub fn new(device: &Device) -> Result<Self, Failure> {
         let cpuid = device.supported_cpuid(256)?;
         let features = Features::new(&cpuid);
         let guest = Guest::new(device, &cpuid, &features)?;
@@ -54,6 +54,16 @@ impl Pair {
             }
         }
         Ok(pair)
+    }
+
+    /// For cases that fit this guest.
+    pub fn generator(&self, seed: u64) -> Generator {
+        let limits = Limits::new(vendor() == Vendor::Intel, self.quirks.unchecked_pdpte_bits);
+        Generator::new(seed, self.model.features, limits, self.pages.clone())
+    }
+
+    pub fn features(&self) -> &Features {
+        &self.model.features
     }
 
     /// What a slot of a page says of itself; no other slot says the same.
@@ -88,7 +98,7 @@ impl Pair {
     }
 
     /// What an entry is now: in the guest, and as the model left it.
-    fn entry(&mut self, mode: Mode, at: u64) -> (u64, u64) {
+    pub(super) fn entry(&mut self, mode: Mode, at: u64) -> (u64, u64) {
         let actual = match entry_size(mode) {
             EntrySize::Four => u64::from(self.memory().read_u32(at as usize)),
             EntrySize::Eight => self.memory().read_u64(at as usize),
@@ -96,8 +106,7 @@ impl Pair {
         (actual, self.model.entry(mode, at))
     }
 
-    /// Runs a batch; `Ok(Err(what))` when CPU and model disagree.
-    fn judge(&mut self, batch: &Batch) -> Result<Result<(), String>, Failure> {
+    pub(super) fn write_tables(&mut self, batch: &Batch) {
         let mode = batch.setting.mode;
         for case in &batch.cases {
             let (own, value) = Guest::own_entry(mode, case);
@@ -106,6 +115,22 @@ impl Pair {
                 self.set_entry(mode, entry.at, entry.value);
             }
         }
+    }
+
+    pub(super) fn clear_tables(&mut self, batch: &Batch) {
+        let mode = batch.setting.mode;
+        for case in &batch.cases {
+            self.set_entry(mode, Guest::own_entry(mode, case).0, 0);
+            for entry in &case.entries {
+                self.set_entry(mode, entry.at, 0);
+            }
+        }
+    }
+
+    /// Runs a batch; `Ok(Err(what))` when CPU and model disagree.
+    fn judge(&mut self, batch: &Batch) -> Result<Result<(), String>, Failure> {
+        let mode = batch.setting.mode;
+        self.write_tables(batch);
         let expected: Vec<_> =
             batch.cases.iter().map(|case| self.model.access(&batch.setting, case)).collect();
         let records = self.guest.run(batch)?;
@@ -130,11 +155,8 @@ impl Pair {
                     self.write_slot(*gpa);
                 }
             }
-            self.set_entry(mode, Guest::own_entry(mode, case).0, 0);
-            for entry in &case.entries {
-                self.set_entry(mode, entry.at, 0);
-            }
         }
+        self.clear_tables(batch);
         Ok(verdict)
     }
 
@@ -261,8 +283,7 @@ pub fn check(t: &Context, device: &Device, seed: u64) -> Outcome {
     let mut pair = Pair::new(device)?;
     let features = pair.model.features;
     println!("# {features:?}");
-    let limits = Limits::new(vendor() == Vendor::Intel, pair.quirks.unchecked_pdpte_bits);
-    let mut generator = Generator::new(seed, features, limits, pair.pages.clone());
+    let mut generator = pair.generator(seed);
     let mut coverage = Coverage::default();
     let mut modes = features.modes();
     // The mode of most guests twice.

@@ -5,9 +5,8 @@
 
 use super::generate::{Batch, Case, Setting, ACCESSED, DIRTY, PRESENT, USER, WRITABLE};
 use super::{levels, Features};
-use crate::device::{Device, Exit};
+use crate::device::{Device, Exit, Vcpu};
 use crate::emulator;
-use crate::errno::Errno;
 use crate::fail;
 use crate::guest;
 use crate::harness::{Failure, Outcome};
@@ -257,6 +256,10 @@ impl Guest {
         Ok(guest)
     }
 
+    pub fn vcpu(&self) -> &Vcpu {
+        &self.machine.vcpu
+    }
+
     pub fn memory(&self) -> &Memory {
         &self.machine.memory
     }
@@ -355,8 +358,9 @@ impl Guest {
         for (index, case) in batch.cases.iter().enumerate() {
             self.write_case(long, index, case);
         }
-        self.enter(setting, batch)?;
-        let end = layout::LIST + batch.cases.len() * field::SIZE;
+        self.enter(setting, Self::own_entry(setting.mode, &batch.cases[0]).0)?;
+        let end = (layout::LIST + batch.cases.len() * field::SIZE) as u64;
+        self.machine.change_regs(|regs| regs.rdi = end)?;
         match self.machine.run()? {
             Exit::Hlt => {}
             other => {
@@ -364,7 +368,7 @@ impl Guest {
             }
         }
         let at = self.machine.vcpu.regs()?.rsi;
-        if at != end as u64 {
+        if at != end {
             fail!("the guest stopped at case {:#x} of the list, not at {end:#x}", at);
         }
         Ok((0..batch.cases.len()).map(|index| self.record(index)).collect())
@@ -412,7 +416,14 @@ impl Guest {
         }
     }
 
-    fn enter(&self, setting: &Setting, batch: &Batch) -> Outcome {
+    /// Puts the vCPU where the case's access would be made by the supervisor.
+    pub fn enter_case(&self, setting: &Setting, case: &Case) -> Outcome {
+        self.enter(setting, case.cr3)?;
+        self.machine.change_regs(|regs| regs.rflags |= u64::from(case.ac) << 18)?;
+        Ok(())
+    }
+
+    fn enter(&self, setting: &Setting, cr3: u64) -> Outcome {
         let registers = &setting.registers;
         let long = levels(setting.mode) > 3;
         let code = if long { selector::CODE_64 } else { selector::CODE_32 };
@@ -436,24 +447,18 @@ impl Guest {
         sregs.cr0 = registers.cr0.raw();
         sregs.cr4 = registers.cr4.raw();
         sregs.efer = registers.efer.raw();
-        sregs.cr3 = Self::own_entry(setting.mode, &batch.cases[0]).0;
+        sregs.cr3 = cr3;
         self.machine.vcpu.set_sregs(&sregs)?;
         self.machine.vcpu.set_regs(&kvm_regs {
             rip: (START + if long { layout::CODE_64 } else { layout::CODE_32 }) as u64,
             rsp: layout::STACK as u64,
             rsi: layout::LIST as u64,
-            rdi: (layout::LIST + batch.cases.len() * field::SIZE) as u64,
             rbp: u64::from(setting.has(Cr4::PKE)),
             rax: u64::from(registers.pkru),
             rflags: 1 << 9 | 1 << 1,
             ..Default::default()
         })?;
         Ok(())
-    }
-
-    /// The state that the walk depends on as the hypervisor reports it.
-    pub fn registers(&self) -> Result<kvm_sregs, Errno> {
-        self.machine.vcpu.sregs()
     }
 }
 

@@ -11,6 +11,7 @@ pub mod coverage;
 pub mod generate;
 pub mod guest;
 pub mod model;
+pub mod translate;
 
 use kvm_bindings::kvm_cpuid_entry2;
 use rusthv_model::paging::state::{AccessKind, Features as ModelFeatures, Mode};

@@ -6,8 +6,8 @@ use super::generate::{Case, Setting};
 use super::guest::{data_offset, layout, TABLES_END};
 use super::Features;
 use rusthv_model::arch::addr::{Gpa, Gva};
-use rusthv_model::paging::state::{Mode, PagingState};
-use rusthv_model::paging::walk::{load_pdptes, walk, EntrySize, GuestPhys, PdpteError, WalkError};
+use rusthv_model::paging::state::{Access, AccessKind, Mode, PagingState, Privilege};
+use rusthv_model::paging::walk::{load_pdptes, probe, walk, EntrySize, GuestPhys, PdpteError, WalkError};
 
 /// The tables of the cases, as the model sees and changes them.
 struct Tables(Vec<u64>);
@@ -104,6 +104,20 @@ impl Model {
         self.tables.read(at, entry_size(mode)).unwrap_or_default()
     }
 
+    /// Where a load by the supervisor would go; nothing changes. The pointers of PAE are fine.
+    pub fn translate(&mut self, setting: &Setting, case: &Case) -> Option<u64> {
+        let state = self.state(setting, case, None);
+        let privilege = Privilege::Supervisor { ac: case.ac };
+        let access = Access { kind: AccessKind::Read, privilege };
+        probe(&mut self.tables, &state, Gva::new(case.address), access).ok().map(|found| found.gpa.raw())
+    }
+
+    fn state(&self, setting: &Setting, case: &Case, pdptes: Option<[u64; 4]>) -> PagingState {
+        let mut registers = setting.registers;
+        registers.cr3 = case.cr3;
+        PagingState::new(registers, self.features.model(), pdptes)
+    }
+
     /// Makes an access: says how it ends, and sets the flags.
     pub fn access(&mut self, setting: &Setting, case: &Case) -> Result<Expected, String> {
         let mut pdptes = None;
@@ -114,9 +128,7 @@ impl Model {
                 Err(PdpteError::Memory(_)) => return Err("the model finds no pointers".into()),
             };
         }
-        let mut registers = setting.registers;
-        registers.cr3 = case.cr3;
-        let state = PagingState::new(registers, self.features.model(), pdptes);
+        let state = self.state(setting, case, pdptes);
         let distance = data_offset(case.access.kind);
         match walk(&mut self.tables, &state, Gva::new(case.address + distance), case.access) {
             Ok(found) => Ok(Expected::Reaches(found.gpa.raw() - distance)),
