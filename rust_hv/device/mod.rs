@@ -11,7 +11,9 @@ pub mod stats;
 pub mod vcpu;
 pub mod vm;
 
-use crate::host::bindings::{self, kvm_cpuid_entry2, rusthv_host_stats, rusthv_info};
+use crate::host::bindings::{
+    self, kvm_cpuid_entry2, rusthv_host_stats, rusthv_info, rusthv_node_stats,
+};
 use crate::host::errno::not_a_typewriter;
 use crate::host::file::{install, Device};
 use crate::host::global::Global;
@@ -73,6 +75,7 @@ impl Device for RustHvDevice {
             KVM_GET_SUPPORTED_CPUID => get_supported_cpuid(arg),
             RUSTHV_GET_INFO => info(arg),
             RUSTHV_GET_HOST_STATS => host_stats(arg),
+            RUSTHV_GET_NODE_STATS => node_stats(arg),
             _ => Err(not_a_typewriter()),
         }
     }
@@ -168,6 +171,23 @@ fn host_stats(arg: usize) -> Result<isize> {
         vms,
         vcpus,
         reserved: [0; 4],
+    };
+    user::write(arg, &stats).map(|()| 0)
+}
+
+#[inline(never)]
+fn node_stats(arg: usize) -> Result<isize> {
+    let asked = user::read::<rusthv_node_stats>(arg)?;
+    let node = asked.node as usize;
+    if asked.padding != 0 || node >= frame::max_nodes() {
+        return Err(EINVAL);
+    }
+    let stats = rusthv_node_stats {
+        node: asked.node,
+        padding: 0,
+        frames_in_use: pool::in_use_on(node),
+        frames_pooled: pool::POOLED.on(node),
+        reserved: [0; 5],
     };
     user::write(arg, &stats).map(|()| 0)
 }

@@ -52,6 +52,10 @@ impl<V: Vendor> FdObject for VmFile<V> {
                 let region: kvm_userspace_memory_region = user::read(arg)?;
                 vm.set_memory_region(&region).map(|()| 0)
             }
+            KVM_GET_DIRTY_LOG => {
+                let (slot, bitmap) = user::read_dirty_log(arg)?;
+                vm.dirty_log(slot, bitmap).map(|()| 0)
+            }
             KVM_CHECK_EXTENSION => Ok(check_extension(arg)),
             // Where older CPUs need three pages of guest-physical memory for real mode. Ours run
             // it as it is; the address is checked and not used.

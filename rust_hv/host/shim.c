@@ -58,6 +58,14 @@ bool rhv_cpu_online(int cpu)
 	return cpu_online(cpu);
 }
 
+/* Power-off, halt and reboot; a kernel that kexec starts counts as the last. */
+bool rhv_going_down(void)
+{
+	return system_state == SYSTEM_HALT ||
+	       system_state == SYSTEM_POWER_OFF ||
+	       system_state == SYSTEM_RESTART;
+}
+
 void rhv_preempt_disable(void)
 {
 	preempt_disable();
@@ -397,6 +405,11 @@ int rhv_page_node(struct page *page)
 unsigned int rhv_max_nodes(void)
 {
 	return nr_node_ids;
+}
+
+bool rhv_node_has_memory(unsigned int node)
+{
+	return node < nr_node_ids && node_state(node, N_MEMORY);
 }
 
 void *rhv_phys_to_virt(u64 phys)

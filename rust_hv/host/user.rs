@@ -25,12 +25,14 @@ macro_rules! user_data {
 
 user_data!(
     kvm_cpuid_entry2,
+    kvm_dirty_log,
     kvm_interrupt,
     kvm_regs,
     kvm_sregs,
     kvm_userspace_memory_region,
     rusthv_host_stats,
     rusthv_info,
+    rusthv_node_stats,
     rusthv_vcpu_stats,
     rusthv_vm_stats,
 );
@@ -47,6 +49,18 @@ pub fn read<T: UserData>(arg: usize) -> Result<T> {
     UserSlice::new(UserPtr::from_addr(arg), core::mem::size_of::<T>())
         .reader()
         .read()
+}
+
+/// Slot number and address of the bitmap in a `struct kvm_dirty_log`.
+///
+/// # Errors
+///
+/// `EFAULT`.
+pub fn read_dirty_log(arg: usize) -> Result<(u32, Hva)> {
+    let log: bindings::kvm_dirty_log = read(arg)?;
+    // SAFETY: An integer and a pointer, both of 64 bits, and any bits are a value.
+    let address = unsafe { log.__bindgen_anon_1.padding2 };
+    Ok((log.slot, Hva::new(address)))
 }
 
 /// Copies one structure out.

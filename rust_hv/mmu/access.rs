@@ -117,10 +117,7 @@ impl Mmu {
     ///
     /// As [`Mmu::write`].
     pub fn write_word(&self, gpa: Gpa, size: u8, value: u64) -> Result {
-        match self.backing(gpa) {
-            Backing::Ram(hva) => user::write_word(hva, size, value),
-            Backing::Rom(_) | Backing::Mmio => Err(no_such_device()),
-        }
+        self.change(gpa, |hva| user::write_word(hva, size, value))
     }
 
     /// User address of a guest-physical one, if the cache has it: without a lock, for where nothing
@@ -211,10 +208,7 @@ impl Mmu {
         while !buf.is_empty() {
             let len = to_page_end(gpa.page_offset()).min(buf.len());
             let (now, rest) = buf.split_at_checked(len).ok_or(EFAULT)?;
-            match self.backing(gpa) {
-                Backing::Ram(hva) => user::copy_to(hva, now)?,
-                Backing::Rom(_) | Backing::Mmio => return Err(no_such_device()),
-            }
+            self.change(gpa, |hva| user::copy_to(hva, now))?;
             buf = rest;
             gpa = gpa.wrapping_add(len as u64);
         }
@@ -229,9 +223,18 @@ impl Mmu {
     /// `ENXIO` where the guest has no memory to be written, `EFAULT` where the VMM has none behind
     /// it.
     pub fn compare_exchange(&self, gpa: Gpa, size: u8, old: u64, new: u64) -> Result<u64> {
-        match self.backing(gpa) {
-            Backing::Ram(hva) => user::compare_exchange(hva, size, old, new),
-            Backing::Rom(_) | Backing::Mmio => Err(no_such_device()),
+        self.change(gpa, |hva| user::compare_exchange(hva, size, old, new))
+    }
+
+    /// Writes inside one page, and logs that.
+    fn change<R>(&self, gpa: Gpa, write: impl FnOnce(Hva) -> Result<R>) -> Result<R> {
+        let slot = self.slot(gpa).ok_or_else(no_such_device)?;
+        if slot.flags.contains(SlotFlags::READ_ONLY) {
+            return Err(no_such_device());
         }
+        let result = write(slot.hva_of_gpa(gpa).ok_or_else(no_such_device)?);
+        // Whatever came of it: some of it may have been written.
+        self.wrote(&slot, gpa);
+        result
     }
 }

@@ -83,11 +83,16 @@ impl Mmu {
         } = faults;
         loop {
             let (slot, moment) = {
-                let state = self.state.lock();
-                (state.view().find(gfn).copied(), state.moment())
-            };
-            let Some(slot) = slot else {
-                return Ok(Resolved::Mmio(Backing::Mmio));
+                let mut state = self.state.lock();
+                let slot = state.view().find(gfn).copied();
+                let Some(slot) = slot else {
+                    return Ok(Resolved::Mmio(Backing::Mmio));
+                };
+                let logged = slot.flags.log_dirty();
+                if logged && fault.write && state.allow_logged_write(self.pools, &slot, fault.gpa) {
+                    return Ok(Resolved::Mapped);
+                }
+                (slot, state.moment())
             };
             let read_only = slot.flags.contains(SlotFlags::READ_ONLY);
             if read_only && fault.write {
@@ -102,7 +107,10 @@ impl Mmu {
             };
             let max = room(&slot, gfn, window);
             let pages = UserPages::get(run, &self.mm, hva, wanted, max)?;
+            // Writes are logged page by page.
+            let logged = slot.flags.log_dirty();
             let large = self.large_pages
+                && !logged
                 && slot.fits_large(gfn, PAGES_2M)
                 && pages
                     .mapping_shift()
@@ -119,15 +127,22 @@ impl Mmu {
                 task::cond_resched();
                 continue;
             }
-            let Some(table) = state.tree.table.as_mut() else {
+            let now = &mut *state;
+            let Some(table) = now.tree.table.as_mut() else {
                 return Err(EIO);
             };
             let like = self.leaf(pages.writable() && !read_only);
             let mapped = if large {
                 map_large(table, &mut memory, &mut unlinked, fault.gpa, &pages, like)
             } else {
+                let others = if logged { like.to_be_noticed() } else { like };
+                let first = if fault.write { like } else { others };
+                let like = [first, others];
                 map_small(table, &mut memory, &mut unlinked, fault.gpa, &pages, like)
             };
+            if logged && fault.write {
+                now.logs.mark(&slot, gfn);
+            }
             drop(state);
             // After the lock: flush what was replaced, then free it.
             drop(unlinked);
@@ -199,13 +214,14 @@ fn map_large(
     Ok(())
 }
 
+/// Maps the page of a fault as the first of `like`, its neighbours as the second.
 fn map_small(
     table: &mut Table<Nested>,
     memory: &mut Tables<'_>,
     unlinked: &mut Unlinked<'_>,
     gpa: Gpa,
     pages: &UserPages<'_>,
-    like: Leaf,
+    [like, others]: [Leaf; 2],
 ) -> Result<(), MapError> {
     let mut run = pages.iter();
     let first = run.next().ok_or(MapError::OutOfRange)?;
@@ -214,12 +230,12 @@ fn map_small(
     match table.leaf_table(memory, base) {
         Ok(mut table) => {
             table.map(base, like, unlinked)?;
-            let perms = like.perms;
+            let perms = others.perms;
             if let Some(next) = base.checked_add(PAGE_SIZE) {
                 if pages.count() > 1 {
                     let neighbours = Leaf {
                         accessed: false,
-                        ..like
+                        ..others
                     };
                     table.fill(next, neighbours, run.map(|hpa| Some((hpa, perms))))?;
                 }

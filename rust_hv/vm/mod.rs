@@ -20,6 +20,7 @@ use crate::host::tsc;
 use crate::host::user::UserMm;
 use crate::host::{bindings, cpu};
 use crate::mmu::Mmu;
+use crate::model::arch::addr::Hva;
 use crate::model::memory::slots::Request;
 use crate::vcpu::{Machine, Vcpu};
 use crate::vendor::Vendor;
@@ -136,6 +137,15 @@ impl<V: Vendor> Vm<V> {
             memory_size: region.memory_size,
             userspace_addr: region.userspace_addr,
         })
+    }
+
+    /// `KVM_GET_DIRTY_LOG`.
+    ///
+    /// # Errors
+    ///
+    /// As KVM: `EINVAL`, `ENOENT`, `EFAULT`; `ENOMEM`.
+    pub fn dirty_log(&self, slot: u32, bitmap: Hva) -> Result {
+        self.mmu.dirty_log(slot, bitmap)
     }
 
     /// True once a vCPU was created: what concerns all of them is settled then.

@@ -154,6 +154,24 @@ impl Vm {
         self.set_slot(slot, 0, gpa, memory.size() as u64, memory.address())
     }
 
+    /// KVM_GET_DIRTY_LOG into a buffer at an address of the caller's choice.
+    pub fn dirty_log_to(&self, slot: u32, address: u64) -> Result<i32, Errno> {
+        let log = kvm_dirty_log {
+            slot,
+            padding1: 0,
+            __bindgen_anon_1: kvm_dirty_log__bindgen_ty_1 { padding2: address },
+        };
+        self.ioctl(KVM_GET_DIRTY_LOG, ptr::from_ref(&log) as u64)
+    }
+
+    /// KVM_GET_DIRTY_LOG of a slot of so many pages: the numbers of those that were written.
+    pub fn dirty_pages(&self, slot: u32, pages: usize) -> Result<Vec<usize>, Errno> {
+        // What the call does not write is no page.
+        let mut words = vec![0u64; pages.div_ceil(64)];
+        self.dirty_log_to(slot, words.as_mut_ptr() as u64)?;
+        Ok((0..words.len() * 64).filter(|page| words[page / 64] >> (page % 64) & 1 != 0).collect())
+    }
+
     pub fn vcpu(&self, id: u64) -> Result<Vcpu, Errno> {
         let fd = self.ioctl(KVM_CREATE_VCPU, id)?;
         // SAFETY: the descriptor is new, so it is ours.

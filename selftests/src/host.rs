@@ -25,6 +25,24 @@ pub fn online_cpus() -> Vec<usize> {
     parse_list(&text)
 }
 
+/// The NUMA node of a processor.
+pub fn node_of(cpu: usize) -> Option<u32> {
+    let entries = fs::read_dir(format!("/sys/devices/system/cpu/cpu{cpu}")).ok()?;
+    entries.flatten().find_map(|entry| entry.file_name().to_str()?.strip_prefix("node")?.parse().ok())
+}
+
+/// The nodes that have processors online, each with one of them.
+pub fn nodes_with_cpus() -> Vec<(u32, usize)> {
+    let mut nodes: Vec<(u32, usize)> = Vec::new();
+    for cpu in online_cpus() {
+        match node_of(cpu) {
+            Some(node) if nodes.iter().all(|(known, _)| *known != node) => nodes.push((node, cpu)),
+            _ => {}
+        }
+    }
+    nodes
+}
+
 /// Parses a list such as `0-2,5`.
 fn parse_list(text: &str) -> Vec<usize> {
     let mut cpus = Vec::new();

@@ -72,6 +72,41 @@ unload_rusthv() {
 	rmmod rust_hv && [ ! -e /dev/rusthv ]
 }
 
+# end_with_guests COMMAND: the machine's last command; guests run until it ends.
+end_with_guests() {
+	load_without_kunit && /rusthv-spin /dev/rusthv && echo "$1" >/run/end
+}
+
+# refused REASON: a machine without virtualization. The module says so and is gone.
+refused() {
+	# As often as it may be tried.
+	for _ in 1 2 3; do
+		if said=$(insmod /rust_hv.ko 2>&1); then
+			echo "it was loaded"
+			return 1
+		fi
+		echo "$said"
+		case $said in
+		*"Operation not supported"*) ;;
+		*) return 1 ;;
+		esac
+	done
+	if ! dmesg | grep -F "rust_hv: $1"; then
+		echo "it did not say: $1"
+		return 1
+	fi
+	for left in /dev/rusthv /sys/module/rust_hv /sys/kernel/debug/kunit/rusthv*; do
+		if [ -e "$left" ]; then
+			echo "it has left $left"
+			return 1
+		fi
+	done
+	! grep -E 'rusthv|rust_hv' /proc/modules /proc/misc /proc/iomem \
+		/sys/devices/system/cpu/hotplug/states || return
+	# KVM is of the same opinion.
+	! load_kvm
+}
+
 # leaks: prints what kmemleak suspects; fails when that is anything.
 leaks() {
 	file=/sys/kernel/debug/kmemleak

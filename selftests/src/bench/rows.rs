@@ -39,6 +39,9 @@ pub const ROWS: &[Row] = &[
     Row { name: "host's own fault alone, per page", round: fault_host, compared: false },
     Row { name: "first touch of THP-backed memory, per 4 KiB", round: large_first, compared: true },
     Row { name: "later touch of THP-backed memory, per 4 KiB", round: large_later, compared: true },
+    Row { name: "first write to a logged page, per page", round: logged_write, compared: true },
+    Row { name: "reading the dirty log, per dirty page", round: log_read, compared: true },
+    Row { name: "reading the dirty log of 64 GiB, clean", round: log_clean, compared: true },
     Row { name: "VM + vCPU create and destroy, 64 MiB slot", round: create_destroy, compared: true },
 ];
 
@@ -232,6 +235,75 @@ fn large_later(device: &Device) -> Result<Sample, Failure> {
     let half = sweep(&machine, SWEEP_GPA, SWEEP_PAGES / 2)?;
     let full = sweep(&machine, SWEEP_GPA, SWEEP_PAGES)?;
     Ok(Sample { cost: 2.0 * full.cost - half.cost, exits: full.exits })
+}
+
+const LOG: u32 = kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
+
+/// A machine whose swept memory logs: all of it is mapped, and clean.
+fn logger(device: &Device, memory: &Memory) -> Result<Machine, Failure> {
+    let machine = sweeper(device, memory)?;
+    sweep(&machine, SWEEP_GPA, SWEEP_PAGES)?;
+    machine.vm.set_slot(1, LOG, SWEEP_GPA, SWEEP_SIZE as u64, memory.address())?;
+    Ok(machine)
+}
+
+fn logged_write(device: &Device) -> Result<Sample, Failure> {
+    let memory = small_pages()?;
+    touch(&memory);
+    let machine = logger(device, &memory)?;
+    let sample = sweep(&machine, SWEEP_GPA, SWEEP_PAGES)?;
+    all_dirty(&machine)?;
+    Ok(sample)
+}
+
+fn log_read(device: &Device) -> Result<Sample, Failure> {
+    let memory = small_pages()?;
+    touch(&memory);
+    let machine = logger(device, &memory)?;
+    sweep(&machine, SWEEP_GPA, SWEEP_PAGES)?;
+    let mut words = faulted_in(SWEEP_PAGES);
+    let cost = timed(SWEEP_PAGES, || {
+        machine.vm.dirty_log_to(1, words.as_mut_ptr() as u64)?;
+        Ok(())
+    })?;
+    expect_all(&words)?;
+    Ok(Sample { cost, exits: None })
+}
+
+/// What is paid for the size of a slot of which nothing was written.
+fn log_clean(device: &Device) -> Result<Sample, Failure> {
+    const BYTES: u64 = 64 << 30;
+    let memory = Memory::new(BYTES as usize)?;
+    let vm = device.vm()?;
+    vm.set_slot(1, LOG, SWEEP_GPA, BYTES, memory.address())?;
+    let mut words = faulted_in(BYTES / PAGE as u64);
+    let cost = timed(1, || {
+        vm.dirty_log_to(1, words.as_mut_ptr() as u64)?;
+        Ok(())
+    })?;
+    if words.iter().any(|&word| word != 0) {
+        return Err(Failure::failed("a page is dirty that nobody wrote"));
+    }
+    Ok(Sample { cost, exits: None })
+}
+
+/// Words of a bitmap, written once: their own faults are not measured. The log has none of these
+/// bits, and not all of them.
+fn faulted_in(pages: u64) -> Vec<u64> {
+    vec![1; (pages / 64) as usize]
+}
+
+fn all_dirty(machine: &Machine) -> Result<(), Failure> {
+    let mut words = vec![0u64; (SWEEP_PAGES / 64) as usize];
+    machine.vm.dirty_log_to(1, words.as_mut_ptr() as u64)?;
+    expect_all(&words)
+}
+
+fn expect_all(words: &[u64]) -> Result<(), Failure> {
+    if words.iter().any(|&word| word != !0) {
+        return Err(Failure::failed("a page was written that the log does not have"));
+    }
+    Ok(())
 }
 
 fn create_destroy(device: &Device) -> Result<Sample, Failure> {

@@ -24,8 +24,12 @@ pub fn documented(request: u64) -> &'static [Errno] {
         KVM_SET_REGS => &[Errno::EFAULT, Errno::ENOMEM, Errno::EINTR],
         KVM_SET_SREGS => &[Errno::EINVAL, Errno::EFAULT, Errno::ENOMEM, Errno::EINTR],
         KVM_SET_CPUID2 => &[Errno::EINVAL, Errno::E2BIG, Errno::EFAULT, Errno::ENOMEM, Errno::EINTR],
-        RUSTHV_GET_INFO | RUSTHV_GET_HOST_STATS | RUSTHV_GET_VM_STATS | RUSTHV_GET_VCPU_STATS => {
-            // ENOTTY or EINVAL from a device that is not rusthv.
+        RUSTHV_GET_INFO
+        | RUSTHV_GET_HOST_STATS
+        | RUSTHV_GET_NODE_STATS
+        | RUSTHV_GET_VM_STATS
+        | RUSTHV_GET_VCPU_STATS => {
+            // ENOTTY or EINVAL from a device that is not rusthv; EINVAL for a node that is not there.
             &[Errno::EFAULT, Errno::EINTR, Errno::ENOTTY, Errno::EINVAL]
         }
         _ => MISSING,

@@ -50,6 +50,7 @@ fn run(t: &Context) -> Outcome {
             for result in [
                 device.ioctl(RUSTHV_GET_INFO, address),
                 device.ioctl(RUSTHV_GET_HOST_STATS, address),
+                device.ioctl(RUSTHV_GET_NODE_STATS, address),
                 machine.vm.ioctl(RUSTHV_GET_VM_STATS, address),
                 machine.vcpu.ioctl(RUSTHV_GET_VCPU_STATS, address),
             ] {

@@ -30,7 +30,13 @@ fn run(t: &Context) -> Outcome {
         check_eq!(vcpu.ioctl(request, 0), Err(unknown), "{request:#x} on a vCPU");
     }
     // rusthv's own belong to one kind of file each, and to no KVM.
-    for request in [RUSTHV_GET_INFO, RUSTHV_GET_HOST_STATS, RUSTHV_GET_VM_STATS, RUSTHV_GET_VCPU_STATS] {
+    for request in [
+        RUSTHV_GET_INFO,
+        RUSTHV_GET_HOST_STATS,
+        RUSTHV_GET_NODE_STATS,
+        RUSTHV_GET_VM_STATS,
+        RUSTHV_GET_VCPU_STATS,
+    ] {
         let mut room = [0u64; 64];
         let address = room.as_mut_ptr() as u64;
         let results =
