@@ -6,9 +6,9 @@
 //! type letters and structures that it does generate.
 
 use crate::host::bindings::{
-    kvm_cpuid2, kvm_dirty_log, kvm_interrupt, kvm_regs, kvm_sregs, kvm_userspace_memory_region,
-    rusthv_host_stats, rusthv_info, rusthv_node_stats, rusthv_vcpu_stats, rusthv_vm_stats, KVMIO,
-    RUSTHV_IO,
+    kvm_cpuid2, kvm_dirty_log, kvm_interrupt, kvm_regs, kvm_sregs, kvm_translation,
+    kvm_userspace_memory_region, rusthv_host_stats, rusthv_info, rusthv_node_stats,
+    rusthv_vcpu_stats, rusthv_vm_stats, KVMIO, RUSTHV_IO,
 };
 use kernel::ioctl::{_IO, _IOR, _IOW, _IOWR};
 
@@ -37,6 +37,7 @@ numbers! {
     KVM_SET_REGS = _IOW::<kvm_regs>(KVMIO, 0x82);
     KVM_GET_SREGS = _IOR::<kvm_sregs>(KVMIO, 0x83);
     KVM_SET_SREGS = _IOW::<kvm_sregs>(KVMIO, 0x84);
+    KVM_TRANSLATE = _IOWR::<kvm_translation>(KVMIO, 0x85);
     KVM_INTERRUPT = _IOW::<kvm_interrupt>(KVMIO, 0x86);
     KVM_SET_CPUID2 = _IOW::<kvm_cpuid2>(KVMIO, 0x90);
 

@@ -3,7 +3,8 @@
 //! Guest memory as a vCPU sees it: for the walk of its page tables and for the emulator.
 
 use super::code::{stopped, ReadBytes};
-use super::snapshot::Snapshot;
+use super::snapshot::{paging_state, Snapshot};
+use super::Vcpu;
 use crate::host::errno::no_such_device;
 use crate::host::switch::request_cache_flush;
 use crate::host::user;
@@ -18,6 +19,7 @@ use crate::model::emulate::{
 use crate::model::exit::{NestedFault, Origin};
 use crate::model::paging::state::{Access as WalkAccess, AccessKind};
 use crate::model::paging::walk::{self, EntrySize, GuestPhys};
+use crate::vendor::{Guest, Vendor, Window};
 use kernel::prelude::*;
 
 /// Guest-physical memory, for walks.
@@ -92,6 +94,29 @@ impl GuestPhys for GuestPhysical<'_> {
 impl ReadBytes for GuestPhysical<'_> {
     fn read_bytes(&mut self, at: Gpa, bytes: &mut [u8]) -> Result {
         self.mmu.read_cached(self.slot, at, bytes)
+    }
+}
+
+impl<V: Vendor> Vcpu<V> {
+    /// `KVM_TRANSLATE`: where a read at CPL 0 would go; no trace of it stays in the guest's tables.
+    /// `None` where it would fault, or where tables are in no memory.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR`, `EIO`.
+    pub fn translate(&self, gva: Gva) -> Result<Option<Gpa>> {
+        let mut inner = self.lock()?;
+        let inner = &mut *inner;
+        let window = inner.guest.open()?;
+        let paging = paging_state(&window, inner.state.cpuid.facts())?;
+        let rflags = Rflags::from_raw(window.rflags()?);
+        // The tables may have to be fetched by the host: that sleeps.
+        drop(window);
+        let access = WalkAccess::explicit(AccessKind::Read, 0, rflags);
+        let mut memory = GuestPhysical::new(&self.mmu, &mut inner.state.slots);
+        Ok(walk::probe(&mut memory, &paging, gva, access)
+            .ok()
+            .map(|found| found.gpa))
     }
 }
 

@@ -253,6 +253,12 @@ impl Vcpu {
         self.ioctl(KVM_SET_SREGS, ptr::from_ref(sregs) as u64)
     }
 
+    /// KVM_TRANSLATE: what the kernel makes of `translation`.
+    pub fn translate(&self, mut translation: kvm_translation) -> Result<kvm_translation, Errno> {
+        self.ioctl(KVM_TRANSLATE, ptr::from_mut(&mut translation) as u64)?;
+        Ok(translation)
+    }
+
     /// KVM_INTERRUPT.
     pub fn interrupt(&self, vector: u32) -> Result<i32, Errno> {
         let interrupt = kvm_interrupt { irq: vector };

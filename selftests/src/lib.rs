@@ -30,6 +30,7 @@ pub mod statistics;
 pub mod tests;
 pub mod traps;
 pub mod vendor;
+pub mod walk;
 
 /// What nearly every test uses.
 pub mod prelude {

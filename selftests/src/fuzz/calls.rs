@@ -39,6 +39,7 @@ const VCPU: &[u64] = &[
     KVM_SET_REGS,
     KVM_GET_SREGS,
     KVM_SET_SREGS,
+    KVM_TRANSLATE,
     KVM_SET_CPUID2,
     RUSTHV_GET_VCPU_STATS,
 ];

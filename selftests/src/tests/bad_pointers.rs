@@ -43,6 +43,7 @@ fn run(t: &Context) -> Outcome {
             ("GET_SREGS", KVM_GET_SREGS),
             ("SET_SREGS", KVM_SET_SREGS),
             ("SET_CPUID2", KVM_SET_CPUID2),
+            ("TRANSLATE", KVM_TRANSLATE),
             ("INTERRUPT", KVM_INTERRUPT),
         ] {
             check_err!(machine.vcpu.ioctl(request, address), EFAULT, "{name}, {what}");
@@ -60,7 +61,7 @@ fn run(t: &Context) -> Outcome {
         }
     }
     // A structure that may be read and not written.
-    for request in [KVM_GET_REGS, KVM_GET_SREGS] {
+    for request in [KVM_GET_REGS, KVM_GET_SREGS, KVM_TRANSLATE] {
         check_err!(machine.vcpu.ioctl(request, start + 2 * PAGE as u64), EFAULT);
     }
     check_eq!((machine.vcpu.regs()?, machine.vcpu.sregs()?), before, "the state after all that");

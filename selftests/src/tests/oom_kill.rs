@@ -12,7 +12,6 @@ use crate::memory::PAGE;
 use crate::prelude::*;
 use std::fs;
 use std::thread;
-use std::time::Duration;
 
 pub const TEST: Test = Test::new(180, run);
 
@@ -129,36 +128,27 @@ fn run(t: &Context) -> Outcome {
         fs::write(node.huge_pages(), pages.to_string())?;
     }
     println!("# {} MiB are left on node {}", node.free()? >> 10, node.0);
-    for round in 0..t.repetitions(2) {
-        // What the last one had may still wait on a processor's list.
-        for _ in 0..200 {
-            if node.free()? > LEFT_KIB * 3 / 4 {
-                break;
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        let count = Memory::map(PAGE, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1)?;
-        count.write_u64(0, 0);
-        let kills = killed_by_oom()?;
-        // SAFETY: this test has one thread here; the child never comes back.
-        let pid = Errno::check(unsafe { libc::fork() })?;
-        if pid == 0 {
-            let _ = vmm(t, &node, &count);
-            // SAFETY: ends the child: only reached when it was not killed.
-            unsafe { libc::_exit(1) };
-        }
-        let status = host::wait(pid)?;
-        check!(libc::WIFSIGNALED(status), "round {round}: the VMM ended with status {status:#x}");
-        check_eq!(libc::WTERMSIG(status), libc::SIGKILL, "round {round}");
-        check_eq!(killed_by_oom()?, kills + 1, "processes that the OOM killer has ended, round {round}");
-        let taken = count.read_u64(0) as i64 * (PAGE >> 10) as i64;
-        check!(taken > TAKEN_KIB, "the guest got {taken} KiB only, round {round}");
-        if let Some(before) = &before {
-            balance::restored(&device, before)?;
-        }
-        // Others go on.
-        check_eq!(Machine::real(&device, &[0xF4])?.run()?, Exit::Hlt, "round {round}");
+    let count = Memory::map(PAGE, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1)?;
+    count.write_u64(0, 0);
+    let kills = killed_by_oom()?;
+    // SAFETY: this test has one thread here; the child never comes back.
+    let pid = Errno::check(unsafe { libc::fork() })?;
+    if pid == 0 {
+        let _ = vmm(t, &node, &count);
+        // SAFETY: ends the child: only reached when it was not killed.
+        unsafe { libc::_exit(1) };
     }
+    let status = host::wait(pid)?;
+    check!(libc::WIFSIGNALED(status), "the VMM ended with status {status:#x}");
+    check_eq!(libc::WTERMSIG(status), libc::SIGKILL);
+    check_eq!(killed_by_oom()?, kills + 1, "processes that the OOM killer has ended");
+    let taken = count.read_u64(0) as i64 * (PAGE >> 10) as i64;
+    check!(taken > TAKEN_KIB, "the guest got {taken} KiB only");
+    if let Some(before) = &before {
+        balance::restored(&device, before)?;
+    }
+    // Others go on.
+    check_eq!(Machine::real(&device, &[0xF4])?.run()?, Exit::Hlt);
     drop(kept);
     let lost = free - free_memory()?;
     check!(lost < SLACK_KIB, "{lost} KiB of {free} are no longer there");

@@ -17,8 +17,16 @@ const ON_VM: &[u64] = &[
     KVM_SET_TSS_ADDR,
     KVM_SET_IDENTITY_MAP_ADDR,
 ];
-const ON_VCPU: &[u64] =
-    &[KVM_RUN, KVM_GET_REGS, KVM_SET_REGS, KVM_GET_SREGS, KVM_SET_SREGS, KVM_SET_CPUID2, KVM_INTERRUPT];
+const ON_VCPU: &[u64] = &[
+    KVM_RUN,
+    KVM_GET_REGS,
+    KVM_SET_REGS,
+    KVM_GET_SREGS,
+    KVM_SET_SREGS,
+    KVM_SET_CPUID2,
+    KVM_TRANSLATE,
+    KVM_INTERRUPT,
+];
 
 fn run(t: &Context) -> Outcome {
     let device = t.device()?;
