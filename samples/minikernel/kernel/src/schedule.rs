@@ -88,19 +88,26 @@ pub fn trap_from_user(frame: &mut Frame) {
         }
         vector => panic!("exception {vector} in process {current} at {:#x}", frame.ip),
     };
-    let state = match next {
+    let state = match &next {
         Next::Same => return,
         Next::Others => State::Ready,
         Next::After(child) => {
             // INT is two bytes long.
             frame.ip -= 2;
-            State::Waiting(child)
+            State::Waiting(*child)
         }
         Next::Gone => {
             run_next(kernel, frame);
             return;
         }
     };
+    if matches!(next, Next::Others) && params::vcpus() != 1 {
+        // It waits for others, and they may be waiting for a processor.
+        drop(kernel);
+        cpu::relax(Wait::Yield);
+        kernel = KERNEL.lock();
+    }
+    let k = &mut *kernel;
     k.processes[current].state = state;
     k.processes[current].frame = *frame;
     run_next(kernel, frame);

@@ -38,7 +38,7 @@ pub struct Options {
     /// Where the workloads' pseudo-random numbers start
     #[arg(long, default_value_t = 1)]
     seed: u32,
-    /// Run everything on this device too, before --device
+    /// First run everything on this device too, with the first number of vCPUs, to set the standard
     #[arg(long, value_name = "PATH")]
     against: Option<PathBuf>,
     /// Print results in the Test Anything Protocol
@@ -121,8 +121,12 @@ pub fn run(options: &Options, device: &Path, memory: u64, timeout: Option<Durati
         let program = read(options, form.program())?;
         for &workload in &workloads {
             let mut standard = Standard::default();
-            for device in options.against.as_deref().into_iter().chain([device]) {
-                for &vcpus in &options.vcpus {
+            let against = options
+                .against
+                .as_deref()
+                .map(|other| (other, &options.vcpus[..1]));
+            for (device, counts) in against.into_iter().chain([(device, &options.vcpus[..])]) {
+                for &vcpus in counts {
                     let parameters = Parameters {
                         magic: MAGIC,
                         vcpus,

@@ -68,8 +68,13 @@ fn live(memory: Memory, seed: u32, process: u32) -> u64 {
 }
 
 pub fn run() -> u64 {
-    let memory = Memory::new(scaled(128), 0);
-    let checksum = live(memory, seed(), 1);
-    memory.unmap();
-    checksum
+    let mut sum = Sum::default();
+    // The second time with frames that have all been used before: a hypervisor has nothing to do
+    // for new ones, and no occasion to flush what the guest should have flushed.
+    for round in 0..2 {
+        let memory = Memory::new(scaled(128), 0);
+        sum.add(live(memory, seed() + 1000 * round, 1));
+        memory.unmap();
+    }
+    sum.0
 }
