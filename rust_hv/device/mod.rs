@@ -7,10 +7,13 @@
 //! `ENOTTY`.
 
 pub mod numbers;
+pub mod stats;
 pub mod vcpu;
 pub mod vm;
 
-use crate::host::bindings::{self, kvm_cpuid_entry2, rusthv_host_stats, rusthv_info};
+use crate::host::bindings::{
+    self, kvm_cpuid_entry2, rusthv_host_stats, rusthv_info, rusthv_node_stats,
+};
 use crate::host::errno::not_a_typewriter;
 use crate::host::file::{install, Device};
 use crate::host::global::Global;
@@ -56,6 +59,7 @@ pub enum RustHvDevice {}
 impl Device for RustHvDevice {
     const NAME: &'static CStr = c"rusthv";
 
+    #[inline]
     fn ioctl(cmd: u32, arg: usize) -> Result<isize> {
         match cmd {
             KVM_GET_API_VERSION => {
@@ -71,6 +75,7 @@ impl Device for RustHvDevice {
             KVM_GET_SUPPORTED_CPUID => get_supported_cpuid(arg),
             RUSTHV_GET_INFO => info(arg),
             RUSTHV_GET_HOST_STATS => host_stats(arg),
+            RUSTHV_GET_NODE_STATS => node_stats(arg),
             _ => Err(not_a_typewriter()),
         }
     }
@@ -95,6 +100,7 @@ fn create_vm(machine_type: usize) -> Result<isize> {
 }
 
 /// KVM API section 4.4.
+#[inline(never)]
 pub(crate) fn check_extension(number: usize) -> isize {
     const YES: isize = 1;
     match u32::try_from(number).unwrap_or(0) {
@@ -108,6 +114,7 @@ pub(crate) fn check_extension(number: usize) -> isize {
         | bindings::KVM_CAP_READONLY_MEM
         | bindings::KVM_CAP_SET_IDENTITY_MAP_ADDR
         | bindings::KVM_CAP_INTERNAL_ERROR_DATA
+        | bindings::KVM_CAP_BINARY_STATS_FD
         | bindings::KVM_CAP_CHECK_EXTENSION_VM => YES,
         bindings::KVM_CAP_NR_VCPUS => (cpu::max_cpus().min(machines::MAX_VCPUS)) as isize,
         bindings::KVM_CAP_MAX_VCPUS => machines::MAX_VCPUS as isize,
@@ -164,6 +171,23 @@ fn host_stats(arg: usize) -> Result<isize> {
         vms,
         vcpus,
         reserved: [0; 4],
+    };
+    user::write(arg, &stats).map(|()| 0)
+}
+
+#[inline(never)]
+fn node_stats(arg: usize) -> Result<isize> {
+    let asked = user::read::<rusthv_node_stats>(arg)?;
+    let node = asked.node as usize;
+    if asked.padding != 0 || node >= frame::max_nodes() {
+        return Err(EINVAL);
+    }
+    let stats = rusthv_node_stats {
+        node: asked.node,
+        padding: 0,
+        frames_in_use: pool::in_use_on(node),
+        frames_pooled: pool::POOLED.on(node),
+        reserved: [0; 5],
     };
     user::write(arg, &stats).map(|()| 0)
 }

@@ -6,8 +6,9 @@
 //! type letters and structures that it does generate.
 
 use crate::host::bindings::{
-    kvm_cpuid2, kvm_interrupt, kvm_regs, kvm_sregs, kvm_userspace_memory_region, rusthv_host_stats,
-    rusthv_info, rusthv_vcpu_stats, rusthv_vm_stats, KVMIO, RUSTHV_IO,
+    kvm_cpuid2, kvm_dirty_log, kvm_interrupt, kvm_regs, kvm_sregs, kvm_translation,
+    kvm_userspace_memory_region, rusthv_host_stats, rusthv_info, rusthv_node_stats,
+    rusthv_vcpu_stats, rusthv_vm_stats, KVMIO, RUSTHV_IO,
 };
 use kernel::ioctl::{_IO, _IOR, _IOW, _IOWR};
 
@@ -26,6 +27,7 @@ numbers! {
     KVM_GET_SUPPORTED_CPUID = _IOWR::<kvm_cpuid2>(KVMIO, 0x05);
 
     KVM_CREATE_VCPU = _IO(KVMIO, 0x41);
+    KVM_GET_DIRTY_LOG = _IOW::<kvm_dirty_log>(KVMIO, 0x42);
     KVM_SET_USER_MEMORY_REGION = _IOW::<kvm_userspace_memory_region>(KVMIO, 0x46);
     KVM_SET_TSS_ADDR = _IO(KVMIO, 0x47);
     KVM_SET_IDENTITY_MAP_ADDR = _IOW::<u64>(KVMIO, 0x48);
@@ -35,11 +37,15 @@ numbers! {
     KVM_SET_REGS = _IOW::<kvm_regs>(KVMIO, 0x82);
     KVM_GET_SREGS = _IOR::<kvm_sregs>(KVMIO, 0x83);
     KVM_SET_SREGS = _IOW::<kvm_sregs>(KVMIO, 0x84);
+    KVM_TRANSLATE = _IOWR::<kvm_translation>(KVMIO, 0x85);
     KVM_INTERRUPT = _IOW::<kvm_interrupt>(KVMIO, 0x86);
     KVM_SET_CPUID2 = _IOW::<kvm_cpuid2>(KVMIO, 0x90);
 
+    KVM_GET_STATS_FD = _IO(KVMIO, 0xce);
+
     RUSTHV_GET_INFO = _IOR::<rusthv_info>(RUSTHV_IO, 0x00);
     RUSTHV_GET_HOST_STATS = _IOR::<rusthv_host_stats>(RUSTHV_IO, 0x01);
+    RUSTHV_GET_NODE_STATS = _IOWR::<rusthv_node_stats>(RUSTHV_IO, 0x02);
     RUSTHV_GET_VM_STATS = _IOR::<rusthv_vm_stats>(RUSTHV_IO, 0x40);
     RUSTHV_GET_VCPU_STATS = _IOR::<rusthv_vcpu_stats>(RUSTHV_IO, 0x80);
 }

@@ -4,13 +4,16 @@
 
 use super::first_entry;
 use super::numbers::*;
-use crate::host::bindings::{kvm_cpuid_entry2, kvm_interrupt, kvm_regs, kvm_sregs};
+use super::stats::VcpuStats;
+use crate::host::bindings::{
+    kvm_cpuid_entry2, kvm_interrupt, kvm_regs, kvm_sregs, kvm_translation,
+};
 use crate::host::errno::not_a_typewriter;
-use crate::host::file::FdObject;
+use crate::host::file::{install, FdObject};
 use crate::host::frame::Frame;
 use crate::host::run_page::PAGES;
 use crate::host::user;
-use crate::model::arch::addr::PAGE_SIZE;
+use crate::model::arch::addr::{Gpa, Gva, PAGE_SIZE};
 use crate::vcpu::cpuid::{Cpuid, MAX_ENTRIES};
 use crate::vcpu::Vcpu;
 use crate::vendor::Vendor;
@@ -61,9 +64,14 @@ impl<V: Vendor> FdObject for VcpuFile<V> {
                 vcpu.set_sregs(&sregs).map(|()| 0)
             }
             KVM_SET_CPUID2 => set_cpuid(vcpu, arg),
+            KVM_TRANSLATE => translate(vcpu, arg),
             KVM_INTERRUPT => {
                 let interrupt: kvm_interrupt = user::read(arg)?;
                 vcpu.interrupt(interrupt.irq).map(|()| 0)
+            }
+            KVM_GET_STATS_FD => {
+                let stats = VcpuStats::new(this.vm.clone(), vcpu.clone());
+                install(Arc::new(stats, GFP_KERNEL_ACCOUNT)?).map(|fd| fd as isize)
             }
             RUSTHV_GET_VCPU_STATS => user::write(arg, &vcpu.counters().read()).map(|()| 0),
             _ => Err(not_a_typewriter()),
@@ -73,6 +81,18 @@ impl<V: Vendor> FdObject for VcpuFile<V> {
     fn page(&self, index: usize) -> Option<&Frame> {
         self.vcpu.page(index)
     }
+}
+
+/// `KVM_TRANSLATE`. What KVM does not work out is what KVM says of it always: writeable, and not of
+/// user mode.
+fn translate(vcpu: &Vcpu<impl Vendor>, arg: usize) -> Result<isize> {
+    let mut translation: kvm_translation = user::read(arg)?;
+    let found = vcpu.translate(Gva::new(translation.linear_address))?;
+    translation.physical_address = found.map_or(u64::MAX, Gpa::raw);
+    translation.valid = u8::from(found.is_some());
+    translation.writeable = 1;
+    translation.usermode = 0;
+    user::write(arg, &translation).map(|()| 0)
 }
 
 /// `KVM_SET_CPUID2`, which is described with `KVM_GET_CPUID2` in the KVM API.

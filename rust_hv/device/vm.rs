@@ -4,6 +4,7 @@
 
 use super::check_extension;
 use super::numbers::*;
+use super::stats::VmStats;
 use super::vcpu::VcpuFile;
 use crate::host::bindings::kvm_userspace_memory_region;
 use crate::host::errno::not_a_typewriter;
@@ -51,12 +52,20 @@ impl<V: Vendor> FdObject for VmFile<V> {
                 let region: kvm_userspace_memory_region = user::read(arg)?;
                 vm.set_memory_region(&region).map(|()| 0)
             }
+            KVM_GET_DIRTY_LOG => {
+                let (slot, bitmap) = user::read_dirty_log(arg)?;
+                vm.dirty_log(slot, bitmap).map(|()| 0)
+            }
             KVM_CHECK_EXTENSION => Ok(check_extension(arg)),
             // Where older CPUs need three pages of guest-physical memory for real mode. Ours run
             // it as it is; the address is checked and not used.
             KVM_SET_TSS_ADDR => set_tss_address(arg),
             KVM_SET_IDENTITY_MAP_ADDR if vm.has_vcpus() => Err(EINVAL),
             KVM_SET_IDENTITY_MAP_ADDR => user::read::<u64>(arg).map(|_| 0),
+            KVM_GET_STATS_FD => {
+                let file = Arc::new(VmStats::new((*vm).clone()), GFP_KERNEL_ACCOUNT)?;
+                install(file).map(|fd| fd as isize)
+            }
             RUSTHV_GET_VM_STATS => user::write(arg, &vm.stats()).map(|()| 0),
             _ => Err(not_a_typewriter()),
         }

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /* What bindgen reads; bindgen.args says what it takes. */
-#include <linux/anon_inodes.h>
 #include <linux/cpuhotplug.h>
 #include <linux/entry-virt.h>
 #include <linux/fcntl.h>

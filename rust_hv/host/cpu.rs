@@ -13,8 +13,9 @@ pub type Cpu = u32;
 ///
 /// # Invariants
 ///
-/// While the value lives, interrupts are off on the CPU that runs its thread.
+/// While the value lives, interrupts are off on the CPU that runs its thread, which is `cpu`.
 pub struct IrqsOff {
+    cpu: Cpu,
     /// Whether dropping the value turns interrupts on again.
     ours: bool,
     _pinned: NotThreadSafe,
@@ -29,6 +30,7 @@ impl IrqsOff {
         unsafe { bindings::rhv_irq_disable() };
         // INVARIANT: They were just turned off.
         Self {
+            cpu: current_cpu(),
             ours: true,
             _pinned: NotThreadSafe,
         }
@@ -42,6 +44,7 @@ impl IrqsOff {
     pub(super) unsafe fn assume() -> Self {
         // INVARIANT: The caller says so.
         Self {
+            cpu: current_cpu(),
             ours: false,
             _pinned: NotThreadSafe,
         }
@@ -50,8 +53,7 @@ impl IrqsOff {
     /// The CPU that this thread is on.
     #[inline]
     pub fn cpu(&self) -> Cpu {
-        // SAFETY: No preconditions.
-        unsafe { bindings::rhv_cpu() as Cpu }
+        self.cpu
     }
 }
 
@@ -99,6 +101,7 @@ pub fn node_of(cpu: Cpu) -> i32 {
 }
 
 /// The CPU that the thread is on now; it may be another one at the next statement.
+#[inline]
 pub fn current_cpu() -> Cpu {
     // SAFETY: No preconditions.
     unsafe { bindings::rhv_cpu() as Cpu }
@@ -112,6 +115,12 @@ pub fn current_node() -> i32 {
 /// One more than the highest CPU number.
 pub fn max_cpus() -> usize {
     kernel::cpu::nr_cpu_ids() as usize
+}
+
+/// The CPUs that are online.
+fn online() -> impl Iterator<Item = Cpu> {
+    // SAFETY: No preconditions.
+    (0..max_cpus() as Cpu).filter(|&cpu| unsafe { bindings::rhv_cpu_online(cpu as i32) })
 }
 
 /// A full memory barrier.
@@ -166,12 +175,14 @@ pub fn call_on<F: Fn(&IrqsOff) + Sync>(cpu: Cpu, f: F) -> Result {
 pub trait CpuEvents {
     /// A CPU comes online; runs on it, with interrupts off.
     fn online(irqs: &IrqsOff) -> Result;
-    /// A CPU goes offline, or the machine sleeps; runs on it, with interrupts off.
+    /// A CPU goes offline, or the machine sleeps or goes down; runs on it, with interrupts off.
+    /// May come more than once.
     fn offline(irqs: &IrqsOff);
 }
 
 /// Keeps [`CpuEvents`] called, for all online CPUs at once and then as they come and go, and
-/// across suspend and resume. Dropping it calls [`CpuEvents::offline`] on each CPU.
+/// across suspend and resume. Dropping it calls [`CpuEvents::offline`] on each CPU, and so does the
+/// machine's end: firmware, or the next kernel, must find the CPUs as it knows them.
 pub struct CpuWatch<E: CpuEvents> {
     state: bindings::cpuhp_state,
     syscore: Pin<KBox<kernel::types::Opaque<bindings::syscore>>>,
@@ -187,10 +198,14 @@ impl<E: CpuEvents> CpuWatch<E> {
     const SYSCORE: &'static bindings::syscore_ops = &bindings::syscore_ops {
         suspend: Some(Self::suspend),
         resume: Some(Self::resume),
-        shutdown: None,
+        shutdown: Some(Self::shutdown),
     };
 
     /// Starts watching. When a CPU refuses, those before it are taken back and the error returned.
+    ///
+    /// # Errors
+    ///
+    /// The CPU's; `EBUSY` when the machine is going down; `ENOMEM`.
     pub fn new(name: &'static CStr) -> Result<Self> {
         let syscore = KBox::pin(
             kernel::types::Opaque::<bindings::syscore>::zeroed(),
@@ -214,11 +229,18 @@ impl<E: CpuEvents> CpuWatch<E> {
             (*raw).ops = Self::SYSCORE;
             bindings::register_syscore(raw);
         }
-        Ok(Self {
+        let watch = Self {
             state: state as bindings::cpuhp_state,
             syscore,
             _events: core::marker::PhantomData,
-        })
+        };
+        // The host sets its state first and makes the calls then: who is too late for the call
+        // sees the state.
+        // SAFETY: No preconditions.
+        if unsafe { bindings::rhv_going_down() } {
+            return Err(EBUSY);
+        }
+        Ok(watch)
     }
 
     /// # Safety
@@ -257,6 +279,18 @@ impl<E: CpuEvents> CpuWatch<E> {
         if let Err(error) = E::online(&unsafe { IrqsOff::assume() }) {
             pr_err!("no virtualization after resume: {:?}\n", error);
         }
+    }
+
+    /// # Safety
+    ///
+    /// Called by the host with interrupts on, when CPUs come and go no more.
+    unsafe extern "C" fn shutdown(_data: *mut kernel::ffi::c_void) {
+        let mut cpus = 0;
+        for cpu in online() {
+            // Guests that run exit for the call, and are not entered again.
+            cpus += u32::from(call_on(cpu, E::offline).is_ok());
+        }
+        pr_info!("the machine goes down: no more guests on {} CPUs\n", cpus);
     }
 }
 
@@ -304,11 +338,6 @@ mod tests {
 
     fn interrupts_on() -> bool {
         IrqsSaved::new().flags & INTERRUPTS != 0
-    }
-
-    fn online() -> impl Iterator<Item = Cpu> {
-        // SAFETY: No preconditions.
-        (0..max_cpus() as Cpu).filter(|&cpu| unsafe { bindings::rhv_cpu_online(cpu as i32) })
     }
 
     #[test]
@@ -408,6 +437,25 @@ mod tests {
         for cpu in online().filter(|&cpu| cpu < 64) {
             assert_eq!(up.get(cpu as usize).copied(), Some((1, 0)));
             assert_eq!(down.get(cpu as usize).copied(), Some((1, 1)));
+        }
+        Ok(())
+    }
+
+    /// When the machine goes down, each CPU hears of it.
+    #[test]
+    fn watch_tells_every_cpu_of_the_end() -> Result {
+        let mut calls = [(0, 0); 64];
+        reset_counts();
+        REFUSES.store(-1, Relaxed);
+        let watch = CpuWatch::<Probe>::new(c"virt/rusthv:kunit")?;
+        if let Some(shutdown) = CpuWatch::<Probe>::SYSCORE.shutdown {
+            // SAFETY: As the host calls it, but for the CPUs that could come and go.
+            unsafe { shutdown(core::ptr::null_mut()) };
+            calls = counts();
+        }
+        drop(watch);
+        for cpu in online().filter(|&cpu| cpu < 64) {
+            assert_eq!(calls.get(cpu as usize).copied(), Some((1, 1)));
         }
         Ok(())
     }

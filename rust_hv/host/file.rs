@@ -6,11 +6,13 @@
 //! does not set in 7.2.
 
 use super::bindings;
+use super::errno::not_a_typewriter;
 use super::frame::Frame;
 use kernel::bindings as host;
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
 use kernel::types::{ForeignOwnable, Opaque};
+use kernel::uaccess::{UserPtr, UserSlice, UserSliceWriter};
 
 /// The module's own `struct module`, for `owner` fields.
 const THIS_MODULE: *mut host::module = (&raw const host::__this_module).cast_mut();
@@ -21,7 +23,17 @@ pub trait FdObject: Send + Sync + Sized + 'static {
     const NAME: &'static CStr;
 
     /// The file's `ioctl`.
-    fn ioctl(this: ArcBorrow<'_, Self>, cmd: u32, arg: usize) -> Result<isize>;
+    fn ioctl(_this: ArcBorrow<'_, Self>, _cmd: u32, _arg: usize) -> Result<isize> {
+        Err(not_a_typewriter())
+    }
+
+    /// Whether the file can be read.
+    const READABLE: bool = false;
+
+    /// Hands the file's content to `reader`, from the beginning.
+    fn read(&self, _reader: &mut Reader) -> Result {
+        Ok(())
+    }
 
     /// Whether the file can be mapped; `mmap` is `ENODEV` otherwise.
     const MAPPABLE: bool = false;
@@ -32,12 +44,35 @@ pub trait FdObject: Send + Sync + Sized + 'static {
     }
 }
 
+/// One `read` of a file, which takes the part that it wants.
+pub struct Reader {
+    /// Bytes of the content before that part.
+    skip: u64,
+    to: UserSliceWriter,
+}
+
+impl Reader {
+    /// The next bytes of the content.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT`.
+    pub fn put(&mut self, bytes: &[u8]) -> Result {
+        let start = self.skip.min(bytes.len() as u64);
+        self.skip -= start;
+        let wanted = bytes.get(start as usize..).unwrap_or_default();
+        let room = wanted.len().min(self.to.len());
+        self.to.write_slice(wanted.get(..room).unwrap_or_default())
+    }
+}
+
 struct FdOps<T>(core::marker::PhantomData<T>);
 
 impl<T: FdObject> FdOps<T> {
     const TABLE: &'static host::file_operations = &host::file_operations {
         owner: THIS_MODULE,
         llseek: Some(host::noop_llseek),
+        read: if T::READABLE { Some(Self::read) } else { None },
         unlocked_ioctl: Some(Self::ioctl),
         #[cfg(CONFIG_COMPAT)]
         compat_ioctl: Some(host::compat_ptr_ioctl),
@@ -53,6 +88,32 @@ impl<T: FdObject> FdOps<T> {
         // SAFETY: `private_data` is an `Arc<T>` from `install` until `release`.
         let this = unsafe { <Arc<T> as ForeignOwnable>::borrow((*file).private_data) };
         result_to_isize(T::ioctl(this, cmd, arg))
+    }
+
+    /// # Safety
+    ///
+    /// As `ioctl`; `position` is for this call alone.
+    unsafe extern "C" fn read(
+        file: *mut host::file,
+        buffer: *mut u8,
+        size: usize,
+        position: *mut host::loff_t,
+    ) -> isize {
+        // SAFETY: As in `ioctl`.
+        let this = unsafe { <Arc<T> as ForeignOwnable>::borrow((*file).private_data) };
+        // SAFETY: By the contract.
+        let position = unsafe { &mut *position };
+        let buffer = UserPtr::from_addr(buffer.addr());
+        let mut reader = Reader {
+            // The host lets no negative position through.
+            skip: *position as u64,
+            to: UserSlice::new(buffer, size).writer(),
+        };
+        result_to_isize(this.read(&mut reader).map(|()| {
+            let got = size.saturating_sub(reader.to.len());
+            *position = position.saturating_add(got as host::loff_t);
+            got as isize
+        }))
     }
 
     const AREA: &'static host::vm_operations_struct = &host::vm_operations_struct {
@@ -115,20 +176,25 @@ fn result_to_isize(result: Result<isize>) -> isize {
     }
 }
 
-/// A new file descriptor for `object`, close-on-exec.
+/// A new file descriptor for `object`, close-on-exec; read-only if it can be read.
 ///
 /// # Errors
 ///
 /// `EMFILE`, `ENFILE`, `ENOMEM`.
 pub fn install<T: FdObject>(object: Arc<T>) -> Result<i32> {
+    let access = if T::READABLE {
+        bindings::O_RDONLY
+    } else {
+        bindings::O_RDWR
+    };
     let raw = object.into_foreign();
     // SAFETY: Name and table are static, and `raw` is what the table's functions expect.
     let fd = unsafe {
-        bindings::anon_inode_getfd(
+        bindings::rhv_anon_fd(
             T::NAME.as_char_ptr(),
             FdOps::<T>::TABLE,
             raw,
-            (bindings::O_RDWR | bindings::O_CLOEXEC) as i32,
+            (access | bindings::O_CLOEXEC) as i32,
         )
     };
     if fd < 0 {

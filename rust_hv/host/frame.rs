@@ -11,20 +11,63 @@ use core::ptr::NonNull;
 use kernel::prelude::*;
 use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 
-static ALIVE: Atomic<i64> = Atomic::new(0);
+/// A number of frames for each NUMA node.
+pub struct NodeCounts([Atomic<i64>; bindings::RHV_MAX_NODES as usize]);
+
+impl NodeCounts {
+    /// None anywhere.
+    pub const fn new() -> Self {
+        Self([const { Atomic::new(0) }; bindings::RHV_MAX_NODES as usize])
+    }
+
+    /// Counts so many more on a node that has memory.
+    pub fn add(&self, node: i32, frames: i64) {
+        // A frame's node is below `MAX_NUMNODES`.
+        if let Some(count) = self.0.get(node as usize) {
+            count.add(frames, Relaxed);
+        }
+    }
+
+    /// On one node.
+    pub fn on(&self, node: usize) -> u64 {
+        let count = self.0.get(node).map_or(0, |count| count.load(Relaxed));
+        count.max(0) as u64
+    }
+
+    /// On all of them.
+    pub fn all(&self) -> u64 {
+        let sum: i64 = self.0.iter().map(|count| count.load(Relaxed)).sum();
+        sum.max(0) as u64
+    }
+}
 
 /// Frames alive, those that wait in pools among them.
+pub static ALIVE: NodeCounts = NodeCounts::new();
+
+/// All frames alive.
 pub fn alive() -> u64 {
-    ALIVE.load(Relaxed).max(0) as u64
+    ALIVE.all()
+}
+
+/// One more than the highest number of a NUMA node.
+pub fn max_nodes() -> usize {
+    // SAFETY: No preconditions.
+    unsafe { bindings::rhv_max_nodes() as usize }
+}
+
+fn node_of_page(page: NonNull<kernel::bindings::page>) -> i32 {
+    // SAFETY: Callers have a live page.
+    unsafe { bindings::rhv_page_node(page.as_ptr()) }
 }
 
 /// One 4 KiB page of the host, zeroed when it was allocated, freed on drop.
 ///
 /// # Invariants
 ///
-/// `page` is a live order-0 page that nobody else owns.
+/// `page` is a live order-0 page that nobody else owns; the kernel's direct map has it at `start`.
 pub struct Frame {
     page: NonNull<kernel::bindings::page>,
+    start: *mut u8,
 }
 
 // SAFETY: A frame is owned memory; it may be used and freed from any thread.
@@ -42,9 +85,15 @@ impl Frame {
     pub fn new(node: i32) -> Result<Self> {
         // SAFETY: No preconditions; a node without memory falls back to the nearest.
         let page = NonNull::new(unsafe { bindings::rhv_alloc_page(node, true) }).ok_or(ENOMEM)?;
-        ALIVE.add(1, Relaxed);
+        ALIVE.add(node_of_page(page), 1);
         // INVARIANT: Fresh from the allocator.
-        Ok(Self { page })
+        Ok(Self::from_page(page))
+    }
+
+    fn from_page(page: NonNull<kernel::bindings::page>) -> Self {
+        // SAFETY: Pure arithmetic.
+        let start = unsafe { bindings::rhv_page_address(page.as_ptr()) }.cast();
+        Self { page, start }
     }
 
     /// Host-physical address, 4 KiB-aligned.
@@ -55,9 +104,9 @@ impl Frame {
 
     /// The frame in the kernel's direct map; valid for reads and writes of 4 KiB while `self`
     /// lives.
+    #[inline]
     pub fn as_ptr(&self) -> *mut u8 {
-        // SAFETY: `page` is live by the invariant.
-        unsafe { bindings::rhv_page_address(self.page.as_ptr()) }.cast()
+        self.start
     }
 
     /// The whole frame, to be filled by its only owner.
@@ -68,8 +117,7 @@ impl Frame {
 
     /// NUMA node of the frame.
     pub fn node(&self) -> i32 {
-        // SAFETY: `page` is live by the invariant.
-        unsafe { bindings::rhv_page_node(self.page.as_ptr()) }
+        node_of_page(self.page)
     }
 
     /// The `struct page`, for the host's interfaces that want one.
@@ -93,10 +141,8 @@ impl Frame {
         // SAFETY: The address is a live frame's, so it has a `struct page`.
         let page = unsafe { bindings::rhv_phys_to_page(hpa.raw()) };
         // INVARIANT: The caller hands over the ownership that `into_hpa` gave up.
-        Self {
-            // SAFETY: The `struct page` of a frame is never at null.
-            page: unsafe { NonNull::new_unchecked(page) },
-        }
+        // SAFETY: The `struct page` of a frame is never at null.
+        Self::from_page(unsafe { NonNull::new_unchecked(page) })
     }
 
     /// Where the kernel's direct map has a physical address.
@@ -108,7 +154,7 @@ impl Frame {
 
 impl Drop for Frame {
     fn drop(&mut self) {
-        ALIVE.add(-1, Relaxed);
+        ALIVE.add(self.node(), -1);
         // SAFETY: `self` owns the page by the invariant, and is gone after this.
         unsafe { bindings::rhv_free_page(self.page.as_ptr()) };
     }
@@ -138,7 +184,7 @@ impl Frames {
     pub fn new(node: i32, order: u32) -> Result<Self> {
         // SAFETY: As in `Frame::new`.
         let page = NonNull::new(unsafe { bindings::rhv_alloc_pages(node, order) }).ok_or(ENOMEM)?;
-        ALIVE.add(1 << order, Relaxed);
+        ALIVE.add(node_of_page(page), 1 << order);
         // INVARIANT: Fresh from the allocator.
         Ok(Self { page, order })
     }
@@ -160,7 +206,7 @@ impl Frames {
 
 impl Drop for Frames {
     fn drop(&mut self) {
-        ALIVE.add(-(1 << self.order), Relaxed);
+        ALIVE.add(node_of_page(self.page), -(1 << self.order));
         // SAFETY: `self` owns the pages by the invariant, and is gone after this.
         unsafe { bindings::rhv_free_pages(self.page.as_ptr(), self.order) };
     }
@@ -231,10 +277,28 @@ mod tests {
         Ok(())
     }
 
+    /// On every node that has memory; and counted there.
     #[test]
     fn node_is_the_wanted_one() -> Result {
-        let node = current_node();
-        assert_eq!(Frame::new(node)?.node(), node);
+        let mut nodes = 0;
+        for node in 0..max_nodes() {
+            // SAFETY: No preconditions.
+            if !unsafe { bindings::rhv_node_has_memory(node as u32) } {
+                continue;
+            }
+            let before = (ALIVE.on(node), ALIVE.all());
+            let frame = Frame::new(node as i32)?;
+            let frames = Frames::new(node as i32, 1)?;
+            assert_eq!(
+                (frame.node(), node_of_page(frames.page)),
+                (node as i32, node as i32)
+            );
+            assert_eq!((ALIVE.on(node), ALIVE.all()), (before.0 + 3, before.1 + 3));
+            drop((frame, frames));
+            assert_eq!((ALIVE.on(node), ALIVE.all()), before);
+            nodes += 1;
+        }
+        assert!(nodes > 0);
         Ok(())
     }
 

@@ -8,11 +8,9 @@
 //!
 //! Locks: a pool's spinlock is a leaf and protects the list of its free frames.
 
-use super::bindings;
-use super::frame::Frame;
+use super::frame::{max_nodes, Frame, NodeCounts, ALIVE};
 use super::global::Global;
 use kernel::prelude::*;
-use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 use kernel::sync::{new_spinlock, SpinLock};
 
 /// Frames that one node's pool keeps at most.
@@ -23,11 +21,17 @@ pub const RESERVE: usize = 4;
 /// The pools of the machine, while the module is loaded.
 pub static POOLS: Global<Pools> = Global::new();
 
-static POOLED: Atomic<i64> = Atomic::new(0);
-
 /// Frames that wait in pools and reserves.
+pub static POOLED: NodeCounts = NodeCounts::new();
+
+/// All frames that wait.
 pub fn pooled() -> u64 {
-    POOLED.load(Relaxed).max(0) as u64
+    POOLED.all()
+}
+
+/// Frames alive on a node that do not wait.
+pub fn in_use_on(node: usize) -> u64 {
+    ALIVE.on(node).saturating_sub(POOLED.on(node))
 }
 
 #[pin_data]
@@ -57,8 +61,7 @@ impl Pools {
     ///
     /// `ENOMEM`.
     pub fn new() -> Result<Self> {
-        // SAFETY: No preconditions.
-        let count = unsafe { bindings::rhv_max_nodes() } as usize;
+        let count = max_nodes();
         let mut nodes = KVec::with_capacity(count, GFP_KERNEL)?;
         for _ in 0..count {
             nodes.push(KBox::pin_init(Pool::new(), GFP_KERNEL)?, GFP_KERNEL)?;
@@ -73,28 +76,29 @@ impl Pools {
 
     fn take(&self, node: i32) -> Option<Frame> {
         let frame = self.pool(node)?.free.lock().pop()?;
-        POOLED.add(-1, Relaxed);
+        POOLED.add(frame.node(), -1);
         Some(frame)
     }
 
     /// Takes a frame that held a table; its contents are wiped before anyone else has it.
     pub fn give(&self, mut frame: Frame) {
         frame.bytes_mut().fill(0);
-        let Some(pool) = self.pool(frame.node()) else {
+        let node = frame.node();
+        let Some(pool) = self.pool(node) else {
             return;
         };
         let mut free = pool.free.lock();
         // Within the capacity from `Pool::new`: this allocates nothing.
         if free.len() < CAPACITY && free.push_within_capacity(frame).is_ok() {
-            POOLED.add(1, Relaxed);
+            POOLED.add(node, 1);
         }
     }
 }
 
 impl Drop for Pools {
     fn drop(&mut self) {
-        for pool in &self.nodes {
-            POOLED.add(-(pool.free.lock().len() as i64), Relaxed);
+        for (node, pool) in self.nodes.iter().enumerate() {
+            POOLED.add(node as i32, -(pool.free.lock().len() as i64));
         }
     }
 }
@@ -118,8 +122,8 @@ impl Reserve {
                 Some(frame) => frame,
                 None => Frame::new(node)?,
             };
+            POOLED.add(frame.node(), 1);
             *slot = Some(frame);
-            POOLED.add(1, Relaxed);
         }
         Ok(())
     }
@@ -127,7 +131,7 @@ impl Reserve {
     /// Takes one frame; `None` when the reserve is empty.
     pub fn take(&mut self) -> Option<Frame> {
         let frame = self.frames.iter_mut().find_map(Option::take)?;
-        POOLED.add(-1, Relaxed);
+        POOLED.add(frame.node(), -1);
         Some(frame)
     }
 }

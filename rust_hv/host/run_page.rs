@@ -73,6 +73,14 @@ pub enum UserExit {
     SetTpr,
 }
 
+impl UserExit {
+    /// An instruction that could not be emulated, and whose bytes nobody knows.
+    pub const UNKNOWN_INSTRUCTION: Self = Self::Emulation {
+        bytes: [0; 15],
+        len: 0,
+    };
+}
+
 /// The shared pages of one vCPU.
 ///
 /// # Invariants

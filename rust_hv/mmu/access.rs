@@ -8,7 +8,7 @@
 use super::Mmu;
 use crate::host::errno::no_such_device;
 use crate::host::user::{self, to_page_end};
-use crate::model::arch::addr::{Gpa, Hva};
+use crate::model::arch::addr::{Gfn, GfnRange, Gpa, Hva, PAGE_SIZE};
 use crate::model::memory::slots::{Slot, SlotFlags};
 use kernel::prelude::*;
 use kernel::sync::atomic::ordering::Acquire;
@@ -24,10 +24,23 @@ pub enum Backing {
     Mmio,
 }
 
-/// The slot that was found last, for a caller that asks again and again.
+/// Slots in a [`SlotCache`]: one for code, one for tables or data elsewhere.
+const WAYS: usize = 2;
+
+/// A run of guest memory and where the VMM has it.
+#[derive(Clone, Copy)]
+struct Run {
+    gpa: u64,
+    bytes: u64,
+    hva: u64,
+}
+
+/// The slots that were found last, for a caller that asks again and again.
 pub struct SlotCache {
     generation: u64,
-    slot: Option<Slot>,
+    runs: [Run; WAYS],
+    /// Frames without memory.
+    hole: GfnRange,
 }
 
 impl SlotCache {
@@ -35,7 +48,43 @@ impl SlotCache {
     pub const fn new() -> Self {
         Self {
             generation: 0,
-            slot: None,
+            runs: [Run {
+                gpa: 0,
+                bytes: 0,
+                hva: 0,
+            }; WAYS],
+            hole: GfnRange::new(Gfn::new(0), Gfn::new(0)),
+        }
+    }
+
+    #[inline]
+    fn find(&self, generation: u64, gpa: Gpa) -> Option<Hva> {
+        if self.generation != generation {
+            return None;
+        }
+        self.runs.iter().find_map(|run| {
+            let offset = gpa.raw().wrapping_sub(run.gpa);
+            (offset < run.bytes).then(|| Hva::new(run.hva.wrapping_add(offset)))
+        })
+    }
+
+    /// Forgets everything of another generation.
+    fn renew(&mut self, generation: u64) {
+        if self.generation != generation {
+            *self = Self::new();
+            self.generation = generation;
+        }
+    }
+
+    fn put(&mut self, generation: u64, slot: &Slot) {
+        self.renew(generation);
+        self.runs.rotate_right(1);
+        if let (Some(first), Some(base)) = (self.runs.first_mut(), slot.base.base()) {
+            *first = Run {
+                gpa: base.raw(),
+                bytes: slot.pages.saturating_mul(PAGE_SIZE),
+                hva: slot.hva.raw(),
+            };
         }
     }
 }
@@ -68,20 +117,51 @@ impl Mmu {
     ///
     /// As [`Mmu::write`].
     pub fn write_word(&self, gpa: Gpa, size: u8, value: u64) -> Result {
-        match self.backing(gpa) {
-            Backing::Ram(hva) => user::write_word(hva, size, value),
-            Backing::Rom(_) | Backing::Mmio => Err(no_such_device()),
+        self.change(gpa, |hva| user::write_word(hva, size, value))
+    }
+
+    /// User address of a guest-physical one, if the cache has it: without a lock, for where nothing
+    /// may sleep.
+    #[inline]
+    pub fn hva_known(&self, cache: &SlotCache, gpa: Gpa) -> Option<Hva> {
+        cache.find(self.generation.load(Acquire), gpa)
+    }
+
+    /// True when the cache knows that there is no memory: without a lock.
+    #[inline]
+    pub fn is_hole(&self, cache: &SlotCache, gpa: Gpa) -> bool {
+        cache.hole.contains(gpa.gfn()) && cache.generation == self.generation.load(Acquire)
+    }
+
+    /// Makes the cache know it.
+    pub fn note_hole(&self, cache: &mut SlotCache, gpa: Gpa) {
+        if self.is_hole(cache, gpa) {
+            return;
+        }
+        let (hole, generation) = {
+            let state = self.state.lock();
+            (state.view().gap(gpa.gfn()), state.generation)
+        };
+        if let Some(hole) = hole {
+            cache.renew(generation);
+            cache.hole = hole;
         }
     }
 
+    #[inline]
     fn hva_cached(&self, cache: &mut SlotCache, gpa: Gpa) -> Result<Hva> {
-        let generation = self.generation.load(Acquire);
-        let hit = |slot: &Slot| slot.contains(gpa.gfn());
-        if cache.generation != generation || !cache.slot.as_ref().is_some_and(hit) {
-            cache.slot = self.slot(gpa);
-            cache.generation = generation;
+        match self.hva_known(cache, gpa) {
+            Some(hva) => Ok(hva),
+            None => self.hva_looked_up(cache, gpa),
         }
-        let slot = cache.slot.as_ref().ok_or_else(no_such_device)?;
+    }
+
+    #[cold]
+    fn hva_looked_up(&self, cache: &mut SlotCache, gpa: Gpa) -> Result<Hva> {
+        // Before the slot: should it change in between, what is kept is known to be old.
+        let generation = self.generation.load(Acquire);
+        let slot = self.slot(gpa).ok_or_else(no_such_device)?;
+        cache.put(generation, &slot);
         slot.hva_of_gpa(gpa).ok_or_else(no_such_device)
     }
 
@@ -128,10 +208,7 @@ impl Mmu {
         while !buf.is_empty() {
             let len = to_page_end(gpa.page_offset()).min(buf.len());
             let (now, rest) = buf.split_at_checked(len).ok_or(EFAULT)?;
-            match self.backing(gpa) {
-                Backing::Ram(hva) => user::copy_to(hva, now)?,
-                Backing::Rom(_) | Backing::Mmio => return Err(no_such_device()),
-            }
+            self.change(gpa, |hva| user::copy_to(hva, now))?;
             buf = rest;
             gpa = gpa.wrapping_add(len as u64);
         }
@@ -146,9 +223,18 @@ impl Mmu {
     /// `ENXIO` where the guest has no memory to be written, `EFAULT` where the VMM has none behind
     /// it.
     pub fn compare_exchange(&self, gpa: Gpa, size: u8, old: u64, new: u64) -> Result<u64> {
-        match self.backing(gpa) {
-            Backing::Ram(hva) => user::compare_exchange(hva, size, old, new),
-            Backing::Rom(_) | Backing::Mmio => Err(no_such_device()),
+        self.change(gpa, |hva| user::compare_exchange(hva, size, old, new))
+    }
+
+    /// Writes inside one page, and logs that.
+    fn change<R>(&self, gpa: Gpa, write: impl FnOnce(Hva) -> Result<R>) -> Result<R> {
+        let slot = self.slot(gpa).ok_or_else(no_such_device)?;
+        if slot.flags.contains(SlotFlags::READ_ONLY) {
+            return Err(no_such_device());
         }
+        let result = write(slot.hva_of_gpa(gpa).ok_or_else(no_such_device)?);
+        // Whatever came of it: some of it may have been written.
+        self.wrote(&slot, gpa);
+        result
     }
 }

@@ -6,9 +6,10 @@ use super::{Mmu, Unlinked};
 use crate::host::notifier::HvaRange;
 use crate::host::pool::Reserve;
 use crate::host::tables::Tables;
-use crate::host::user::{UserPages, BATCH};
+use crate::host::user::{PageRun, UserPages, Wanted, BATCH};
 use crate::host::{cpu, task};
-use crate::model::arch::addr::{Gpa, Hpa, Hva, PAGE_SIZE};
+use crate::model::arch::addr::{Gfn, Gpa, Hpa, Hva, PAGE_SIZE};
+use crate::model::emulate::Backing;
 use crate::model::exit::NestedFault;
 use crate::model::memory::slots::{Slot, SlotFlags};
 use crate::model::paging::format::Leaf;
@@ -23,11 +24,49 @@ use kernel::sync::atomic::ordering::Relaxed;
 pub enum Resolved {
     /// Try the access again.
     Mapped,
-    /// No memory is there, or memory that the guest must not write: a device's business.
-    Mmio,
+    /// A device's business: no memory is there ([`Backing::Mmio`]), or memory that the guest must
+    /// not write ([`Backing::Rom`]).
+    Mmio(Backing),
 }
 
 const PAGES_2M: u64 = PageSize::Size2M.pages();
+
+/// Pages that a fault maps which follows no other.
+const FEWEST: usize = 4;
+
+/// What a vCPU keeps from one fault to the next.
+pub struct Faults {
+    /// Frames for tables, to be taken under the lock.
+    reserve: Reserve,
+    run: PageRun,
+    /// First frame behind what the last fault has mapped.
+    next: Gfn,
+    /// How many pages a fault maps, if they are present in the host: many where the guest goes on
+    /// where the last fault ended.
+    window: usize,
+}
+
+impl Faults {
+    /// None yet.
+    pub fn new() -> Self {
+        Self {
+            reserve: Reserve::default(),
+            run: PageRun::new(),
+            next: Gfn::new(0),
+            window: FEWEST,
+        }
+    }
+
+    /// How many pages a fault at `gfn` is to map.
+    fn adapt(&mut self, gfn: Gfn) -> usize {
+        self.window = if gfn == self.next {
+            self.window.saturating_mul(2).min(BATCH)
+        } else {
+            FEWEST
+        };
+        self.window
+    }
+}
 
 impl Mmu {
     /// Maps the page of a fault, and its neighbours that are present in the host.
@@ -36,25 +75,47 @@ impl Mmu {
     ///
     /// `EFAULT` when the VMM has no memory there or may not access it so, `EHWPOISON`, `ENOMEM`,
     /// `EINTR` for a signal.
-    pub fn resolve(&self, reserve: &mut Reserve, fault: &NestedFault) -> Result<Resolved> {
+    pub fn resolve(&self, faults: &mut Faults, fault: &NestedFault) -> Result<Resolved> {
+        let gfn = fault.gpa.gfn();
+        let window = faults.adapt(gfn);
+        let Faults {
+            reserve, run, next, ..
+        } = faults;
         loop {
             let (slot, moment) = {
-                let state = self.state.lock();
-                (state.view().find(fault.gpa.gfn()).copied(), state.moment())
-            };
-            let Some(slot) = slot else {
-                return Ok(Resolved::Mmio);
+                let mut state = self.state.lock();
+                let slot = state.view().find(gfn).copied();
+                let Some(slot) = slot else {
+                    return Ok(Resolved::Mmio(Backing::Mmio));
+                };
+                let logged = slot.flags.log_dirty();
+                if logged && fault.write && state.allow_logged_write(self.pools, &slot, fault.gpa) {
+                    return Ok(Resolved::Mapped);
+                }
+                (slot, state.moment())
             };
             let read_only = slot.flags.contains(SlotFlags::READ_ONLY);
             if read_only && fault.write {
-                return Ok(Resolved::Mmio);
+                return Ok(Resolved::Mmio(Backing::Rom));
             }
-            let hva = slot.hva_of(fault.gpa.gfn()).ok_or(EFAULT)?;
+            let hva = slot.hva_of(gfn).ok_or(EFAULT)?;
 
-            let pages = lookup(&slot, fault, hva)?;
+            let wanted = match (read_only, fault.write) {
+                (true, _) => Wanted::ReadOnly,
+                (false, true) => Wanted::Write,
+                (false, false) => Wanted::Read,
+            };
+            let max = room(&slot, gfn, window);
+            let pages = UserPages::get(run, &self.mm, hva, wanted, max)?;
+            // Writes are logged page by page.
+            let logged = slot.flags.log_dirty();
             let large = self.large_pages
-                && slot.fits_large(fault.gpa.gfn(), PAGES_2M)
-                && self.mm.mapping_shift(hva) >= PageSize::Size2M.level().shift();
+                && !logged
+                && slot.fits_large(gfn, PAGES_2M)
+                && pages
+                    .mapping_shift()
+                    .unwrap_or_else(|| self.mm.mapping_shift(hva))
+                    >= PageSize::Size2M.level().shift();
             reserve.fill(self.pools, cpu::current_node())?;
 
             let mut unlinked = Unlinked::new(self);
@@ -66,18 +127,26 @@ impl Mmu {
                 task::cond_resched();
                 continue;
             }
-            let Some(table) = state.tree.table.as_mut() else {
+            let now = &mut *state;
+            let Some(table) = now.tree.table.as_mut() else {
                 return Err(EIO);
             };
             let like = self.leaf(pages.writable() && !read_only);
             let mapped = if large {
                 map_large(table, &mut memory, &mut unlinked, fault.gpa, &pages, like)
             } else {
+                let others = if logged { like.to_be_noticed() } else { like };
+                let first = if fault.write { like } else { others };
+                let like = [first, others];
                 map_small(table, &mut memory, &mut unlinked, fault.gpa, &pages, like)
             };
+            if logged && fault.write {
+                now.logs.mark(&slot, gfn);
+            }
             drop(state);
             // After the lock: flush what was replaced, then free it.
             drop(unlinked);
+            *next = Gfn::new(gfn.raw().wrapping_add(pages.count() as u64));
             return match mapped {
                 Ok(()) => Ok(Resolved::Mapped),
                 Err(MapError::NoTable) => Err(ENOMEM),
@@ -103,27 +172,8 @@ impl Mmu {
     }
 }
 
-/// The host's pages for a fault. Pages that may be written are mapped writable at a read, too, to
-/// save the second fault, as long as nothing has to be copied for it.
-fn lookup(slot: &Slot, fault: &NestedFault, hva: Hva) -> Result<UserPages> {
-    if slot.flags.contains(SlotFlags::READ_ONLY) {
-        return UserPages::get(hva, false);
-    }
-    if let Some(pages) = UserPages::get_present_writable(hva, room(slot, fault.gpa)) {
-        return Ok(pages);
-    }
-    let pages = UserPages::get(hva, fault.write)?;
-    if !fault.write {
-        // Just faulted in: it may well be writable.
-        if let Some(writable) = UserPages::get_present_writable(hva, 1) {
-            return Ok(writable);
-        }
-    }
-    Ok(pages)
-}
-
 /// The host range whose pages are about to be mapped.
-fn looked_up(hva: Hva, pages: &UserPages, large: bool) -> HvaRange {
+fn looked_up(hva: Hva, pages: &UserPages<'_>, large: bool) -> HvaRange {
     let (start, bytes) = if large {
         let size = PageSize::Size2M.bytes();
         (Hva::new(hva.raw() & !(size - 1)), size)
@@ -138,11 +188,11 @@ fn looked_up(hva: Hva, pages: &UserPages, large: bool) -> HvaRange {
 
 /// How many pages from a fault on may be mapped with it: to the end of the slot and of the page
 /// table.
-fn room(slot: &Slot, gpa: Gpa) -> usize {
-    let gfn = gpa.gfn().raw();
+fn room(slot: &Slot, gfn: Gfn, window: usize) -> usize {
+    let gfn = gfn.raw();
     let in_slot = slot.gfns().end.raw().saturating_sub(gfn);
     let in_table = PAGES_2M - gfn % PAGES_2M;
-    in_slot.min(in_table).min(BATCH as u64) as usize
+    in_slot.min(in_table).min(window as u64) as usize
 }
 
 fn map_large(
@@ -150,7 +200,7 @@ fn map_large(
     memory: &mut Tables<'_>,
     unlinked: &mut Unlinked<'_>,
     gpa: Gpa,
-    pages: &UserPages,
+    pages: &UserPages<'_>,
     like: Leaf,
 ) -> Result<(), MapError> {
     let mask = PageSize::Size2M.bytes() - 1;
@@ -164,13 +214,14 @@ fn map_large(
     Ok(())
 }
 
+/// Maps the page of a fault as the first of `like`, its neighbours as the second.
 fn map_small(
     table: &mut Table<Nested>,
     memory: &mut Tables<'_>,
     unlinked: &mut Unlinked<'_>,
     gpa: Gpa,
-    pages: &UserPages,
-    like: Leaf,
+    pages: &UserPages<'_>,
+    [like, others]: [Leaf; 2],
 ) -> Result<(), MapError> {
     let mut run = pages.iter();
     let first = run.next().ok_or(MapError::OutOfRange)?;
@@ -179,12 +230,12 @@ fn map_small(
     match table.leaf_table(memory, base) {
         Ok(mut table) => {
             table.map(base, like, unlinked)?;
-            let perms = like.perms;
+            let perms = others.perms;
             if let Some(next) = base.checked_add(PAGE_SIZE) {
                 if pages.count() > 1 {
                     let neighbours = Leaf {
                         accessed: false,
-                        ..like
+                        ..others
                     };
                     table.fill(next, neighbours, run.map(|hpa| Some((hpa, perms))))?;
                 }

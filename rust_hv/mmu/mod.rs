@@ -9,6 +9,7 @@
 //! | `fault` | from a nested fault to a mapping |
 //! | `tlb` | which CPU must forget what, and when a frame may be freed |
 //! | `access` | reads and writes of guest memory by the hypervisor |
+//! | `dirty` | which pages of a slot were written: the dirty log |
 //!
 //! # Locks
 //!
@@ -27,6 +28,7 @@
 //! mapping outlives the host's own, and nothing is pinned.
 
 pub mod access;
+pub mod dirty;
 pub mod fault;
 pub mod tlb;
 
@@ -44,6 +46,7 @@ use crate::model::paging::sweep::{Progress, Sweep};
 use crate::model::paging::table::Table;
 use crate::model::paging::PageSize;
 use crate::vendor::{KeepAlive, NestedRoot};
+use dirty::{Logs, Prepared};
 use kernel::prelude::*;
 use kernel::sync::atomic::{
     ordering::{Relaxed, Release},
@@ -106,6 +109,8 @@ struct State {
     slots: KVec<Slot>,
     /// Changes with every change of `slots`; `Mmu::generation` follows.
     generation: u64,
+    /// Those of the slots whose flag asks for one, and of no others.
+    logs: Logs,
     tree: Tree,
     /// Changes under way in the host.
     invalidating: u64,
@@ -152,6 +157,8 @@ pub struct Mmu {
     state: SpinLock<State>,
     /// `State::generation`, to be looked at without the lock.
     generation: Atomic<u64>,
+    /// Number of `State::logs`, to be looked at without the lock.
+    logged: Atomic<u64>,
     tlb: Tlb,
     limits: Limits,
     mm: UserMm,
@@ -251,6 +258,7 @@ impl Mmu {
         let state = State {
             slots: KVec::new(),
             generation: 1,
+            logs: Logs::new(),
             tree,
             invalidating: 0,
             range: None,
@@ -265,6 +273,7 @@ impl Mmu {
             state <- new_spinlock!(state),
             // A cache that was never filled is never current.
             generation: Atomic::new(1),
+            logged: Atomic::new(0),
             limits,
             mm,
             pools,
@@ -314,16 +323,17 @@ impl Mmu {
     pub fn set_slot(&self, request: &Request) -> Result {
         let _one_at_a_time = self.slots_lock.lock();
         // Only this lock's holder changes the slots: what is read now stays true.
-        let (change, count) = {
+        let (change, (count, logs)) = {
             let state = self.state.lock();
             let change = plan(state.view(), request, &self.limits);
-            (change, state.slots.len())
+            (change, (state.slots.len(), state.logs.len()))
         };
         let change = change.map_err(|error| Error::from_errno(-error.errno()))?;
         if change == Change::Nothing {
             return Ok(());
         }
         let mut slots = KVec::with_capacity(count + 1, GFP_KERNEL_ACCOUNT)?;
+        let mut logs = Prepared::new(&change, logs)?;
         {
             let mut state = self.state.lock();
             for slot in change.applied(SlotView::new(&state.slots)) {
@@ -331,12 +341,19 @@ impl Mmu {
                 slots.push_within_capacity(slot).map_err(|_| ENOMEM)?;
             }
             core::mem::swap(&mut state.slots, &mut slots);
+            logs.install(&mut state.logs);
+            self.logged.store(state.logs.len() as u64, Relaxed);
             state.generation = state.generation.wrapping_add(1);
             self.generation.store(state.generation, Release);
         }
         // No fault maps a page of the old slot from here on.
         if let (true, Some(old)) = (change.unmaps(), change.before()) {
             self.zap(old.gfns(), true);
+        }
+        // Here the bitmap of a log that was goes, after the lock.
+        drop(logs);
+        if let Change::Flags { new, .. } = change {
+            self.log_toggled(&new);
         }
         Ok(())
     }
@@ -461,7 +478,7 @@ fn everything() -> GfnRange {
 
 #[kunit_tests(rusthv_mmu)]
 mod tests {
-    use super::fault::Resolved;
+    use super::fault::{Faults, Resolved};
     use super::*;
     use crate::host::cpu::current_node;
     use crate::host::frame::alive;
@@ -469,20 +486,21 @@ mod tests {
     use crate::host::notifier::Notifier;
     use crate::host::pool::{pooled, POOLS};
     use crate::model::arch::addr::PAGE_SIZE;
-    use crate::model::exit::NestedFault;
+    use crate::model::emulate::Backing;
+    use crate::model::exit::{NestedFault, Origin};
     use crate::model::paging::ept::Ept;
 
     const READ_ONLY: u32 = 1 << 1;
     /// Where the tests put their memory.
-    const BASE: u64 = 0x10_0000;
+    pub(super) const BASE: u64 = 0x10_0000;
 
     /// An address space that follows the test's.
-    struct Space {
+    pub(super) struct Space {
         _notifier: Pin<KBox<Notifier<Mmu>>>,
-        mmu: Arc<Mmu>,
+        pub(super) mmu: Arc<Mmu>,
     }
 
-    fn space() -> Result<Space> {
+    pub(super) fn space() -> Result<Space> {
         let format = Nested::Ept(Ept {
             accessed_dirty: true,
             execute_only: false,
@@ -499,7 +517,7 @@ mod tests {
         })
     }
 
-    fn request(slot: u32, flags: u32, gpa: u64, memory: &UserMemory) -> Request {
+    pub(super) fn request(slot: u32, flags: u32, gpa: u64, memory: &UserMemory) -> Request {
         Request {
             slot,
             flags,
@@ -509,15 +527,15 @@ mod tests {
         }
     }
 
-    fn fault(space: &Space, gpa: u64, write: bool) -> Result<Resolved> {
+    pub(super) fn fault(space: &Space, gpa: u64, write: bool) -> Result<Resolved> {
         let fault = NestedFault {
             gpa: Gpa::new(gpa),
             write,
             fetch: false,
             present: false,
-            gva: None,
+            origin: Origin::Access(None),
         };
-        space.mmu.resolve(&mut Reserve::default(), &fault)
+        space.mmu.resolve(&mut Faults::new(), &fault)
     }
 
     fn mapped(space: &Space) -> u64 {
@@ -584,7 +602,7 @@ mod tests {
         let memory = UserMemory::new(4)?;
         let before = in_use();
         let space = space()?;
-        assert_eq!(fault(&space, BASE, true), Ok(Resolved::Mmio));
+        assert_eq!(fault(&space, BASE, true), Ok(Resolved::Mmio(Backing::Mmio)));
         space.mmu.set_slot(&request(0, 0, BASE, &memory))?;
         assert_eq!(mapped(&space), 0);
         assert_eq!(fault(&space, BASE + 5, true), Ok(Resolved::Mapped));
@@ -603,13 +621,13 @@ mod tests {
         // Behind the slot.
         assert_eq!(
             fault(&space, BASE + memory.bytes(), false),
-            Ok(Resolved::Mmio)
+            Ok(Resolved::Mmio(Backing::Mmio))
         );
         let mut delete = request(0, 0, BASE, &memory);
         delete.memory_size = 0;
         space.mmu.set_slot(&delete)?;
         assert_eq!(mapped(&space), 0);
-        assert_eq!(fault(&space, BASE, true), Ok(Resolved::Mmio));
+        assert_eq!(fault(&space, BASE, true), Ok(Resolved::Mmio(Backing::Mmio)));
         drop(space);
         assert_eq!(in_use(), before);
         Ok(())
@@ -637,7 +655,7 @@ mod tests {
         let memory = UserMemory::new(2)?;
         let space = space()?;
         space.mmu.set_slot(&request(0, READ_ONLY, BASE, &memory))?;
-        assert_eq!(fault(&space, BASE, true), Ok(Resolved::Mmio));
+        assert_eq!(fault(&space, BASE, true), Ok(Resolved::Mmio(Backing::Rom)));
         assert_eq!(mapped(&space), 0);
         assert_eq!(fault(&space, BASE, false), Ok(Resolved::Mapped));
         assert_eq!(mapped(&space), 1);

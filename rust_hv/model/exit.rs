@@ -64,8 +64,18 @@ pub struct NestedFault {
     pub fetch: bool,
     /// The page is mapped, with fewer rights.
     pub present: bool,
-    /// Linear address, when the access had one.
-    pub gva: Option<Gva>,
+    /// What the access was part of.
+    pub origin: Origin,
+}
+
+/// What made a guest-physical access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// A walk of the guest's own tables, or nothing that has a linear address.
+    Tables,
+    /// The access of an instruction itself, which the guest's tables allow; at this linear address,
+    /// where the CPU tells it.
+    Access(Option<Gva>),
 }
 
 /// Why a guest stopped.

@@ -13,3 +13,4 @@ pub mod emulate;
 pub mod exit;
 pub mod memory;
 pub mod paging;
+pub mod stats;

@@ -12,6 +12,7 @@ use crate::host::msr;
 use crate::model::arch::cpuid::{Feature, LEAF_SVM};
 use crate::model::arch::regs::Cr4;
 use crate::vendor::{self, FixedBits};
+use kernel::fmt;
 use kernel::prelude::*;
 
 /// A feature in EDX of [`LEAF_SVM`] that is used when it is there.
@@ -161,36 +162,63 @@ fn is_there() -> bool {
     Feature::SVM.is_in(&cpuid(Feature::SVM.leaf, 0))
 }
 
+/// Why the host offers no SVM, or none that can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Absence {
+    NotThere,
+    /// With what VM_CR holds.
+    Locked(u64),
+    NotWanted,
+    EncryptedGuest,
+    EncryptedHost,
+}
+
+impl Absence {
+    /// From what CPUID says, what the host makes of it, VM_CR where that can be read, and what
+    /// `rhv_memory_encryption` says. `None` when there is SVM.
+    fn of(in_cpuid: bool, host_has: bool, vm_cr: Option<u64>, encryption: i32) -> Option<Self> {
+        const DISABLED: u64 = 1 << 4;
+        match (vm_cr, encryption) {
+            _ if !in_cpuid => Some(Self::NotThere),
+            (Some(value), _) if !host_has && value & DISABLED != 0 => Some(Self::Locked(value)),
+            _ if !host_has => Some(Self::NotWanted),
+            (_, 0) => None,
+            (_, 1) => Some(Self::EncryptedGuest),
+            _ => Some(Self::EncryptedHost),
+        }
+    }
+}
+
+impl fmt::Display for Absence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotThere => write!(f, "the CPU has no SVM"),
+            Self::Locked(value) => {
+                write!(f, "firmware has switched SVM off (VM_CR {value:#x})")
+            }
+            Self::NotWanted => write!(f, "the host kernel has switched SVM off"),
+            Self::EncryptedGuest => {
+                write!(f, "guests cannot run in a guest whose memory is encrypted")
+            }
+            Self::EncryptedHost => write!(
+                f,
+                "the host's memory is encrypted, which is not supported yet"
+            ),
+        }
+    }
+}
+
 /// Says in the log why the host offers no SVM, or none that can be used. True when it does.
 pub fn is_usable() -> bool {
     const VM_CR: u32 = 0xc001_0114;
-    const DISABLED: u64 = 1 << 4;
-    if !is_there() {
-        pr_err!("the CPU has no SVM\n");
-        return false;
-    }
-    // SAFETY: No preconditions.
-    if !unsafe { bindings::rhv_has_svm() } {
-        match msr::read_safe(VM_CR) {
-            Some(value) if value & DISABLED != 0 => {
-                pr_err!("firmware has switched SVM off (VM_CR {:#x})\n", value);
-            }
-            _ => pr_err!("the host kernel has switched SVM off\n"),
-        }
-        return false;
-    }
-    // SAFETY: No preconditions.
-    match unsafe { bindings::rhv_memory_encryption() } {
-        0 => true,
-        1 => {
-            pr_err!("guests cannot run in a guest whose memory is encrypted\n");
-            false
-        }
-        _ => {
-            pr_err!("the host's memory is encrypted, which is not supported yet\n");
-            false
-        }
-    }
+    // SAFETY: No preconditions, neither of them.
+    let (host_has, encryption) =
+        unsafe { (bindings::rhv_has_svm(), bindings::rhv_memory_encryption()) };
+    let Some(why) = Absence::of(is_there(), host_has, msr::read_safe(VM_CR), encryption) else {
+        return true;
+    };
+    pr_err!("{}\n", why);
+    false
 }
 
 #[kunit_tests(rusthv_svm_caps)]
@@ -222,6 +250,32 @@ mod tests {
             assert_eq!(caps.common.missing, all.common.missing | u64::from(feature));
         }
         Ok(())
+    }
+
+    /// VM_CR: bit 4 switches SVM off, bit 3 locks that.
+    #[test]
+    fn absence_has_the_right_reason() {
+        for (value, locked) in [(0, false), (0x08, false), (0x10, true), (0x18, true)] {
+            let wanted = match locked {
+                true => Absence::Locked(value),
+                false => Absence::NotWanted,
+            };
+            assert_eq!(Absence::of(true, false, Some(value), 0), Some(wanted));
+            assert_eq!(Absence::of(true, false, Some(value), 2), Some(wanted));
+            let absent = Absence::of(false, false, Some(value), 0);
+            assert_eq!(absent, Some(Absence::NotThere));
+        }
+        assert_eq!(Absence::of(true, false, None, 0), Some(Absence::NotWanted));
+        assert_eq!(Absence::of(false, false, None, 1), Some(Absence::NotThere));
+    }
+
+    #[test]
+    fn encrypted_memory_is_refused() {
+        assert_eq!(Absence::of(true, true, Some(0), 0), None);
+        assert_eq!(Absence::of(true, true, None, 0), None);
+        for (encryption, why) in [(1, Absence::EncryptedGuest), (2, Absence::EncryptedHost)] {
+            assert_eq!(Absence::of(true, true, Some(0), encryption), Some(why));
+        }
     }
 
     #[test]

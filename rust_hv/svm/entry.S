@@ -14,13 +14,8 @@
  * may touch per-CPU data.
  */
 #include <linux/linkage.h>
-#include <asm/asm.h>
-#include <asm/msr-index.h>
-#include <asm/nospec-branch.h>
-#include <asm/percpu.h>
 
-/* struct rhv_regs; checked in host/shim.c */
-#define REG(n)			((n) * 8)
+#include "../host/entry-macros.S"
 
 /* The stack in the guest: what the way back needs, in this order. */
 #define STACK_STATUS		24
@@ -44,19 +39,7 @@ SYM_FUNC_START(rhv_svm_run)
 .Lload_guest:
 	vmload	%rax
 
-	mov	REG(1)(%rdi), %rcx
-	mov	REG(2)(%rdi), %rdx
-	mov	REG(3)(%rdi), %rbx
-	mov	REG(5)(%rdi), %rbp
-	mov	REG(6)(%rdi), %rsi
-	mov	REG(8)(%rdi), %r8
-	mov	REG(9)(%rdi), %r9
-	mov	REG(10)(%rdi), %r10
-	mov	REG(11)(%rdi), %r11
-	mov	REG(12)(%rdi), %r12
-	mov	REG(13)(%rdi), %r13
-	mov	REG(14)(%rdi), %r14
-	mov	REG(15)(%rdi), %r15
+	RHV_LOAD_GPRS
 	mov	REG(7)(%rdi), %rdi
 
 	/* CPU buffers are cleared where the host's policy for guests says so. */
@@ -66,20 +49,8 @@ SYM_FUNC_START(rhv_svm_run)
 .Lback:
 	/* RAX and RSP are the host's again. */
 	pop	%rax
-	mov	%rcx, REG(1)(%rax)
-	mov	%rdx, REG(2)(%rax)
-	mov	%rbx, REG(3)(%rax)
-	mov	%rbp, REG(5)(%rax)
-	mov	%rsi, REG(6)(%rax)
+	RHV_STORE_GPRS %rax
 	mov	%rdi, REG(7)(%rax)
-	mov	%r8, REG(8)(%rax)
-	mov	%r9, REG(9)(%rax)
-	mov	%r10, REG(10)(%rax)
-	mov	%r11, REG(11)(%rax)
-	mov	%r12, REG(12)(%rax)
-	mov	%r13, REG(13)(%rax)
-	mov	%r14, REG(14)(%rax)
-	mov	%r15, REG(15)(%rax)
 
 	pop	%rax
 .Lsave_guest:
@@ -93,36 +64,13 @@ SYM_FUNC_START(rhv_svm_run)
 	/* All before the first RET. */
 	FILL_RETURN_BUFFER %rcx, RSB_CLEAR_LOOPS, X86_FEATURE_RSB_VMEXIT
 
-	/*
-	 * Guests have no SPEC_CTRL and run on the host's value. Legacy IBRS
-	 * wants it written again after coming from less privileged code.
-	 */
-	ALTERNATIVE "jmp .Lspec_ctrl_done", "", X86_FEATURE_KERNEL_IBRS
-	mov	PER_CPU_VAR(x86_spec_ctrl_current), %rax
-	mov	%rax, %rdx
-	shr	$32, %rdx
-	mov	$MSR_IA32_SPEC_CTRL, %ecx
-	wrmsr
-.Lspec_ctrl_done:
+	RHV_WRITE_SPEC_CTRL
 
 	/* Retbleed, SRSO: the guest has not trained the RETs that follow. */
 	UNTRAIN_RET_VM
 
-	/* No value of the guest's is left for speculation to use. */
-	xor	%ecx, %ecx
-	xor	%edx, %edx
+	RHV_CLEAR_GPRS
 	xor	%ebx, %ebx
-	xor	%esi, %esi
-	xor	%edi, %edi
-	xor	%ebp, %ebp
-	xor	%r8d, %r8d
-	xor	%r9d, %r9d
-	xor	%r10d, %r10d
-	xor	%r11d, %r11d
-	xor	%r12d, %r12d
-	xor	%r13d, %r13d
-	xor	%r14d, %r14d
-	xor	%r15d, %r15d
 
 	pop	%rax
 	pop	%r15

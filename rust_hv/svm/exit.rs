@@ -7,7 +7,7 @@ use super::caps::Caps;
 use super::vmcb::Control;
 use crate::model::arch::addr::Gpa;
 use crate::model::exit::{
-    ControlAccess, Direction, Event, EventKind, Exit, NestedFault, PortAccess,
+    ControlAccess, Direction, Event, EventKind, Exit, NestedFault, Origin, PortAccess,
 };
 use kernel::prelude::kunit_tests;
 
@@ -202,6 +202,7 @@ const fn memory(info: u64, address: u64) -> Exit {
     const WRITE: u64 = 1 << 1;
     const RESERVED: u64 = 1 << 3;
     const FETCH: u64 = 1 << 4;
+    const FINAL: u64 = 1 << 32;
     if info & RESERVED != 0 {
         return Exit::Misconfigured(Gpa::new(address));
     }
@@ -210,7 +211,11 @@ const fn memory(info: u64, address: u64) -> Exit {
         write: info & WRITE != 0,
         fetch: info & FETCH != 0,
         present: info & PRESENT != 0,
-        gva: None,
+        origin: if info & FINAL != 0 {
+            Origin::Access(None)
+        } else {
+            Origin::Tables
+        },
     })
 }
 
@@ -357,7 +362,7 @@ mod tests {
             write: true,
             fetch: false,
             present: false,
-            gva: None,
+            origin: Origin::Access(None),
         };
         // The final address, of a user access.
         assert_eq!(memory(0x1_0000_0006, 0x1234_5678), Exit::Memory(fault));
@@ -368,6 +373,11 @@ mod tests {
             ..fault
         };
         assert_eq!(memory(0x1_0000_0015, 0x1234_5678), Exit::Memory(fetch));
+        let walk = NestedFault {
+            origin: Origin::Tables,
+            ..fault
+        };
+        assert_eq!(memory(0x2_0000_0006, 0x1234_5678), Exit::Memory(walk));
         let reserved = Exit::Misconfigured(Gpa::new(0x1000));
         assert_eq!(memory(0x1_0000_000d, 0x1000), reserved);
     }

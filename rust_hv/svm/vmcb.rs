@@ -321,7 +321,10 @@ pub fn frame_for_cpu(node: i32) -> Result<Frame> {
 }
 
 /// A VMCB in a frame of its own.
-pub struct VmcbPage(Frame);
+pub struct VmcbPage {
+    frame: Frame,
+    hpa: Hpa,
+}
 
 impl VmcbPage {
     /// All zero.
@@ -330,13 +333,15 @@ impl VmcbPage {
     ///
     /// `ENOMEM`.
     pub fn new(node: i32) -> Result<Self> {
-        Ok(Self(frame_for_cpu(node)?))
+        let frame = frame_for_cpu(node)?;
+        let hpa = frame.hpa();
+        Ok(Self { frame, hpa })
     }
 
     /// Its address for the CPU.
     #[inline]
     pub fn hpa(&self) -> Hpa {
-        self.0.hpa()
+        self.hpa
     }
 
     /// The VMCB. The CPU writes it in VMRUN and VMSAVE, for which a mutable borrow of the guest is
@@ -344,14 +349,14 @@ impl VmcbPage {
     #[inline]
     pub fn get(&self) -> &Vmcb {
         // SAFETY: A whole frame, aligned, initialised, and borrowed with `self`.
-        unsafe { &*self.0.as_ptr().cast() }
+        unsafe { &*self.frame.as_ptr().cast() }
     }
 
     /// The VMCB, to be written.
     #[inline]
     pub fn get_mut(&mut self) -> &mut Vmcb {
         // SAFETY: As in `get`; the borrow is exclusive.
-        unsafe { &mut *self.0.as_ptr().cast() }
+        unsafe { &mut *self.frame.as_ptr().cast() }
     }
 }
 
@@ -375,7 +380,7 @@ mod tests {
         vmcb.save.rflags = 0x77;
         vmcb.save.star = 0x88;
         vmcb.save.sfmask = 0x99;
-        let bytes = page.0.bytes_mut();
+        let bytes = page.frame.bytes_mut();
         let word = |at: usize| {
             let mut word = [0u8; 4];
             for (to, from) in word.iter_mut().zip(bytes.iter().skip(at)) {

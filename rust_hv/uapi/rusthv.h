@@ -14,7 +14,7 @@
 
 #define RUSTHV_IO			0xB9
 #define RUSTHV_CAP_EXTENSIONS		0x52480000
-#define RUSTHV_EXTENSIONS_VERSION	1
+#define RUSTHV_EXTENSIONS_VERSION	2
 
 /* Hardware features that rusthv knows by name (struct rusthv_info). */
 #define RUSTHV_FEAT_EPT			(1U << 0)
@@ -55,6 +55,17 @@ struct rusthv_host_stats {
 };
 
 #define RUSTHV_GET_HOST_STATS	_IOR(RUSTHV_IO, 0x01, struct rusthv_host_stats)
+
+/* On the device: the same of one NUMA node, from version 2 of the extensions. */
+struct rusthv_node_stats {
+	__u32 node;		/* in: its number */
+	__u32 padding;		/* in: 0 */
+	__u64 frames_in_use;
+	__u64 frames_pooled;
+	__u64 reserved[5];
+};
+
+#define RUSTHV_GET_NODE_STATS	_IOWR(RUSTHV_IO, 0x02, struct rusthv_node_stats)
 
 /* On a VM. */
 struct rusthv_vm_stats {

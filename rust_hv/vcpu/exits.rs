@@ -219,10 +219,7 @@ impl Handler<'_> {
                 window.cancel_injection()?;
                 Action::User(UserExit::FailEntry(reason))
             }
-            Exit::TaskSwitch => Action::User(UserExit::Emulation {
-                bytes: [0; 15],
-                len: 0,
-            }),
+            Exit::TaskSwitch => Action::User(UserExit::UNKNOWN_INSTRUCTION),
             Exit::Misconfigured(gpa) => Action::User(UserExit::Internal {
                 suberror: KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
                 data: [gpa.raw(), 0, 0, 0],

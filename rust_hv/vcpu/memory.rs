@@ -2,22 +2,24 @@
 
 //! Guest memory as a vCPU sees it: for the walk of its page tables and for the emulator.
 
-use super::snapshot::Snapshot;
+use super::code::{stopped, ReadBytes};
+use super::snapshot::{paging_state, Snapshot};
+use super::Vcpu;
 use crate::host::errno::no_such_device;
 use crate::host::switch::request_cache_flush;
 use crate::host::user;
 use crate::mmu::access::{Backing as MmuBacking, SlotCache};
 use crate::mmu::Mmu;
 use crate::model::arch::addr::{Gpa, Gva};
-use crate::model::arch::exception::Vector;
 use crate::model::arch::regs::Rflags;
 use crate::model::arch::segment::Segment;
 use crate::model::emulate::{
-    self, Access, Backing, Cpu, Exception, Gpr, Memory, Place, SegmentName, Stop, Width,
+    Access, Backing, Cpu, Gpr, Insn, Memory, Place, SegmentName, Stop, Width, MAX_LEN,
 };
-use crate::model::exit::NestedFault;
+use crate::model::exit::{NestedFault, Origin};
 use crate::model::paging::state::{Access as WalkAccess, AccessKind};
-use crate::model::paging::walk::{self, EntrySize, GuestPhys, WalkError};
+use crate::model::paging::walk::{self, EntrySize, GuestPhys};
+use crate::vendor::{Guest, Vendor, Window};
 use kernel::prelude::*;
 
 /// Guest-physical memory, for walks.
@@ -37,31 +39,39 @@ impl<'a> GuestPhysical<'a> {
 /// own tables allow it.
 #[derive(Clone, Copy)]
 pub struct Known {
-    gva: Gva,
+    /// Where the CPU tells it; else the instruction has no other operand in memory.
+    gva: Option<Gva>,
     gpa: Gpa,
     write: bool,
+    backing: Backing,
 }
 
 impl Known {
-    /// That of a nested fault, when it is the fault of the access itself.
-    pub fn from_fault(fault: &NestedFault) -> Option<Self> {
+    /// That of the nested fault of an instruction, where `backing` was found.
+    pub fn from_fault(fault: &NestedFault, backing: Backing, insn: &Insn) -> Option<Self> {
+        let gva = match fault.origin {
+            Origin::Access(Some(gva)) => Some(gva),
+            Origin::Access(None) if insn.has_one_memory_operand() => None,
+            Origin::Access(None) | Origin::Tables => return None,
+        };
         Some(Self {
-            gva: fault.gva?.page_base(),
-            gpa: fault.gpa.page_base(),
+            gva,
+            gpa: fault.gpa,
             write: fault.write,
+            backing,
         })
     }
 
-    fn translate(&self, gva: Gva, access: Access) -> Option<Gpa> {
+    fn translate(&self, gva: Gva, access: Access) -> Option<Place> {
         let allowed = access == Access::Read || self.write;
-        (allowed && gva.page_base() == self.gva).then(|| self.gpa.wrapping_add(gva.page_offset()))
-    }
-}
-
-const fn bytes_of(size: EntrySize) -> u8 {
-    match size {
-        EntrySize::Four => 4,
-        EntrySize::Eight => 8,
+        let same = match self.gva {
+            Some(known) => gva.page_base() == known.page_base(),
+            None => gva.page_offset() == self.gpa.page_offset(),
+        };
+        (allowed && same).then(|| Place {
+            gpa: self.gpa.page_base().wrapping_add(gva.page_offset()),
+            backing: self.backing,
+        })
     }
 }
 
@@ -69,15 +79,44 @@ impl GuestPhys for GuestPhysical<'_> {
     type Error = Error;
 
     fn read_entry(&mut self, at: Gpa, size: EntrySize) -> Result<u64> {
-        self.mmu.read_word_cached(self.slot, at, bytes_of(size))
+        self.mmu.read_word_cached(self.slot, at, size.bytes())
     }
 
     fn cmpxchg_entry(&mut self, at: Gpa, size: EntrySize, old: u64, new: u64) -> Result<bool> {
         if let MmuBacking::Rom(_) = self.mmu.backing(at) {
             return Ok(true);
         }
-        let found = self.mmu.compare_exchange(at, bytes_of(size), old, new)?;
+        let found = self.mmu.compare_exchange(at, size.bytes(), old, new)?;
         Ok(found == old)
+    }
+}
+
+impl ReadBytes for GuestPhysical<'_> {
+    fn read_bytes(&mut self, at: Gpa, bytes: &mut [u8]) -> Result {
+        self.mmu.read_cached(self.slot, at, bytes)
+    }
+}
+
+impl<V: Vendor> Vcpu<V> {
+    /// `KVM_TRANSLATE`: where a read at CPL 0 would go; no trace of it stays in the guest's tables.
+    /// `None` where it would fault, or where tables are in no memory.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR`, `EIO`.
+    pub fn translate(&self, gva: Gva) -> Result<Option<Gpa>> {
+        let mut inner = self.lock()?;
+        let inner = &mut *inner;
+        let window = inner.guest.open()?;
+        let paging = paging_state(&window, inner.state.cpuid.facts())?;
+        let rflags = Rflags::from_raw(window.rflags()?);
+        // The tables may have to be fetched by the host: that sleeps.
+        drop(window);
+        let access = WalkAccess::explicit(AccessKind::Read, 0, rflags);
+        let mut memory = GuestPhysical::new(&self.mmu, &mut inner.state.slots);
+        Ok(walk::probe(&mut memory, &paging, gva, access)
+            .ok()
+            .map(|found| found.gpa))
     }
 }
 
@@ -104,29 +143,13 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Translates a linear address, as an access at the vCPU's privilege level.
+    /// Translates a linear address, as a data access at the vCPU's privilege level.
     pub fn translate_kind(&mut self, gva: Gva, kind: AccessKind) -> Result<Gpa, Stop<Error>> {
         let access = WalkAccess::explicit(kind, self.snapshot.cpl, self.snapshot.rflags);
         let mut memory = GuestPhysical::new(self.mmu, self.slot);
-        let found = match kind {
-            // The CPU has fetched the instruction, and with that set the accessed flags.
-            AccessKind::Fetch => walk::probe(&mut memory, &self.snapshot.paging, gva, access),
-            _ => walk::walk(&mut memory, &self.snapshot.paging, gva, access),
-        };
-        match found {
-            Ok(translation) => Ok(translation.gpa),
-            Err(WalkError::Fault(code)) => Err(Stop::Fault(Exception {
-                vector: Vector::PF,
-                error_code: Some(code.raw()),
-                cr2: Some(gva),
-            })),
-            Err(WalkError::NonCanonical) => Err(Stop::Fault(Exception {
-                vector: Vector::GP,
-                error_code: Some(0),
-                cr2: None,
-            })),
-            Err(WalkError::Memory { error, .. }) => Err(Stop::Failed(error)),
-            Err(WalkError::Contended) => Err(Stop::Retry),
+        match walk::walk(&mut memory, &self.snapshot.paging, gva, access) {
+            Ok(page) => Ok(page.gpa),
+            Err(error) => Err(stopped(error, gva)),
         }
     }
 
@@ -175,27 +198,16 @@ impl<'a> Machine<'a> {
 
     /// Fetches up to 15 instruction bytes at CS:RIP; what lies behind a page that cannot be
     /// fetched from is left out.
-    pub fn fetch(&mut self, bytes: &mut [u8; emulate::MAX_LEN]) -> Result<usize, Stop<Error>> {
-        let mut have = 0;
-        while have < bytes.len() {
-            let gva = self.snapshot.linear_rip(have as u64);
-            let room = user::to_page_end(gva.page_offset());
-            let got = self.translate_kind(gva, AccessKind::Fetch).and_then(|gpa| {
-                let rest = bytes.get_mut(have..).unwrap_or_default();
-                let len = rest.len().min(room);
-                let part = rest.get_mut(..len).unwrap_or_default();
-                self.mmu
-                    .read_cached(self.slot, gpa, part)
-                    .map_err(Stop::Failed)?;
-                Ok(len)
-            });
-            match got {
-                Ok(len) => have += len,
-                Err(stop) if have == 0 => return Err(stop),
-                Err(_) => break,
-            }
-        }
-        Ok(have)
+    pub fn fetch(&mut self, bytes: &mut [u8; MAX_LEN]) -> Result<usize, Stop<Error>> {
+        let mut memory = GuestPhysical::new(self.mmu, self.slot);
+        self.snapshot.code().fetch(&mut memory, bytes)
+    }
+
+    /// Whether the instruction byte `offset` bytes after RIP can be fetched.
+    pub fn probe_code(&mut self, offset: u64) -> Result<(), Stop<Error>> {
+        let mut memory = GuestPhysical::new(self.mmu, self.slot);
+        let code = self.snapshot.code();
+        code.translate(&mut memory, code.linear(offset)).map(drop)
     }
 }
 
@@ -250,10 +262,10 @@ impl Memory for Machine<'_> {
             Access::Write => AccessKind::Write,
         };
         let known = self.known.and_then(|known| known.translate(gva, access));
-        let gpa = match known {
-            Some(gpa) => gpa,
-            None => self.translate_kind(gva, kind)?,
-        };
+        if let Some(place) = known {
+            return Ok(place);
+        }
+        let gpa = self.translate_kind(gva, kind)?;
         let backing = match self.mmu.backing(gpa) {
             MmuBacking::Ram(_) => Backing::Ram,
             MmuBacking::Rom(_) => Backing::Rom,

@@ -12,16 +12,14 @@ use super::State;
 use crate::host::errno::no_such_device;
 use crate::host::run_page::{RunPages, UserExit};
 use crate::host::task;
-use crate::mmu::access::SlotCache;
 use crate::mmu::Mmu;
 use crate::model::arch::exception::Vector;
 use crate::model::arch::regs::Rflags;
 use crate::model::emulate::{
-    decode, execute, DecodeError, Exception, Insn, MmioLog, MmioRead, MmioWrites, Outcome, Stop,
-    MAX_LEN,
+    decode, execute, Backing, DecodeError, Exception, Insn, MmioLog, MmioRead, MmioWrites, Outcome,
+    Stop, MAX_LEN,
 };
 use crate::model::exit::NestedFault;
-use crate::model::paging::state::AccessKind;
 use crate::vendor::Guest;
 use kernel::prelude::*;
 
@@ -52,7 +50,6 @@ pub struct Mmio {
     known: Option<Known>,
     /// The registers, kept over the exit; `None` when user space may have changed them.
     snapshot: Option<Snapshot>,
-    slot: SlotCache,
 }
 
 /// What came of an instruction.
@@ -73,7 +70,6 @@ impl Mmio {
             writes: MmioWrites::NONE,
             known: None,
             snapshot: None,
-            slot: SlotCache::new(),
         }
     }
 
@@ -88,7 +84,7 @@ impl Mmio {
         self.waiting != Waiting::No
     }
 
-    /// Executes the instruction at RIP, whose access `fault` met no memory.
+    /// Executes the instruction at RIP, whose access `fault` met what is not memory: `backing`.
     ///
     /// # Errors
     ///
@@ -99,15 +95,16 @@ impl Mmio {
         guest: &mut impl Guest,
         mmu: &Mmu,
         fault: &NestedFault,
+        backing: Backing,
     ) -> Result<Step> {
         let facts = *state.cpuid.facts();
         // It stays where it is, as it is large: nothing below moves it.
         let snapshot = Snapshot::take_into(&mut self.snapshot, &mut guest.open()?, &facts)?;
         let cpl = snapshot.cpl;
         self.log.clear();
-        self.known = Known::from_fault(fault);
+        self.known = None;
         let mut bytes = [0; MAX_LEN];
-        let mut machine = Machine::new(snapshot, mmu, &mut self.slot);
+        let mut machine = Machine::new(snapshot, mmu, &mut state.slots);
         let have = match machine.fetch(&mut bytes) {
             Ok(have) => have,
             Err(Stop::Fault(exception)) => {
@@ -120,11 +117,13 @@ impl Mmio {
         };
         let code = bytes.get(..have).unwrap_or_default();
         match decode(code, machine.snapshot.mode()) {
-            Ok(insn) => self.go_on(state, guest, mmu, insn),
+            Ok(insn) => {
+                self.known = Known::from_fault(fault, backing, &insn);
+                self.go_on(state, guest, mmu, insn)
+            }
             Err(DecodeError::NeedMoreBytes) => {
                 // The instruction goes on in a page that cannot be fetched from.
-                let next = machine.snapshot.linear_rip(have as u64);
-                match machine.translate_kind(next, AccessKind::Fetch) {
+                match machine.probe_code(have as u64) {
                     Err(Stop::Fault(exception)) => {
                         state.raise(&mut guest.open()?, exception);
                         Ok(Step::Enter)
@@ -189,7 +188,7 @@ impl Mmio {
         let mut outcome;
         let mut tries = RETRIES;
         loop {
-            let mut machine = Machine::new(snapshot, mmu, &mut self.slot);
+            let mut machine = Machine::new(snapshot, mmu, &mut state.slots);
             machine.known = self.known;
             outcome = execute(&mut machine, &insn, &mut self.log, ITERATIONS);
             tries -= 1;
@@ -247,7 +246,9 @@ impl Mmio {
             // The slots were changed meanwhile.
             Outcome::Failed(error) if error == EAGAIN => Ok(Step::Enter),
             // The guest's page tables are where it has no memory.
-            Outcome::Failed(error) if error == no_such_device() => Ok(failure(&[0; MAX_LEN], 0)),
+            Outcome::Failed(error) if error == no_such_device() => {
+                Ok(Step::Exit(UserExit::UNKNOWN_INSTRUCTION))
+            }
             Outcome::Failed(error) => Err(error),
             Outcome::Done { .. } | Outcome::Again { .. } | Outcome::Fault(_) => Ok(Step::Enter),
         }

@@ -18,8 +18,10 @@
 //! [`Vcpu::state`] (a mutex that a killed task does not wait for) is held through every vCPU
 //! ioctl, all of `KVM_RUN` included. It comes before the locks of `mmu`.
 
+pub mod code;
 pub mod control;
 pub mod cpuid;
+pub mod direct;
 pub mod exits;
 pub mod memory;
 pub mod mmio;
@@ -32,15 +34,18 @@ pub mod snapshot;
 use crate::host::bindings::rusthv_vcpu_stats;
 use crate::host::fpu::GuestFpu;
 use crate::host::frame::Frame;
-use crate::host::pool::{Pools, Reserve};
+use crate::host::pool::Pools;
 use crate::host::run_page::RunPages;
 use crate::host::switch::HostSwitch;
 use crate::host::sync::{KillableGuard, KillableMutex};
+use crate::mmu::access::SlotCache;
+use crate::mmu::fault::Faults;
 use crate::mmu::Mmu;
 use crate::model::arch::regs::Efer;
 use crate::model::exit::Event;
 use crate::vendor::{Guest, Vendor, Window};
 use cpuid::Cpuid;
+use direct::PendingLoad;
 use kernel::prelude::*;
 use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 use kernel::sync::Arc;
@@ -70,6 +75,8 @@ enum Pending {
     None,
     /// A port access.
     Port(PendingPort),
+    /// A plain load of a device's.
+    Load(PendingLoad),
 }
 
 /// The part of a vCPU's state that no hardware holds.
@@ -94,6 +101,8 @@ pub struct State {
     /// DR7 has breakpoints: DR0 to DR3 must be in the CPU.
     breakpoints: bool,
     msrs: Msrs,
+    /// Where the VMM has the memory that was last reached in software.
+    slots: SlotCache,
     /// For `kvm_run`, as of the last exit.
     if_flag: bool,
     ready_for_interrupt: bool,
@@ -155,7 +164,7 @@ struct Inner<V: Vendor> {
     switch: Pin<KBox<HostSwitch>>,
     guest: V::Guest,
     fpu: GuestFpu,
-    reserve: Reserve,
+    faults: Faults,
     mmio: Mmio,
     state: State,
 }
@@ -179,7 +188,7 @@ impl<V: Vendor> Vcpu<V> {
             switch: KBox::pin_init(HostSwitch::new(V::LEAVES), GFP_KERNEL_ACCOUNT)?,
             guest,
             fpu: GuestFpu::new()?,
-            reserve: Reserve::default(),
+            faults: Faults::new(),
             mmio: Mmio::new(),
             state: State {
                 cpuid: Cpuid::empty(),
@@ -196,6 +205,7 @@ impl<V: Vendor> Vcpu<V> {
                 dr6: 0,
                 breakpoints: false,
                 msrs: Msrs::new(),
+                slots: SlotCache::new(),
                 if_flag: false,
                 ready_for_interrupt: false,
             },

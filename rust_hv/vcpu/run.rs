@@ -5,27 +5,26 @@
 //! Outside the window (interrupts on): signals, page faults, emulation. Inside: injection, the
 //! flush check, the entry, and every exit that needs no sleep; see `exits`.
 
+use super::code::{fetch_present, Code};
 use super::control::Pdptes;
 use super::exits::{Action, Handler};
-use super::memory::Machine;
+use super::memory::GuestPhysical;
 use super::mmio::{Mmio, Step};
 use super::port::StringStep;
-use super::snapshot::Snapshot;
-use super::{port, Inner, Pending, State, Vcpu};
+use super::snapshot::{paging_state, Snapshot};
+use super::{direct, port, Inner, Pending, State, Vcpu};
 use crate::host::bindings::KVM_INTERNAL_ERROR_DELIVERY_EV;
 use crate::host::cpu;
 use crate::host::errno::no_such_device;
 use crate::host::fpu::FpuInUse;
 use crate::host::msr;
-use crate::host::pool::Reserve;
 use crate::host::run_page::UserExit;
-use crate::host::switch::Running;
+use crate::host::switch::{request_cache_flush, Running};
 use crate::host::task;
-use crate::mmu::access::SlotCache;
-use crate::mmu::fault::Resolved;
+use crate::mmu::fault::{Faults, Resolved};
 use crate::mmu::Mmu;
 use crate::model::arch::regs::{Cr0, Rflags};
-use crate::model::emulate::{Stop, MAX_LEN};
+use crate::model::emulate::{Backing, Stop, MAX_LEN};
 use crate::model::exit::{Event, Exit, NestedFault, PortAccess};
 use crate::vendor::{Guest, HwError, Vendor, Window};
 use kernel::prelude::*;
@@ -92,7 +91,7 @@ impl<V: Vendor> Vcpu<V> {
             switch,
             guest,
             fpu,
-            reserve,
+            faults,
             mmio,
             state,
         } = inner;
@@ -118,7 +117,7 @@ impl<V: Vendor> Vcpu<V> {
             },
         };
         loop {
-            let done = match self.turn(&entry, state, mmio, guest, reserve) {
+            let done = match self.turn(&entry, state, mmio, guest, faults) {
                 Ok(Turn::User(exit)) => return Ok(exit),
                 Ok(Turn::Again) => task::do_work_if_pending(),
                 Err(error) => Err(error),
@@ -146,6 +145,10 @@ impl<V: Vendor> Vcpu<V> {
         }
         match core::mem::replace(&mut state.pending, Pending::None) {
             Pending::None => Ok(None),
+            Pending::Load(pending) => {
+                direct::complete(state, guest, &self.run, pending)?;
+                Ok(None)
+            }
             Pending::Port(pending) => {
                 let done = port::complete(state, guest, &self.run, &self.mmu, pending);
                 if let Err(error) = done {
@@ -176,7 +179,7 @@ impl<V: Vendor> Vcpu<V> {
         state: &mut State,
         mmio: &mut Mmio,
         guest: &mut impl Guest,
-        reserve: &mut Reserve,
+        faults: &mut Faults,
     ) -> Result<Turn> {
         let mut window = guest.open()?;
         let action = entry.in_window(state, &mut window);
@@ -206,7 +209,7 @@ impl<V: Vendor> Vcpu<V> {
         }
         drop(window);
         match action {
-            Action::Memory(fault) => self.memory(state, mmio, guest, reserve, &fault),
+            Action::Memory(fault) => self.memory(state, mmio, guest, faults, &fault),
             Action::Control { register, value } => {
                 let cr3 = guest.open()?.cr3()?;
                 let pdptes = Pdptes::read(&self.mmu, state, cr3);
@@ -222,31 +225,33 @@ impl<V: Vendor> Vcpu<V> {
         }
     }
 
-    /// Does what an exit asks for of which the CPU has not said enough: fetches the instruction.
+    /// Does what an exit asks for of which the CPU has not said enough, when the instruction could
+    /// not be fetched in the window.
     fn identify(
         &self,
         entry: &Entry<'_>,
         state: &mut State,
         guest: &mut impl Guest,
     ) -> Result<Action> {
-        let facts = *state.cpuid.facts();
-        let mut snapshot = Snapshot::take(&mut guest.open()?, &facts)?;
-        let mut slot = SlotCache::new();
-        let mut code = [0; MAX_LEN];
-        let have = match Machine::new(&mut snapshot, &self.mmu, &mut slot).fetch(&mut code) {
+        let window = guest.open()?;
+        let paging = paging_state(&window, state.cpuid.facts())?;
+        let code = Code::at(&window, &paging)?;
+        drop(window);
+        // Software reads what the guest points it to.
+        request_cache_flush();
+        let mut memory = GuestPhysical::new(&self.mmu, &mut state.slots);
+        let mut bytes = [0; MAX_LEN];
+        let have = match code.fetch(&mut memory, &mut bytes) {
             Ok(have) => have,
             // The tables were changed since the CPU fetched it: it will come to the same fault.
             Err(Stop::Fault(_) | Stop::Retry) => return Ok(Action::Enter),
             Err(Stop::Failed(error)) if error == no_such_device() => {
-                return Ok(Action::User(UserExit::Emulation {
-                    bytes: [0; MAX_LEN],
-                    len: 0,
-                }));
+                return Ok(Action::User(UserExit::UNKNOWN_INSTRUCTION));
             }
             Err(Stop::Failed(error)) => return Err(error),
         };
         let mut window = guest.open()?;
-        match window.identify(code.get(..have).unwrap_or_default())? {
+        match window.identify(bytes.get(..have).unwrap_or_default())? {
             Some(exit) => Ok(entry.handler.handle(state, &mut window, exit)?),
             None => Ok(Action::Enter),
         }
@@ -262,10 +267,7 @@ impl<V: Vendor> Vcpu<V> {
         let step = match port::string_access(&self.run, &self.mmu, snapshot, access) {
             // The data, the instruction or the guest's tables are where it has no memory.
             Err(error) if error == no_such_device() => {
-                return Ok(Turn::User(UserExit::Emulation {
-                    bytes: [0; 15],
-                    len: 0,
-                }));
+                return Ok(Turn::User(UserExit::UNKNOWN_INSTRUCTION));
             }
             step => step?,
         };
@@ -290,15 +292,15 @@ impl<V: Vendor> Vcpu<V> {
         state: &mut State,
         mmio: &mut Mmio,
         guest: &mut impl Guest,
-        reserve: &mut Reserve,
+        faults: &mut Faults,
         fault: &NestedFault,
     ) -> Result<Turn> {
-        match self.mmu.resolve(reserve, fault)? {
+        match self.mmu.resolve(faults, fault)? {
             Resolved::Mapped => {
                 self.counters.ept_faults.bump();
                 Ok(Turn::Again)
             }
-            Resolved::Mmio if state.event.is_some() => {
+            Resolved::Mmio(_) if state.event.is_some() => {
                 // Not an instruction's access but the delivery of an event: nothing to emulate.
                 Ok(Turn::User(delivery_failure(
                     &guest.open()?,
@@ -306,8 +308,12 @@ impl<V: Vendor> Vcpu<V> {
                     fault,
                 )?))
             }
-            Resolved::Mmio => {
-                let step = mmio.emulate(state, guest, &self.mmu, fault)?;
+            Resolved::Mmio(backing) => {
+                if backing == Backing::Mmio {
+                    // The next one may be simple enough for the window.
+                    self.mmu.note_hole(&mut state.slots, fault.gpa);
+                }
+                let step = mmio.emulate(state, guest, &self.mmu, fault, backing)?;
                 Ok(match self.mmio_step(step) {
                     Some(exit) => Turn::User(exit),
                     None => Turn::Again,
@@ -348,17 +354,46 @@ impl Entry<'_> {
             }
             let exit = self.enter(state, window)?;
             self.handler.counters.exits.bump();
-            if exit == Exit::HostEvent {
+            if matches!(exit, Exit::HostEvent) {
                 // The host takes the interrupt when the window closes.
                 self.handler.counters.interrupts.bump();
                 return Ok(None);
             }
+            let exit = match exit {
+                Exit::Fetch => self.identify(state, window)?,
+                Exit::Memory(fault) => {
+                    if let Some(exit) = direct::access(state, window, self.mmu, &fault)? {
+                        self.handler.counters.mmio.bump();
+                        return Ok(Some(Action::User(exit)));
+                    }
+                    Some(exit)
+                }
+                exit => Some(exit),
+            };
+            let Some(exit) = exit else {
+                continue;
+            };
             match self.handler.handle(state, window, exit)? {
                 Action::Enter => {}
                 action => return Ok(Some(action)),
             }
         }
         Ok(None)
+    }
+
+    /// What the exit was of which the CPU has not said enough. [`Exit::Fetch`] when that takes a
+    /// sleep; `None` when the guest has to be entered again: its tables or its code were changed
+    /// since.
+    #[inline]
+    fn identify(&self, state: &State, window: &mut impl Window) -> Result<Option<Exit>, HwError> {
+        let paging = paging_state(window, state.cpuid.facts())?;
+        let code = Code::at(window, &paging)?;
+        let mut bytes = [0; MAX_LEN];
+        match fetch_present(&code, self.mmu, &state.slots, &mut bytes) {
+            Ok(have) => window.identify(bytes.get(..have).unwrap_or_default()),
+            Err(Stop::Fault(_) | Stop::Retry) => Ok(None),
+            Err(Stop::Failed(_)) => Ok(Some(Exit::Fetch)),
+        }
     }
 
     /// Brings a waiting interrupt to the guest, or asks for an exit when it can take one. Some

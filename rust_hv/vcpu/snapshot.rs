@@ -2,6 +2,7 @@
 
 //! A vCPU's registers outside the window: for work that may sleep, such as emulation.
 
+use super::code::Code;
 use super::cpuid::Facts;
 use crate::model::arch::addr::Gva;
 use crate::model::arch::regs::{Cr0, Cr4, Efer, Rflags};
@@ -38,6 +39,25 @@ const SEGMENTS: [SegmentRegister; 6] = [
 ];
 
 const RSP: usize = 4;
+
+/// What a walk of the guest's tables depends on.
+#[inline]
+pub fn paging_state(window: &impl Window, facts: &Facts) -> Result<PagingState, HwError> {
+    let registers = Registers {
+        cr0: Cr0::from_raw(window.cr0()?),
+        cr3: window.cr3()?,
+        cr4: Cr4::from_raw(window.cr4()?),
+        efer: Efer::from_raw(window.efer()?),
+        // No protection keys are offered.
+        pkru: 0,
+    };
+    let features = Features {
+        phys_bits: facts.phys_bits,
+        pages_1g: facts.pages_1g,
+        pse36: facts.pse36,
+    };
+    Ok(PagingState::new(registers, features, None))
+}
 
 impl Snapshot {
     /// Reads all of it into its place.
@@ -76,27 +96,14 @@ impl Snapshot {
                 _ => window.segment(register)?,
             };
         }
-        let registers = Registers {
-            cr0: Cr0::from_raw(window.cr0()?),
-            cr3: window.cr3()?,
-            cr4: Cr4::from_raw(window.cr4()?),
-            efer,
-            // No protection keys are offered.
-            pkru: 0,
-        };
-        let features = Features {
-            phys_bits: facts.phys_bits,
-            pages_1g: facts.pages_1g,
-            pse36: facts.pse36,
-        };
         Ok(Self {
             gprs,
             rip: window.rip()?,
             rflags: Rflags::from_raw(window.rflags()?),
             cpl,
-            paging: PagingState::new(registers, features, None),
+            paging: paging_state(window, facts)?,
             interrupt_shadow: window.interrupt_shadow()?,
-            cr0: registers.cr0,
+            cr0: Cr0::from_raw(window.cr0()?),
             long: efer.contains(Efer::LMA),
             segments,
         })
@@ -166,15 +173,14 @@ impl Snapshot {
         }
     }
 
-    /// Linear address of the instruction byte `offset` bytes after RIP.
-    pub fn linear_rip(&self, offset: u64) -> Gva {
-        let rip = self.rip.wrapping_add(offset);
-        match self.mode() {
-            Mode::Bits64 => Gva::new(rip),
-            Mode::Bits32 | Mode::Bits16 => {
-                let base = self.raw_segment(SegmentName::Cs).base;
-                Gva::new(base.wrapping_add(rip & 0xffff_ffff) & 0xffff_ffff)
-            }
+    /// Where the instruction is.
+    pub fn code(&self) -> Code<'_> {
+        Code {
+            mode: self.mode(),
+            rip: self.rip,
+            base: self.raw_segment(SegmentName::Cs).base,
+            cpl: self.cpl,
+            paging: &self.paging,
         }
     }
 }

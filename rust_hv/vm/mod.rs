@@ -20,6 +20,7 @@ use crate::host::tsc;
 use crate::host::user::UserMm;
 use crate::host::{bindings, cpu};
 use crate::mmu::Mmu;
+use crate::model::arch::addr::Hva;
 use crate::model::memory::slots::Request;
 use crate::vcpu::{Machine, Vcpu};
 use crate::vendor::Vendor;
@@ -75,6 +76,8 @@ pub struct Vm<V: Vendor> {
     machine: Machine<V>,
     /// Added to the host's TSC: the guest's starts at 0 with the VM.
     tsc_offset: u64,
+    /// Number of the task that created it, for people.
+    owner: i32,
     _census: Census,
 }
 
@@ -102,10 +105,16 @@ impl<V: Vendor> Vm<V> {
                 mmu,
                 machine,
                 tsc_offset: tsc::now().wrapping_neg(),
+                owner: kernel::current!().pid(),
                 _census: Census::new(&VMS),
             }? Error),
             GFP_KERNEL_ACCOUNT,
         )
+    }
+
+    /// Number of the task that created it, in the first namespace.
+    pub fn owner(&self) -> i32 {
+        self.owner
     }
 
     /// True for tasks of the process that created the VM. Others may hold the file, but not use
@@ -128,6 +137,15 @@ impl<V: Vendor> Vm<V> {
             memory_size: region.memory_size,
             userspace_addr: region.userspace_addr,
         })
+    }
+
+    /// `KVM_GET_DIRTY_LOG`.
+    ///
+    /// # Errors
+    ///
+    /// As KVM: `EINVAL`, `ENOENT`, `EFAULT`; `ENOMEM`.
+    pub fn dirty_log(&self, slot: u32, bitmap: Hva) -> Result {
+        self.mmu.dirty_log(slot, bitmap)
     }
 
     /// True once a vCPU was created: what concerns all of them is settled then.

@@ -13,6 +13,7 @@ use crate::host::errno::unsupported;
 use crate::host::msr;
 use crate::model::arch::cpuid::Feature;
 use crate::vendor::{self, FixedBits};
+use kernel::fmt;
 use kernel::prelude::*;
 
 const IA32_VMX_BASIC: u32 = 0x480;
@@ -313,24 +314,47 @@ impl Caps {
     }
 }
 
+/// Why the host offers no VMX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Absence {
+    NotThere,
+    /// With what IA32_FEATURE_CONTROL holds.
+    Locked(u64),
+    NotWanted,
+}
+
+impl Absence {
+    /// From what CPUID says, and from IA32_FEATURE_CONTROL where that can be read.
+    fn of(in_cpuid: bool, feature_control: Option<u64>) -> Self {
+        const LOCKED: u64 = 1 << 0;
+        const VMX_OUTSIDE_SMX: u64 = 1 << 2;
+        match feature_control {
+            _ if !in_cpuid => Self::NotThere,
+            Some(value) if value & (LOCKED | VMX_OUTSIDE_SMX) == LOCKED => Self::Locked(value),
+            _ => Self::NotWanted,
+        }
+    }
+}
+
+impl fmt::Display for Absence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotThere => write!(f, "the CPU has no VMX"),
+            Self::Locked(value) => write!(
+                f,
+                "firmware has locked VMX off (IA32_FEATURE_CONTROL {value:#x})"
+            ),
+            Self::NotWanted => write!(f, "the host kernel has switched VMX off"),
+        }
+    }
+}
+
 /// Says in the log why the host offers no VMX.
 pub fn explain_absence() {
     const IA32_FEATURE_CONTROL: u32 = 0x3a;
-    const LOCKED: u64 = 1 << 0;
-    const VMX_OUTSIDE_SMX: u64 = 1 << 2;
-    if !Feature::VMX.is_in(&cpuid(Feature::VMX.leaf, 0)) {
-        pr_err!("the CPU has no VMX\n");
-        return;
-    }
-    match msr::read_safe(IA32_FEATURE_CONTROL) {
-        Some(value) if value & LOCKED != 0 && value & VMX_OUTSIDE_SMX == 0 => {
-            pr_err!(
-                "firmware has locked VMX off (IA32_FEATURE_CONTROL {:#x})\n",
-                value
-            );
-        }
-        _ => pr_err!("the host kernel has switched VMX off\n"),
-    }
+    let there = Feature::VMX.is_in(&cpuid(Feature::VMX.leaf, 0));
+    let why = Absence::of(there, msr::read_safe(IA32_FEATURE_CONTROL));
+    pr_err!("{}\n", why);
 }
 
 #[kunit_tests(rusthv_caps)]
@@ -351,6 +375,25 @@ mod tests {
                 fixed.allow(fixed.ones | bit) && fixed.allow((fixed.ones | free) & !bit)
             }
         })
+    }
+
+    /// IA32_FEATURE_CONTROL: bit 0 locks it, bit 1 is VMX inside SMX, bit 2 outside.
+    #[test]
+    fn absence_has_the_right_reason() {
+        for value in 0..8 {
+            let wanted = match value {
+                0b001 | 0b011 => Absence::Locked(value),
+                _ => Absence::NotWanted,
+            };
+            assert_eq!(Absence::of(true, Some(value)), wanted);
+            assert_eq!(Absence::of(false, Some(value)), Absence::NotThere);
+        }
+        assert_eq!(
+            Absence::of(true, Some(0xff_0001)),
+            Absence::Locked(0xff_0001)
+        );
+        assert_eq!(Absence::of(true, None), Absence::NotWanted);
+        assert_eq!(Absence::of(false, None), Absence::NotThere);
     }
 
     #[test]

@@ -11,13 +11,9 @@
  * call's stack is elsewhere than the last one's.
  */
 #include <linux/linkage.h>
-#include <asm/asm.h>
-#include <asm/msr-index.h>
-#include <asm/nospec-branch.h>
-#include <asm/percpu.h>
 
-/* struct rhv_regs; checked in host/shim.c */
-#define REG(n)			((n) * 8)
+#include "../host/entry-macros.S"
+
 #define REGS_HOST_RSP		136
 
 #define VMCS_HOST_RSP		0x6c14
@@ -48,19 +44,7 @@ SYM_FUNC_START(rhv_vmx_run)
 	cmp	$1, %al
 
 	mov	REG(0)(%rdi), %rax
-	mov	REG(1)(%rdi), %rcx
-	mov	REG(2)(%rdi), %rdx
-	mov	REG(3)(%rdi), %rbx
-	mov	REG(5)(%rdi), %rbp
-	mov	REG(6)(%rdi), %rsi
-	mov	REG(8)(%rdi), %r8
-	mov	REG(9)(%rdi), %r9
-	mov	REG(10)(%rdi), %r10
-	mov	REG(11)(%rdi), %r11
-	mov	REG(12)(%rdi), %r12
-	mov	REG(13)(%rdi), %r13
-	mov	REG(14)(%rdi), %r14
-	mov	REG(15)(%rdi), %r15
+	RHV_LOAD_GPRS
 	mov	REG(7)(%rdi), %rdi
 
 	/*
@@ -92,55 +76,18 @@ SYM_INNER_LABEL_ALIGN(rhv_vmx_exit, SYM_L_GLOBAL)
 	push	%rdi
 	mov	8(%rsp), %rdi
 	mov	%rax, REG(0)(%rdi)
-	mov	%rcx, REG(1)(%rdi)
-	mov	%rdx, REG(2)(%rdi)
-	mov	%rbx, REG(3)(%rdi)
-	mov	%rbp, REG(5)(%rdi)
-	mov	%rsi, REG(6)(%rdi)
-	mov	%r8, REG(8)(%rdi)
-	mov	%r9, REG(9)(%rdi)
-	mov	%r10, REG(10)(%rdi)
-	mov	%r11, REG(11)(%rdi)
-	mov	%r12, REG(12)(%rdi)
-	mov	%r13, REG(13)(%rdi)
-	mov	%r14, REG(14)(%rdi)
-	mov	%r15, REG(15)(%rdi)
+	RHV_STORE_GPRS %rdi
 	pop	REG(7)(%rdi)
 	xor	%ebx, %ebx
 
 .Lclear:
-	/* No value of the guest's is left for speculation to use. */
-	xor	%eax, %eax
-	xor	%ecx, %ecx
-	xor	%edx, %edx
-	xor	%esi, %esi
-	xor	%edi, %edi
-	xor	%ebp, %ebp
-	xor	%r8d, %r8d
-	xor	%r9d, %r9d
-	xor	%r10d, %r10d
-	xor	%r11d, %r11d
-	xor	%r12d, %r12d
-	xor	%r13d, %r13d
-	xor	%r14d, %r14d
-	xor	%r15d, %r15d
+	RHV_CLEAR_GPRS
 
 	/* All before the first RET. */
 	FILL_RETURN_BUFFER %rcx, RSB_CLEAR_LOOPS, X86_FEATURE_RSB_VMEXIT, \
 			   X86_FEATURE_RSB_VMEXIT_LITE
 
-	/*
-	 * Guests have no SPEC_CTRL and run on the host's value. Legacy IBRS
-	 * wants it written again after coming from less privileged code.
-	 */
-	ALTERNATIVE "jmp .Lspec_ctrl_done", "", X86_FEATURE_KERNEL_IBRS
-	mov	PER_CPU_VAR(x86_spec_ctrl_current), %rax
-	mov	%rax, %rdx
-	shr	$32, %rdx
-	mov	$MSR_IA32_SPEC_CTRL, %ecx
-	wrmsr
-	lfence
-.Lspec_ctrl_done:
+	RHV_WRITE_SPEC_CTRL
 	CLEAR_BRANCH_HISTORY_VMEXIT
 
 	mov	%ebx, %eax

@@ -9,7 +9,7 @@ use super::fields::*;
 use super::vmcs::Window;
 use crate::model::arch::addr::{Gpa, Gva};
 use crate::model::exit::{
-    ControlAccess, Direction, Event, EventKind, Exit, NestedFault, PortAccess,
+    ControlAccess, Direction, Event, EventKind, Exit, NestedFault, Origin, PortAccess,
 };
 use crate::vendor::HwError;
 use kernel::prelude::kunit_tests;
@@ -223,17 +223,17 @@ fn memory(window: &Window<'_>) -> Result<Exit, HwError> {
     let qualification = window.read(EXIT_QUALIFICATION)?;
     let gpa = Gpa::new(window.read(GUEST_PHYSICAL_ADDRESS)?);
     // Bit 7: the linear address is valid; bit 8: it is the access's own, not a table walk's.
-    let gva = if qualification & (1 << 7 | 1 << 8) == 1 << 7 | 1 << 8 {
-        Some(Gva::new(window.read(GUEST_LINEAR_ADDRESS)?))
+    let origin = if qualification & (1 << 7 | 1 << 8) == 1 << 7 | 1 << 8 {
+        Origin::Access(Some(Gva::new(window.read(GUEST_LINEAR_ADDRESS)?)))
     } else {
-        None
+        Origin::Tables
     };
     Ok(Exit::Memory(NestedFault {
         gpa,
         write: qualification & 1 << 1 != 0,
         fetch: qualification & 1 << 2 != 0,
         present: qualification & 0b111 << 3 != 0,
-        gva,
+        origin,
     }))
 }
 

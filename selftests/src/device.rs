@@ -5,6 +5,7 @@
 use crate::errno::Errno;
 use crate::ioctl::{self, *};
 use crate::memory::{Memory, PAGE};
+use crate::statistics::Statistics;
 use kvm_bindings::*;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -127,6 +128,11 @@ impl Vm {
         unsafe { ioctl::ioctl(self.fd(), request, argument) }
     }
 
+    /// KVM_GET_STATS_FD.
+    pub fn statistics(&self) -> Result<Statistics, Errno> {
+        Statistics::new(self.ioctl(KVM_GET_STATS_FD, 0)?)
+    }
+
     /// KVM_SET_USER_MEMORY_REGION.
     pub fn set_region(&self, region: &kvm_userspace_memory_region) -> Result<i32, Errno> {
         self.ioctl(KVM_SET_USER_MEMORY_REGION, ptr::from_ref(region) as u64)
@@ -146,6 +152,24 @@ impl Vm {
     /// All of `memory` at `gpa`.
     pub fn map(&self, slot: u32, gpa: u64, memory: &Memory) -> Result<i32, Errno> {
         self.set_slot(slot, 0, gpa, memory.size() as u64, memory.address())
+    }
+
+    /// KVM_GET_DIRTY_LOG into a buffer at an address of the caller's choice.
+    pub fn dirty_log_to(&self, slot: u32, address: u64) -> Result<i32, Errno> {
+        let log = kvm_dirty_log {
+            slot,
+            padding1: 0,
+            __bindgen_anon_1: kvm_dirty_log__bindgen_ty_1 { padding2: address },
+        };
+        self.ioctl(KVM_GET_DIRTY_LOG, ptr::from_ref(&log) as u64)
+    }
+
+    /// KVM_GET_DIRTY_LOG of a slot of so many pages: the numbers of those that were written.
+    pub fn dirty_pages(&self, slot: u32, pages: usize) -> Result<Vec<usize>, Errno> {
+        // What the call does not write is no page.
+        let mut words = vec![0u64; pages.div_ceil(64)];
+        self.dirty_log_to(slot, words.as_mut_ptr() as u64)?;
+        Ok((0..words.len() * 64).filter(|page| words[page / 64] >> (page % 64) & 1 != 0).collect())
     }
 
     pub fn vcpu(&self, id: u64) -> Result<Vcpu, Errno> {
@@ -194,6 +218,11 @@ impl Vcpu {
         unsafe { ioctl::ioctl(self.fd(), request, argument) }
     }
 
+    /// KVM_GET_STATS_FD.
+    pub fn statistics(&self) -> Result<Statistics, Errno> {
+        Statistics::new(self.ioctl(KVM_GET_STATS_FD, 0)?)
+    }
+
     /// The shared area, as the kernel sees it too.
     pub fn kvm_run(&self) -> *mut kvm_run {
         self.run.at(0, size_of::<kvm_run>()).cast()
@@ -222,6 +251,12 @@ impl Vcpu {
 
     pub fn set_sregs(&self, sregs: &kvm_sregs) -> Result<i32, Errno> {
         self.ioctl(KVM_SET_SREGS, ptr::from_ref(sregs) as u64)
+    }
+
+    /// KVM_TRANSLATE: what the kernel makes of `translation`.
+    pub fn translate(&self, mut translation: kvm_translation) -> Result<kvm_translation, Errno> {
+        self.ioctl(KVM_TRANSLATE, ptr::from_mut(&mut translation) as u64)?;
+        Ok(translation)
     }
 
     /// KVM_INTERRUPT.

@@ -43,6 +43,85 @@ fn keep_host_paged(sregs: &mut kvm_sregs) {
     }
 }
 
+/// The type of a TSS in TR from which an exception at CPL 3 in 32-bit code can take its stack.
+///
+/// That of a busy one, which a processor demands at VM entry. QEMU's TCG keeps the type that LTR
+/// found, that of an available one, and ends itself over any other (`get_ss_esp_from_tss`).
+pub fn task_type() -> u8 {
+    if is_tcg() {
+        9
+    } else {
+        11
+    }
+}
+
+/// Whether a walk that the CPU makes sets an accessed flag that the walk of the model leaves alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FaultMarks {
+    None,
+    Always,
+    Maybe,
+}
+
+/// How the CPU's walk of page tables differs from that of the model.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WalkQuirks {
+    /// In the entries that refer to the next table, when the walk ends in a page fault below them.
+    pub faulting: FaultMarks,
+    /// In the entry of a 1 GiB page, when the access to the page faults.
+    pub faulting_1g: FaultMarks,
+    /// In a page-directory pointer of PAE, which has no such flag.
+    pub pointer: FaultMarks,
+    /// Reserved bits of a page-directory pointer that may be set all the same.
+    pub unchecked_pdpte_bits: u64,
+    /// A reserved bit makes a fault whose error code does not say that the entry is present.
+    pub reserved_without_present: bool,
+}
+
+const NO_QUIRKS: WalkQuirks = WalkQuirks {
+    faulting: FaultMarks::None,
+    faulting_1g: FaultMarks::None,
+    pointer: FaultMarks::None,
+    unchecked_pdpte_bits: 0,
+    reserved_without_present: false,
+};
+
+/// Those of this machine's CPU.
+///
+/// The SDM leaves open which flags a walk sets that ends in a page fault. Bochs sets them after all
+/// checks: none. QEMU's TCG sets each before it goes on to the next table, page-directory pointers
+/// included, of whose low reserved bits it checks none; that of a 1 GiB page before it looks whether
+/// there is a next table; and the error code that it has for a reserved bit lacks the present bit
+/// (target/i386: `mmu_translate`). Other CPUs may set flags as they like.
+pub fn walk_quirks() -> WalkQuirks {
+    if is_tcg() {
+        WalkQuirks {
+            faulting: FaultMarks::Always,
+            faulting_1g: FaultMarks::Maybe,
+            pointer: FaultMarks::Always,
+            unchecked_pdpte_bits: 0x1E6,
+            reserved_without_present: true,
+        }
+    } else if is_bochs() {
+        NO_QUIRKS
+    } else {
+        WalkQuirks { faulting: FaultMarks::Maybe, ..NO_QUIRKS }
+    }
+}
+
+/// True where Bochs emulates the processor: its firmware says so as QEMU's does, but its CPUID does
+/// not say that there is a hypervisor.
+pub fn is_bochs() -> bool {
+    let table = std::fs::read("/sys/firmware/acpi/tables/FACP").unwrap_or_default();
+    let hypervisor = __cpuid(1).ecx >> 31 & 1 != 0;
+    is_firmware_of_bochs(&table) && !hypervisor
+}
+
+/// Whose firmware it is stands in the header of its tables.
+fn is_firmware_of_bochs(table: &[u8]) -> bool {
+    table.get(10..16) == Some(b"BOCHS ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,6 +130,13 @@ mod tests {
     fn names() {
         assert!(is_name_of_tcg([0x5447_4354, 0x4354_4743, 0x4743_5447]));
         assert!(!is_name_of_tcg([0, 0, 0]));
+    }
+
+    #[test]
+    fn firmware() {
+        assert!(is_firmware_of_bochs(b"FACP\x74\0\0\0\x01\x63BOCHS BXPCFACP"));
+        assert!(!is_firmware_of_bochs(b"FACP\x74\0\0\0\x01\x63VENDORBXPCFACP"));
+        assert!(!is_firmware_of_bochs(b""));
     }
 
     #[test]

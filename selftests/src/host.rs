@@ -25,6 +25,24 @@ pub fn online_cpus() -> Vec<usize> {
     parse_list(&text)
 }
 
+/// The NUMA node of a processor.
+pub fn node_of(cpu: usize) -> Option<u32> {
+    let entries = fs::read_dir(format!("/sys/devices/system/cpu/cpu{cpu}")).ok()?;
+    entries.flatten().find_map(|entry| entry.file_name().to_str()?.strip_prefix("node")?.parse().ok())
+}
+
+/// The nodes that have processors online, each with one of them.
+pub fn nodes_with_cpus() -> Vec<(u32, usize)> {
+    let mut nodes: Vec<(u32, usize)> = Vec::new();
+    for cpu in online_cpus() {
+        match node_of(cpu) {
+            Some(node) if nodes.iter().all(|(known, _)| *known != node) => nodes.push((node, cpu)),
+            _ => {}
+        }
+    }
+    nodes
+}
+
 /// Parses a list such as `0-2,5`.
 fn parse_list(text: &str) -> Vec<usize> {
     let mut cpus = Vec::new();
@@ -60,7 +78,7 @@ pub fn meminfo(name: &str) -> Option<i64> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// What the kernel holds for itself and what is free, once what it can give back is given back.
+/// What the kernel holds for itself and what is free, in KiB, once what it can give back is given back.
 pub struct KernelMemory {
     pub slab: i64,
     pub free: i64,
@@ -75,10 +93,20 @@ pub fn kernel_memory() -> Option<KernelMemory> {
     for cache in fs::read_dir("/sys/kernel/slab").into_iter().flatten().flatten() {
         let _ = fs::write(cache.path().join("shrink"), "1");
     }
-    // Takes the pages that each processor keeps for itself back to where they are counted.
-    let _ = fs::write("/proc/sys/vm/compact_memory", "1");
     std::thread::sleep(std::time::Duration::from_millis(300));
-    Some(KernelMemory { slab: meminfo("Slab")?, free: meminfo("MemFree")? })
+    // What each processor has counted so far goes into the sums; some kernels answer EINVAL after it.
+    let _ = fs::read("/proc/sys/vm/stat_refresh");
+    Some(KernelMemory { slab: meminfo("Slab")?, free: meminfo("MemFree")? + on_cpu_lists()? })
+}
+
+/// Free pages that processors keep for themselves, in KiB. MemFree leaves them out, and they come and go
+/// by hundreds.
+fn on_cpu_lists() -> Option<i64> {
+    const KIB_PER_PAGE: i64 = 4;
+    let zones = fs::read_to_string("/proc/zoneinfo").ok()?;
+    let counts = zones.lines().filter_map(|line| line.trim().strip_prefix("count:"));
+    let pages = counts.map(|count| count.trim().parse::<i64>().ok()).sum::<Option<i64>>()?;
+    Some(pages * KIB_PER_PAGE)
 }
 
 /// How many bytes of the mapping at `address` the host holds in huge pages.

@@ -36,6 +36,7 @@ pub const KVM_GET_SUPPORTED_CPUID: u64 = iowr::<kvm_cpuid2>(KVMIO, 0x05);
 
 // On a VM.
 pub const KVM_CREATE_VCPU: u64 = io(KVMIO, 0x41);
+pub const KVM_GET_DIRTY_LOG: u64 = iow::<kvm_dirty_log>(KVMIO, 0x42);
 pub const KVM_SET_USER_MEMORY_REGION: u64 = iow::<kvm_userspace_memory_region>(KVMIO, 0x46);
 pub const KVM_SET_TSS_ADDR: u64 = io(KVMIO, 0x47);
 pub const KVM_SET_IDENTITY_MAP_ADDR: u64 = iow::<u64>(KVMIO, 0x48);
@@ -47,6 +48,7 @@ pub const KVM_GET_REGS: u64 = ior::<kvm_regs>(KVMIO, 0x81);
 pub const KVM_SET_REGS: u64 = iow::<kvm_regs>(KVMIO, 0x82);
 pub const KVM_GET_SREGS: u64 = ior::<kvm_sregs>(KVMIO, 0x83);
 pub const KVM_SET_SREGS: u64 = iow::<kvm_sregs>(KVMIO, 0x84);
+pub const KVM_TRANSLATE: u64 = iowr::<kvm_translation>(KVMIO, 0x85);
 pub const KVM_INTERRUPT: u64 = iow::<kvm_interrupt>(KVMIO, 0x86);
 pub const KVM_SET_CPUID2: u64 = iow::<kvm_cpuid2>(KVMIO, 0x90);
 /// Statistics in KVM's self-describing binary format, on a VM or a vCPU.

@@ -5,6 +5,7 @@
 //! The helpers call the raw ioctls, so that a test sees the exact errno, and can pass what a
 //! well-behaved client library would refuse to.
 
+pub mod balance;
 pub mod bench;
 pub mod compare;
 pub mod device;
@@ -24,9 +25,12 @@ pub mod memory;
 pub mod module;
 pub mod random;
 pub mod rusthv;
+pub mod spin;
+pub mod statistics;
 pub mod tests;
 pub mod traps;
 pub mod vendor;
+pub mod walk;
 
 /// What nearly every test uses.
 pub mod prelude {

@@ -6,12 +6,12 @@
 
 use crate::device::{Device, Vcpu, Vm};
 use crate::errno::Errno;
-use crate::ioctl::ior;
+use crate::ioctl::{ior, iowr};
 use std::ptr;
 
 pub const RUSTHV_IO: u64 = 0xB9;
 pub const RUSTHV_CAP_EXTENSIONS: u32 = 0x5248_0000;
-pub const RUSTHV_EXTENSIONS_VERSION: i32 = 1;
+pub const RUSTHV_EXTENSIONS_VERSION: i32 = 2;
 
 /// What the processor offers of the features that rusthv knows by name.
 #[repr(C)]
@@ -33,6 +33,17 @@ pub struct HostStats {
     pub vms: u64,
     pub vcpus: u64,
     pub reserved: [u64; 4],
+}
+
+/// What of that is on one NUMA node.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct NodeStats {
+    pub node: u32,
+    pub padding: u32,
+    pub frames_in_use: u64,
+    pub frames_pooled: u64,
+    pub reserved: [u64; 5],
 }
 
 #[repr(C)]
@@ -69,6 +80,7 @@ pub struct VcpuStats {
 
 pub const RUSTHV_GET_INFO: u64 = ior::<Info>(RUSTHV_IO, 0x00);
 pub const RUSTHV_GET_HOST_STATS: u64 = ior::<HostStats>(RUSTHV_IO, 0x01);
+pub const RUSTHV_GET_NODE_STATS: u64 = iowr::<NodeStats>(RUSTHV_IO, 0x02);
 pub const RUSTHV_GET_VM_STATS: u64 = ior::<VmStats>(RUSTHV_IO, 0x40);
 pub const RUSTHV_GET_VCPU_STATS: u64 = ior::<VcpuStats>(RUSTHV_IO, 0x80);
 
@@ -87,6 +99,12 @@ impl Device {
     pub fn host_stats(&self) -> Result<HostStats, Errno> {
         let mut stats = HostStats::default();
         self.ioctl(RUSTHV_GET_HOST_STATS, ptr::from_mut(&mut stats) as u64)?;
+        Ok(stats)
+    }
+
+    pub fn node_stats(&self, node: u32) -> Result<NodeStats, Errno> {
+        let mut stats = NodeStats { node, ..Default::default() };
+        self.ioctl(RUSTHV_GET_NODE_STATS, ptr::from_mut(&mut stats) as u64)?;
         Ok(stats)
     }
 }

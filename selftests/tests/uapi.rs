@@ -24,6 +24,7 @@ fn mirror_matches_the_header() {
     let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("../rust_hv/uapi/rusthv.h");
     let mut text = format!("#include <stddef.h>\n#include \"{}\"\n", header.display());
     layout!(text, "rusthv_info", Info, present, missing, revision, phys_bits, reserved);
+    layout!(text, "rusthv_node_stats", NodeStats, node, padding, frames_in_use, frames_pooled, reserved);
     layout!(text, "rusthv_host_stats", HostStats, frames_in_use, frames_pooled, vms, vcpus, reserved);
     layout!(
         text,
@@ -62,6 +63,7 @@ fn mirror_matches_the_header() {
         ("RUSTHV_EXTENSIONS_VERSION", RUSTHV_EXTENSIONS_VERSION as u64),
         ("RUSTHV_GET_INFO", RUSTHV_GET_INFO),
         ("RUSTHV_GET_HOST_STATS", RUSTHV_GET_HOST_STATS),
+        ("RUSTHV_GET_NODE_STATS", RUSTHV_GET_NODE_STATS),
         ("RUSTHV_GET_VM_STATS", RUSTHV_GET_VM_STATS),
         ("RUSTHV_GET_VCPU_STATS", RUSTHV_GET_VCPU_STATS),
     ] {

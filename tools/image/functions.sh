@@ -31,7 +31,20 @@ load_kvm() {
 		insmod /modules/kvm-amd.ko
 	fi || return
 	# Only where it is needed: hold-vm.c says why.
-	[ ! -e /hold-vm ] || /hold-vm
+	[ ! -e /hold-vm ] || alone /hold-vm
+}
+
+# alone COMMAND...: while no other CPU is online.
+alone() {
+	cpus 0 && "$@"
+	code=$?
+	cpus 1 && return $code
+}
+
+cpus() {
+	for cpu in /sys/devices/system/cpu/cpu[1-9]*/online; do
+		[ ! -e "$cpu" ] || echo "$1" >"$cpu" || return
+	done
 }
 
 
@@ -57,6 +70,41 @@ load_without_kunit() {
 # The device goes away with the module.
 unload_rusthv() {
 	rmmod rust_hv && [ ! -e /dev/rusthv ]
+}
+
+# end_with_guests COMMAND: the machine's last command; guests run until it ends.
+end_with_guests() {
+	load_without_kunit && /rusthv-spin /dev/rusthv && echo "$1" >/run/end
+}
+
+# refused REASON: a machine without virtualization. The module says so and is gone.
+refused() {
+	# As often as it may be tried.
+	for _ in 1 2 3; do
+		if said=$(insmod /rust_hv.ko 2>&1); then
+			echo "it was loaded"
+			return 1
+		fi
+		echo "$said"
+		case $said in
+		*"Operation not supported"*) ;;
+		*) return 1 ;;
+		esac
+	done
+	if ! dmesg | grep -F "rust_hv: $1"; then
+		echo "it did not say: $1"
+		return 1
+	fi
+	for left in /dev/rusthv /sys/module/rust_hv /sys/kernel/debug/kunit/rusthv*; do
+		if [ -e "$left" ]; then
+			echo "it has left $left"
+			return 1
+		fi
+	done
+	! grep -E 'rusthv|rust_hv' /proc/modules /proc/misc /proc/iomem \
+		/sys/devices/system/cpu/hotplug/states || return
+	# KVM is of the same opinion.
+	! load_kvm
 }
 
 # leaks: prints what kmemleak suspects; fails when that is anything.

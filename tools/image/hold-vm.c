@@ -7,7 +7,8 @@
  * when the first KVM guest comes and when the last one goes. TCG with several
  * threads (seen in QEMU 7.2 and 10.0) may go on executing the breakpoint that
  * stands there in between, and the host dies of an "Oops: int3".
- * With a guest that is always there, there is no first and no last one.
+ * With a guest that is always there, there is no first and no last one. It comes
+ * while a single CPU is online.
  */
 
 #include <fcntl.h>

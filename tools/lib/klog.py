@@ -29,6 +29,9 @@ STUCK = re.compile(r"soft lockup|hard LOCKUP|detected stall|Kernel panic")
 INJECTED = re.compile(r"FAULT_INJECTION: forcing a failure|page allocation failure:"
                       r"|vmalloc error: ")
 
+# A test that wants the OOM killer says so before and after. At other times it is a complaint.
+OOM_EXPECTED = re.compile(r"rusthv-selftests: the OOM killer is (not )?expected")
+
 
 def strip(line):
     return TIMESTAMP.sub("", line)
@@ -44,6 +47,7 @@ class Scanner:
         self.complaints = []
         self._open = None
         self._injected = False
+        self._oom_expected = False
 
     def feed(self, line):
         """Returns True when this line is a complaint."""
@@ -53,7 +57,10 @@ class Scanner:
             # Dying before init is a complaint whatever else happens.
             if not re.search(r"Kernel panic|BUG:|\bOops\b", text):
                 return False
-        if INJECTED.search(text):
+        oom = OOM_EXPECTED.search(text)
+        if oom:
+            self._oom_expected = not oom[1]
+        if INJECTED.search(text) or self._oom_expected and "invoked oom-killer:" in text:
             self._injected = True
         if self._injected and text.startswith("Call Trace:"):
             self._injected = False

@@ -29,11 +29,18 @@ import ui
 
 HOST, TEST = "host", "test"
 
+# What Bochs' BIOS says when it starts, in the emulator's log.
+BIOS_STARTS = "Starting rombios32"
+
 CONSOLE = "console=ttyS0,115200"
 # Quiet until init says otherwise: each line on the console costs the emulated CPU
 # a busy wait for the port.
 # An idle CPU halts: Bochs does not always see the write that should end an MWAIT.
 CMDLINE = f"{CONSOLE} quiet panic=-1 oops=panic rdinit=/init idle=halt"
+# While it boots, the kernel patches its own code many times, and TCG with several
+# threads may go on executing what was there in between (image/hold-vm.c): one CPU
+# boots, and init brings the others.
+CMDLINE_TCG = "maxcpus=1 noreplace-smp"
 
 # `sync=none` in Bochs makes its TSC count instructions, and this is how many make
 # one emulated second.
@@ -171,12 +178,14 @@ class Result:
         self.ready_after = None  # seconds from power-on to the end of boot
         self.seconds = None
         self.stopped = None  # why the machine was killed, if it was
+        self.firmware_again = False  # Bochs only: firmware had the CPU a second time
 
 
 class Machine:
     def __init__(self, work, kernel, initramfs, machine, *, cpus=1, memory=1024, append="",
-                 counting=False):
-        """`machine` is (name, reason), as choose() gives them.
+                 counting=False, nodes=1, cpu=None):
+        """`machine` is (name, reason), as choose() gives them. `cpu` is another model of CPU
+        than the one with virtualization, as the emulator's options name it.
 
         With `counting`, the TSC of an emulated CPU counts instructions. In Bochs it
         always does; QEMU needs to be told, and can have only one CPU then.
@@ -184,12 +193,17 @@ class Machine:
         self.work = Path(work)
         self.work.mkdir(parents=True, exist_ok=True)
         self.kernel, self.initramfs = kernel, initramfs
-        self.cpus, self.memory = cpus, memory
-        self.cmdline = f"{CMDLINE} {append}".strip()
+        self.cpus, self.memory, self.nodes = cpus, memory, nodes
         self.kind, self.reason = machine
+        # Bochs has only one node; the kernel divides it, and the CPUs as well.
+        fake = f"numa=fake={nodes}" if nodes > 1 and self.kind == "bochs" else ""
+        words = [CMDLINE, CMDLINE_TCG if self.kind == "qemu" else "", fake, append]
+        self.cmdline = " ".join(word for word in words if word)
         self.counting = counting
+        self.cpu = cpu
         self.console = self.work / "console.log"
         self.output = self.work / "output.log"
+        self.emulator_log = self.work / "bochs.log"
         self._process = None
         self._hurry = None
 
@@ -209,12 +223,14 @@ class Machine:
         is then switched off, with that as the reason.
         """
         result = Result()
-        for path in (self.console, self.output):
+        for path in (self.console, self.output, self.emulator_log):
             path.unlink(missing_ok=True)
         command, needs_terminal = self._command()
         start = time.monotonic()
         terminal = self._start(command, needs_terminal)
         tails = ((HOST, Tail(self.console)), (TEST, Tail(self.output)))
+        emulator = Tail(self.emulator_log)
+        bios_starts = 0
         try:
             heard = start
             exited_at = None
@@ -232,6 +248,10 @@ class Machine:
                         stop = on_line(channel, text)
                         if stop:
                             result.stopped = stop
+                bios_starts += sum(BIOS_STARTS in text for text in emulator.lines())
+                if bios_starts > 1:
+                    # The end, as for QEMU (-no-reboot).
+                    result.firmware_again = over = True
                 if over:
                     break
                 now = time.monotonic()
@@ -276,10 +296,10 @@ class Machine:
 
     def _qemu(self):
         if self.kind == "host":
-            accel = ["-accel", "kvm", "-cpu", "host"]
+            accel = ["-accel", "kvm", "-cpu", self.cpu or "host"]
         else:
             threads = "single" if self.counting else "multi"
-            accel = ["-accel", f"tcg,thread={threads}", "-cpu", "max,+svm,+npt"]
+            accel = ["-accel", f"tcg,thread={threads}", "-cpu", self.cpu or "max,+svm,+npt"]
             if self.counting:
                 # One nanosecond of its clock for each instruction; when the CPU is idle
                 # the clock goes on to the next timer at once.
@@ -287,10 +307,23 @@ class Machine:
         return [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
             "-machine", "q35", *accel, "-smp", str(self.cpus), "-m", str(self.memory),
+            *self._qemu_nodes(),
             "-no-reboot", "-kernel", str(self.kernel), "-initrd", str(self.initramfs),
             "-append", self.cmdline,
             "-serial", f"file:{self.console}", "-serial", f"file:{self.output}",
         ]
+
+    def _qemu_nodes(self):
+        """Memory and CPUs dealt out to NUMA nodes."""
+        if self.nodes < 2:
+            return []
+        options = []
+        for node in range(self.nodes):
+            size = self.memory // self.nodes
+            cpus = [f"cpus={cpu}" for cpu in range(node, self.cpus, self.nodes)]
+            options += ["-object", f"memory-backend-ram,id=node{node},size={size}M",
+                        "-numa", ",".join(["node", f"nodeid={node}", f"memdev=node{node}", *cpus])]
+        return options
 
     def _bochs(self):
         disc = self.work / "boot.iso"
@@ -311,7 +344,7 @@ config_interface: textconfig
 romimage: file={bios}
 vgaromimage: file={vga}
 megs: {self.memory}
-cpu: model=corei7_haswell_4770, count={self.cpus}, ips={BOCHS_IPS}, quantum=16, \
+cpu: model={self.cpu or "corei7_haswell_4770"}, count={self.cpus}, ips={BOCHS_IPS}, quantum=16, \
 ignore_bad_msrs=1, reset_on_triple_fault=0
 clock: sync=none, time0=utc
 ata0: enabled=1
@@ -319,11 +352,11 @@ ata0-master: type=cdrom, path={disc}, status=inserted
 boot: cdrom
 com1: enabled=1, mode=file, dev={self.console}
 com2: enabled=1, mode=file, dev={self.output}
-log: {self.work / "bochs.log"}
+log: {self.emulator_log}
 debugger_log: /dev/null
 panic: action=fatal
 error: action=report
-info: action=ignore
+info: action=ignore, biosdev=report
 debug: action=ignore
 """)
         # Debian builds Bochs with its debugger, which waits for a command first.

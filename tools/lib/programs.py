@@ -31,7 +31,7 @@ def selftests():
     """Build the selftests; returns {program name: path}."""
     release = cargo.static("selftests", "selftests")
     found = {}
-    for name in ("rusthv-selftests", "rusthv-fuzz", "rusthv-bench"):
+    for name in ("rusthv-selftests", "rusthv-fuzz", "rusthv-bench", "rusthv-spin"):
         path = release / name
         if not path.exists():
             raise ui.Failure(f"{path}: selftests made no such program")

@@ -158,13 +158,54 @@ class KUnit(Section):
                              self._said)
 
 
+class Ending(Section):
+    """Guests run on while the machine goes off, or reboots. The last section of a session."""
+
+    KERNEL = {"power_off": "reboot: Power down", "reboot": "reboot: machine restart"}
+    MODULE = re.compile(r"rust_hv: the machine goes down: no more guests on (\d+) CPUs")
+
+    def __init__(self, name, command, layer, cpus):
+        super().__init__(name, command)
+        self.layer, self.cpus = layer, cpus
+        self._code = None
+        self._said = []
+
+    def line(self, text):
+        self._said.append(text)
+
+    def host_line(self, text):
+        self._said.append(klog.strip(text))
+
+    def done(self, code):
+        self._code = code
+
+    def ended(self, result, kind):
+        """The machine is off: what is to be said of it."""
+        told = next((m for m in map(self.MODULE.search, self._said) if m), None)
+        if self._code != 0:
+            why = "no guests" if self._code is None else f"no guests: status {self._code}"
+        elif result.stopped:
+            why = result.stopped
+        elif self.KERNEL[self.name] not in self._said:
+            why = f"the kernel did not say {self.KERNEL[self.name]!r}"
+        elif told is None or int(told[1]) != self.cpus:
+            why = f"the module did not hand back {self.cpus} CPUs"
+        elif self.name == "reboot" and kind == "bochs" and not result.firmware_again:
+            why = "firmware did not get the CPU"
+        else:
+            self.results.add(self.layer, self.name, PASSED)
+            return
+        self.results.add(self.layer, self.name, FAILED, why, self._said)
+
+
 class Session:
     def __init__(self, name, kdir, results, logs, machine, *, files=(), cpus=2, memory=1024,
-                 limit=1200, idle_limit=300, append="", verbose=False):
+                 limit=1200, idle_limit=300, append="", nodes=1, cpu=None, verbose=False):
         self.name, self.kdir, self.results = name, kdir, results
         self.files = list(files)
         self.cpus, self.memory, self.limit, self.idle_limit = cpus, memory, limit, idle_limit
         self.machine, self.append, self.verbose = machine, append, verbose
+        self.nodes, self.cpu = nodes, cpu
         self.work = Path(logs) / f"machine-{name}"
         self.sections = []
         self.begun = set()
@@ -193,13 +234,15 @@ class Session:
         image.initramfs(ramfs, self.kdir, self._script(), self.machine[0],
                         [(functions, "functions.sh"), *self.files])
         box = machine.Machine(self.work, kernel.image(self.kdir), ramfs, self.machine,
-                              cpus=self.cpus, memory=self.memory, append=self.append)
+                              cpus=self.cpus, memory=self.memory, append=self.append,
+                              nodes=self.nodes, cpu=self.cpu)
         ui.line("step", f"Machine {self.name}: {box.describe()}")
         pending = {section.name: section for section in self.sections}
         # What the console says belongs to the section that the console itself last named.
         current = {machine.TEST: None, machine.HOST: None}
         scanner = klog.Scanner()
         trouble = []
+        ending = next((s for s in self.sections if isinstance(s, Ending)), None)
 
         codes = {}
 
@@ -222,6 +265,8 @@ class Session:
                         close(name)
                 elif current[machine.HOST] in pending:
                     pending[current[machine.HOST]].host_line(text)
+                elif ending and ending.name in self.begun and current[machine.HOST] is None:
+                    ending.host_line(text)
                 if self.verbose:
                     ui.line("host", text)
                 return None
@@ -253,6 +298,8 @@ class Session:
             # One that was not begun has no say: why it was not is reported elsewhere.
             if name in self.begun:
                 section.done(None)
+        if ending and ending.name in self.begun:
+            ending.ended(self.result, self.machine[0])
         if not complete:
             why = self.result.stopped or "it ended by itself (the console log says why)"
             self.results.add("machine", self.name, FAILED, why, box.last_words())

@@ -35,7 +35,7 @@ class Deal(unittest.TestCase):
 class Machines(unittest.TestCase):
     """With machines that run so many of their selftests and then die."""
 
-    def run_all(self, lives, names, checks=()):
+    def run_all(self, lives, names, checks=(), kind="bochs"):
         boots = []
 
         def run(box):
@@ -62,9 +62,10 @@ class Machines(unittest.TestCase):
                 mock.patch.object(session.Session, "run", run), \
                 contextlib.redirect_stdout(io.StringIO()):
             results = Results(logs)
-            built = {"rusthv-selftests": Path("s"), "rusthv-fuzz": Path("f")}
+            built = {"rusthv-selftests": Path("s"), "rusthv-fuzz": Path("f"),
+                     "rusthv-spin": Path("spin")}
             bench = tools_test.Bench(arguments, Path("k"), logs, "m", built, [], [])
-            machines = tools_test.Machines(bench, ("bochs", ""), results)
+            machines = tools_test.Machines(bench, (kind, ""), results)
             for job in machines.jobs(names, [], checks, 1):
                 job()
         return machines.part, boots
@@ -73,6 +74,22 @@ class Machines(unittest.TestCase):
         part, boots = self.run_all([], ["a", "b"], ["fuzz"])
         self.assertEqual(part.reported, {"a", "b"})
         self.assertEqual(boots, [["kvm", "load", "selftests", "fuzz", "unload"]])
+
+    def test_each_machine_ends_once(self):
+        _, boots = self.run_all([], ["a"], ["power_off", "reboot"])
+        self.assertEqual(boots, [["kvm", "load", "selftests", "unload", "power_off"],
+                                 ["kvm", "load", "unload", "reboot"]])
+
+    def test_refusals_have_machines_of_their_own(self):
+        _, boots = self.run_all([], ["a"], ["refuse_no_svm", "refuse_no_vmx"], kind="qemu")
+        self.assertEqual(boots, [["kvm", "load", "selftests", "unload"],
+                                 ["refuse_no_svm"], ["refuse_no_vmx"]])
+        _, boots = self.run_all([], ["a"], ["refuse_no_svm"])
+        self.assertEqual(boots, [["kvm", "load", "selftests", "unload"]])
+
+    def test_no_machine_for_a_refusal_alone(self):
+        _, boots = self.run_all([], [], ["refuse_no_svm"], kind="qemu")
+        self.assertEqual(boots, [["refuse_no_svm"]])
 
     def test_rest_runs_in_another(self):
         part, boots = self.run_all([1], ["a", "b", "c"], ["fuzz"])

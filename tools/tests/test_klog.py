@@ -75,6 +75,15 @@ class Complaints(unittest.TestCase):
             "[    9.1] FAULT_INJECTION: forcing a failure.", "[    9.1] Call Trace:",
             "[    9.2] Call Trace:")), 1)
 
+    def test_oom_killer(self):
+        trace = ["[    9.2] vcpu invoked oom-killer: gfp_mask=0x140cca", "[    9.2] Call Trace:"]
+        expected = "[    9.1] rusthv-selftests: the OOM killer is expected"
+        no_longer = "[    9.3] rusthv-selftests: the OOM killer is not expected"
+        self.assertEqual(len(complaints(*trace)), 1)
+        self.assertEqual(complaints(expected, *trace, *trace), [])
+        self.assertEqual(len(complaints(expected, *trace, no_longer, *trace)), 1)
+        self.assertEqual(len(complaints(expected, *trace, "[ 9.3] WARNING: x")), 1)
+
 
 if __name__ == "__main__":
     unittest.main()

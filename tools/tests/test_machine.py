@@ -75,6 +75,19 @@ class Command(unittest.TestCase):
         self.assertIn("thread=single", command)
         self.assertIn("-icount", command)
 
+    def test_nodes(self):
+        self.assertNotIn("-numa", self.qemu("qemu", cpus=2))
+        command = self.qemu("qemu", cpus=3, memory=1024, nodes=2)
+        self.assertIn("-numa node,nodeid=0,memdev=node0,cpus=0,cpus=2", command)
+        self.assertIn("-numa node,nodeid=1,memdev=node1,cpus=1", command)
+        self.assertIn("id=node1,size=512M", command)
+        self.assertNotIn("numa=fake", command)
+
+    def test_other_cpu(self):
+        command = self.qemu("qemu", cpu="qemu64,-svm")
+        self.assertIn("-cpu qemu64,-svm ", command)
+        self.assertNotIn("+svm", command)
+
     def test_host(self):
         command = self.qemu("host", counting=True)
         self.assertIn("-accel kvm", command)

@@ -28,7 +28,7 @@ def section(name, *lines, code=0):
 class Scripted:
     """Stands for machine.Machine."""
 
-    script, stopped = [], None
+    script, stopped, firmware_again = [], None, False
 
     def __init__(self, *_arguments, **_options):
         pass
@@ -49,13 +49,15 @@ class Scripted:
                 result.exit_code = int(text.split()[1])
             on_line(channel, text)
         result.stopped = self.stopped
+        result.firmware_again = self.firmware_again
         return result
 
 
 class Sessions(unittest.TestCase):
-    def run_session(self, script, *sections, stopped=None):
+    def run_session(self, script, *sections, stopped=None, firmware_again=False):
         paths.BUILD.mkdir(exist_ok=True)
-        fake = type("Fake", (Scripted,), {"script": script, "stopped": stopped})
+        fake = type("Fake", (Scripted,), {"script": script, "stopped": stopped,
+                                          "firmware_again": firmware_again})
         with tempfile.TemporaryDirectory(dir=paths.BUILD) as logs, \
                 mock.patch.object(session.machine, "Machine", fake), \
                 mock.patch.object(session.image, "initramfs", lambda *a: None), \
@@ -159,6 +161,40 @@ class Sessions(unittest.TestCase):
     def test_load_fails(self):
         self.kunit([], code=1)
         self.assertEqual(self.last, "1 passed, 1 failed, 0 skipped")
+
+    TOLD = (HOST, "[    9.2] rust_hv: the machine goes down: no more guests on 2 CPUs")
+    DOWN = (HOST, "[    9.3] reboot: Power down")
+    RESTART = (HOST, "[    9.3] reboot: machine restart")
+
+    def ending(self, name, *after, code=0, **how):
+        script = BOOT + section(name, code=code) + OFF + list(after)
+        self.run_session(script, session.Ending(name, "true", "layer", 2), **how)
+
+    def test_ending(self):
+        self.ending("power_off", self.TOLD, self.DOWN)
+        self.assertEqual(self.last, "2 passed, 0 failed, 0 skipped")
+        self.ending("reboot", self.TOLD, self.RESTART, firmware_again=True)
+        self.assertEqual(self.last, "2 passed, 0 failed, 0 skipped")
+
+    def test_ending_otherwise(self):
+        one = (HOST, self.TOLD[1].replace("2 CPUs", "1 CPUs"))
+        for name, after, how in (
+                ("power_off", (self.TOLD,), {}),
+                ("power_off", (self.TOLD, self.RESTART), {}),
+                ("power_off", (self.DOWN,), {}),
+                ("power_off", (one, self.DOWN), {}),
+                ("power_off", (self.TOLD, self.DOWN), {"code": 1}),
+                ("reboot", (self.TOLD, self.RESTART), {})):
+            self.ending(name, *after, **how)
+            self.assertEqual(self.last, "1 passed, 1 failed, 0 skipped", (name, after, how))
+
+    def test_ending_with_a_warning(self):
+        self.ending("power_off", self.TOLD, (HOST, "[    9.2] WARNING: at x.c:1"), self.DOWN)
+        self.assertEqual(self.last, "1 passed, 1 failed, 0 skipped")
+
+    def test_ending_that_hangs(self):
+        self.ending("power_off", self.TOLD, stopped="did not power off within 30 s")
+        self.assertEqual(self.last, "1 passed, 2 failed, 0 skipped")
 
 
 if __name__ == "__main__":

@@ -188,3 +188,12 @@ pub struct Insn {
     /// LOCK prefix.
     pub lock: bool,
 }
+
+impl Insn {
+    /// True for an instruction that accesses memory in one place only: at an explicit operand.
+    pub fn has_one_memory_operand(&self) -> bool {
+        let implied = self.op.is_string() || matches!(self.op, Op::Push | Op::Pop);
+        let in_memory = |operand| matches!(operand, Operand::Mem(_));
+        !implied && in_memory(self.dst) != in_memory(self.src)
+    }
+}

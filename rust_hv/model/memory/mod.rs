@@ -2,4 +2,5 @@
 
 //! Guest memory as user space describes it.
 
+pub mod dirty;
 pub mod slots;

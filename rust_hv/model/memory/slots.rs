@@ -193,6 +193,18 @@ impl<'a> SlotView<'a> {
         slot.contains(gfn).then_some(slot)
     }
 
+    /// The frames around one that no slot holds, up to the next slots; `None` when one holds it.
+    pub fn gap(self, gfn: Gfn) -> Option<GfnRange> {
+        let after = self.0.partition_point(|slot| slot.base <= gfn);
+        let before = after.checked_sub(1).and_then(|last| self.0.get(last));
+        let start = before.map_or(Gfn::new(0), |slot| slot.gfns().end);
+        let end = self
+            .0
+            .get(after)
+            .map_or(GfnRange::ALL.end, |slot| slot.base);
+        (start <= gfn).then_some(GfnRange::new(start, end))
+    }
+
     /// The slot with an id. Linear: only ioctls ask.
     pub fn find_id(self, id: u16) -> Option<&'a Slot> {
         self.0.iter().find(|slot| slot.id == id)

@@ -18,6 +18,8 @@ const ACCESSED: u64 = 1 << 8;
 const DIRTY: u64 = 1 << 9;
 /// Bits 51:12. Hardware with a smaller physical-address width reserves the upper ones.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// [`Leaf::tracked`]; the CPU ignores bits 56:52 of an entry that maps a page.
+const TRACKED: u64 = 1 << 52;
 
 /// The EPT entry format, as far as the CPU at hand has it.
 ///
@@ -68,6 +70,7 @@ impl Format for Ept {
             } else {
                 perms.contains(Permissions::W)
             },
+            tracked: raw & TRACKED != 0,
         })
     }
 
@@ -89,6 +92,7 @@ impl Format for Ept {
         if leaf.size != PageSize::Size4K {
             raw |= LARGE;
         }
+        raw |= if leaf.tracked { TRACKED } else { 0 };
         if self.accessed_dirty {
             raw |= if leaf.accessed { ACCESSED } else { 0 };
             raw |= if leaf.dirty { DIRTY } else { 0 };
@@ -122,6 +126,11 @@ impl Format for Ept {
     #[inline(always)]
     fn write_mask(&self) -> u64 {
         WRITE
+    }
+
+    #[inline(always)]
+    fn tracked_mask(&self) -> u64 {
+        TRACKED
     }
 
     #[inline(always)]

@@ -22,6 +22,9 @@ pub struct Leaf {
     pub accessed: bool,
     /// The page was written since the flag was last clear.
     pub dirty: bool,
+    /// The page may be written, but somebody wants to know first: the right is withheld. See
+    /// [`super::track`].
+    pub tracked: bool,
 }
 
 impl Leaf {
@@ -36,6 +39,7 @@ impl Leaf {
             ignore_pat: false,
             accessed: false,
             dirty: false,
+            tracked: false,
         }
     }
 
@@ -44,6 +48,16 @@ impl Leaf {
     pub const fn with_memory_type(mut self, memory_type: MemoryType, ignore_pat: bool) -> Self {
         self.memory_type = memory_type;
         self.ignore_pat = ignore_pat;
+        self
+    }
+
+    /// The same mapping, whose first write is to be noticed; see [`super::track`].
+    #[inline]
+    pub const fn to_be_noticed(mut self) -> Self {
+        if self.perms.contains(Permissions::W) {
+            self.perms = self.perms.without(Permissions::W);
+            self.tracked = true;
+        }
         self
     }
 
@@ -91,6 +105,11 @@ pub trait Format: Copy {
 
     /// The bits whose absence makes a leaf read-only.
     fn write_mask(&self) -> u64;
+
+    /// The bit, ignored by hardware, that says [`Leaf::tracked`]; 0 when the format has none.
+    fn tracked_mask(&self) -> u64 {
+        0
+    }
 
     /// The bits that hold an address in any entry.
     fn address_mask(&self) -> u64;

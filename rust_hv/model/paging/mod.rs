@@ -11,6 +11,7 @@ pub mod npt;
 pub mod state;
 pub mod sweep;
 pub mod table;
+pub mod track;
 pub mod walk;
 
 /// What may be done with a page.

@@ -98,6 +98,14 @@ impl Format for Nested {
     }
 
     #[inline(always)]
+    fn tracked_mask(&self) -> u64 {
+        match self {
+            Self::Ept(ept) => ept.tracked_mask(),
+            Self::Npt(npt) => npt.tracked_mask(),
+        }
+    }
+
+    #[inline(always)]
     fn address_mask(&self) -> u64 {
         match self {
             Self::Ept(ept) => ept.address_mask(),

@@ -22,6 +22,8 @@ const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
 /// Bits 51:12. CPUs with a smaller physical-address width reserve the upper ones.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// [`Leaf::tracked`]; bits 58:52 are left to software.
+const TRACKED: u64 = 1 << 52;
 
 /// PWT and PCD: bits 0 and 1 of the index into the host's PAT. Bit 2 is nowhere set.
 ///
@@ -78,6 +80,7 @@ impl Format for Npt {
             ignore_pat: false,
             accessed: raw & ACCESSED != 0,
             dirty: raw & DIRTY != 0,
+            tracked: raw & TRACKED != 0,
         })
     }
 
@@ -104,6 +107,7 @@ impl Format for Npt {
         if leaf.size != PageSize::Size4K {
             raw |= LARGE;
         }
+        raw |= if leaf.tracked { TRACKED } else { 0 };
         raw |= if leaf.accessed { ACCESSED } else { 0 };
         raw |= if leaf.dirty { DIRTY } else { 0 };
         Some(raw)
@@ -127,6 +131,11 @@ impl Format for Npt {
     #[inline(always)]
     fn write_mask(&self) -> u64 {
         WRITE
+    }
+
+    #[inline(always)]
+    fn tracked_mask(&self) -> u64 {
+        TRACKED
     }
 
     #[inline(always)]

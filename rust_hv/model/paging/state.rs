@@ -79,6 +79,10 @@ pub struct PagingState {
     pub(super) registers: Registers,
     pub(super) features: Features,
     pub(super) pdptes: Option<[u64; 4]>,
+    /// Bits of an address in CR3 and in the entries that are not 32-bit paging's.
+    pub(super) physical: u64,
+    /// Bits that are reserved in every one of those entries.
+    always_reserved: u64,
 }
 
 /// What an access wants.
@@ -192,12 +196,28 @@ impl PagingState {
         } else {
             Mode::FiveLevel
         };
+        let physical = bits(51, 12) & low_mask(features.phys_bits);
+        let mut always_reserved = bits(51, 12) & !physical;
+        if mode == Mode::Pae {
+            always_reserved |= bits(62, 52);
+        }
+        if !efer.contains(Efer::NXE) {
+            always_reserved |= NO_EXECUTE;
+        }
         Self {
             mode,
             registers,
             features,
             pdptes,
+            physical,
+            always_reserved,
         }
+    }
+
+    /// Long mode, whatever the size of its code.
+    #[inline]
+    pub const fn is_long(&self) -> bool {
+        self.registers.efer.contains(Efer::LMA)
     }
 
     /// The paging mode.
@@ -221,13 +241,8 @@ impl PagingState {
         self.registers.efer.contains(Efer::NXE)
     }
 
-    /// Bits 51:MAXPHYADDR.
-    #[inline]
-    fn beyond_phys(&self) -> u64 {
-        bits(51, 0) & !low_mask(self.features.phys_bits)
-    }
-
     /// True when the linear address has the form that the mode demands.
+    #[inline]
     pub const fn is_canonical(&self, gva: Gva) -> bool {
         let unused = match self.mode {
             Mode::FourLevel => 16,
@@ -239,6 +254,7 @@ impl PagingState {
     }
 
     /// Bits that must be 0 in a present entry whose index is at bit `shift` of the linear address.
+    #[inline]
     pub(super) fn reserved(&self, shift: u32, leaf: bool) -> u64 {
         if self.mode == Mode::Bits32 {
             if shift == 12 || !leaf {
@@ -253,13 +269,7 @@ impl PagingState {
             };
             return bits(21, 13) & !address;
         }
-        let mut reserved = self.beyond_phys();
-        if self.mode == Mode::Pae {
-            reserved |= bits(62, 52);
-        }
-        if !self.nxe() {
-            reserved |= NO_EXECUTE;
-        }
+        let mut reserved = self.always_reserved;
         if shift > 12 {
             if leaf {
                 reserved |= bits(shift - 1, 13);
@@ -272,6 +282,7 @@ impl PagingState {
     }
 
     /// True when the entry maps a page.
+    #[inline]
     pub(super) fn is_leaf(&self, entry: u64, shift: u32) -> bool {
         let can_be_large = match shift {
             12 => return true,
@@ -284,6 +295,7 @@ impl PagingState {
     }
 
     /// First byte of the page that a leaf entry maps.
+    #[inline]
     pub(super) fn page(&self, entry: u64, shift: u32) -> u64 {
         match self.mode {
             Mode::Bits32 if shift == 12 => entry & bits(31, 12),
@@ -302,6 +314,7 @@ impl PagingState {
     }
 
     /// True when a protection key forbids the access (SDM Vol. 3A, "Protection Keys").
+    #[inline]
     fn key_forbids(&self, rights: &Rights, access: Access) -> bool {
         let long = matches!(self.mode, Mode::FourLevel | Mode::FiveLevel);
         if !long || !self.cr4(Cr4::PKE) || !rights.user || access.is_fetch() {
@@ -314,6 +327,7 @@ impl PagingState {
 
     /// True when the mode bits of the tables forbid the access (SDM Vol. 3A, "Determination of
     /// Access Rights").
+    #[inline]
     fn rights_forbid(&self, rights: &Rights, access: Access) -> bool {
         let wrong_side = match access.privilege {
             Privilege::User => !rights.user,
@@ -332,6 +346,7 @@ impl PagingState {
 
     /// The error code with which an access to a page of these rights faults, if it does. For
     /// cached translations.
+    #[inline]
     pub fn check(&self, rights: &Rights, access: Access) -> Result<(), PageFaultError> {
         if self.mode == Mode::Unpaged {
             return Ok(());

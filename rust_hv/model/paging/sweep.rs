@@ -53,7 +53,7 @@ pub enum Progress {
 }
 
 /// What is done with the entries of a range.
-trait Visitor<M: TableMemory> {
+pub(super) trait Visitor<M: TableMemory> {
     /// A page; `gfn` is its first frame.
     fn leaf(&mut self, entry: &AtomicU64, leaf: Leaf, gfn: Gfn);
 
@@ -119,7 +119,7 @@ impl<F: Format, M: TableMemory> Walk<'_, F, M> {
 }
 
 impl<F: Format> Table<F> {
-    fn walk<M: TableMemory>(
+    pub(super) fn walk<M: TableMemory>(
         &self,
         memory: &M,
         sweep: &mut Sweep,

@@ -402,6 +402,12 @@ fn install<F: Format, G: Gather>(
         let found = format.decode(old, level);
         let (raw, mapped) = match &found {
             Entry::Absent => (new, Mapped::Fresh),
+            // Whoever made it writable has told of the write.
+            Entry::Leaf(was)
+                if leaf.tracked && was.same_memory(leaf) && was.perms.contains(leaf.perms) =>
+            {
+                return (Mapped::Unchanged, None);
+            }
             Entry::Leaf(was) if was.same_memory(leaf) && leaf.perms.contains(was.perms) => {
                 let raw = new | (old & (format.accessed_mask() | format.dirty_mask()));
                 if raw == old {

@@ -24,6 +24,17 @@ pub enum EntrySize {
     Eight,
 }
 
+impl EntrySize {
+    /// The number.
+    #[inline]
+    pub const fn bytes(self) -> u8 {
+        match self {
+            Self::Four => 4,
+            Self::Eight => 8,
+        }
+    }
+}
+
 /// The guest's physical memory, where its tables are.
 pub trait GuestPhys {
     /// Why an entry could not be reached.
@@ -115,9 +126,9 @@ pub fn walk<M: GuestPhys>(
     access: Access,
 ) -> Result<Translation, WalkError<M::Error>> {
     for _ in 0..RETRIES {
-        let mut path = Path::new(state);
-        let translation = path.translate(memory, gva, access)?;
-        if path.set_flags(memory, access)? {
+        let mut path = Path::new();
+        let translation = translate(memory, state, gva, access, |step| path.push(step))?;
+        if path.set_flags(memory, entry_size(state.mode), access)? {
             return Ok(translation);
         }
     }
@@ -131,161 +142,178 @@ pub fn probe<M: GuestPhys>(
     gva: Gva,
     access: Access,
 ) -> Result<Translation, WalkError<M::Error>> {
-    Path::new(state).translate(memory, gva, access)
+    translate(memory, state, gva, access, |_| ())
 }
 
-#[derive(Clone, Copy)]
+#[inline]
+const fn entry_size(mode: Mode) -> EntrySize {
+    match mode {
+        Mode::Bits32 => EntrySize::Four,
+        _ => EntrySize::Eight,
+    }
+}
+
+#[derive(Clone, Copy, Default)]
 struct Step {
     at: Gpa,
     entry: u64,
     leaf: bool,
 }
 
-/// The entries that a walk has used.
-struct Path<'a> {
-    state: &'a PagingState,
-    size: EntrySize,
-    steps: [Option<Step>; LEVELS],
+/// Goes down the tables, and shows each entry that it uses to `used`.
+#[inline]
+fn translate<M: GuestPhys>(
+    memory: &mut M,
+    state: &PagingState,
+    gva: Gva,
+    access: Access,
+    mut used: impl FnMut(Step),
+) -> Result<Translation, WalkError<M::Error>> {
+    if !state.is_canonical(gva) {
+        return Err(WalkError::NonCanonical);
+    }
+    let fault = |more| Err(WalkError::Fault(state.error_code(access) | more));
+    let cr3 = state.registers.cr3;
+    // Outside of 64-bit mode, linear addresses wrap at 4 GiB.
+    let short = gva.raw() & bits(31, 0);
+    let physical = state.physical;
+    let (linear, mut table, top, width, address) = match state.mode {
+        Mode::Unpaged => {
+            return Ok(Translation {
+                gpa: Gpa::new(short),
+                page_shift: 12,
+                rights: Rights::ALL,
+            })
+        }
+        Mode::Bits32 => (short, cr3 & bits(31, 12), 22, 10, bits(31, 12)),
+        Mode::Pae => {
+            let pdpte = pdpte(memory, state, short, access)?;
+            (short, pdpte & physical, 21, 9, physical)
+        }
+        Mode::FourLevel => (gva.raw(), cr3 & physical, 39, 9, physical),
+        Mode::FiveLevel => (gva.raw(), cr3 & physical, 48, 9, physical),
+    };
+    let size = entry_size(state.mode);
+    let scale = match size {
+        EntrySize::Four => 2,
+        EntrySize::Eight => 3,
+    };
+
+    // What is set in all of the entries, and in any of them.
+    let (mut all, mut any) = (u64::MAX, 0);
+    let mut shift: u32 = top;
+    for _ in 0..LEVELS {
+        let index = (linear >> shift) & low_mask(width);
+        let at = Gpa::new(table | index << scale);
+        let entry = memory
+            .read_entry(at, size)
+            .map_err(|error| WalkError::Memory { at, error })?;
+        if entry & PRESENT == 0 {
+            return fault(PageFaultError::NONE);
+        }
+        let leaf = state.is_leaf(entry, shift);
+        if entry & state.reserved(shift, leaf) != 0 {
+            return fault(PageFaultError::PRESENT | PageFaultError::RESERVED);
+        }
+        all &= entry;
+        any |= entry;
+        used(Step { at, entry, leaf });
+        if leaf {
+            let rights = Rights {
+                user: all & USER != 0,
+                writable: all & WRITABLE != 0,
+                executable: any & NO_EXECUTE == 0,
+                key: match state.mode {
+                    Mode::FourLevel | Mode::FiveLevel => (entry >> 59 & 15) as u8,
+                    _ => 0,
+                },
+            };
+            state.check(&rights, access).map_err(WalkError::Fault)?;
+            let offset = linear & bits(shift - 1, 0);
+            return Ok(Translation {
+                gpa: Gpa::new(state.page(entry, shift) | offset),
+                page_shift: shift,
+                rights,
+            });
+        }
+        table = entry & address;
+        shift = shift.saturating_sub(u32::from(width));
+    }
+    // Not reached: from any top, the fifth level at the latest has shift 12, always a leaf.
+    Err(WalkError::Contended)
 }
 
-impl<'a> Path<'a> {
-    fn new(state: &'a PagingState) -> Self {
-        Self {
-            state,
-            size: match state.mode {
-                Mode::Bits32 => EntrySize::Four,
-                _ => EntrySize::Eight,
-            },
-            steps: [None; LEVELS],
-        }
-    }
-
-    fn translate<M: GuestPhys>(
-        &mut self,
-        memory: &mut M,
-        gva: Gva,
-        access: Access,
-    ) -> Result<Translation, WalkError<M::Error>> {
-        let state = self.state;
-        if !state.is_canonical(gva) {
-            return Err(WalkError::NonCanonical);
-        }
-        let cr3 = state.registers.cr3;
-        // Outside of 64-bit mode, linear addresses wrap at 4 GiB.
-        let short = gva.raw() & bits(31, 0);
-        let physical = bits(51, 12) & low_mask(state.features.phys_bits);
-        let (linear, mut table, top, width) = match state.mode {
-            Mode::Unpaged => {
-                return Ok(Translation {
-                    gpa: Gpa::new(short),
-                    page_shift: 12,
-                    rights: Rights::ALL,
-                })
-            }
-            Mode::Bits32 => (short, cr3 & bits(31, 12), 22, 10),
-            Mode::Pae => {
-                let pdpte = self.pdpte(memory, short, access)?;
-                (short, pdpte & physical, 21, 9)
-            }
-            Mode::FourLevel => (gva.raw(), cr3 & physical, 39, 9),
-            Mode::FiveLevel => (gva.raw(), cr3 & physical, 48, 9),
-        };
-
-        let code = state.error_code(access);
-        let mut rights = Rights::ALL;
-        let mut shift: u32 = top;
-        for step in self.steps.iter_mut() {
-            let index = (linear >> shift) & low_mask(width);
-            let at = match self.size {
-                EntrySize::Four => Gpa::new(table | index << 2),
-                EntrySize::Eight => Gpa::new(table | index << 3),
-            };
-            let entry = memory
-                .read_entry(at, self.size)
+/// The page-directory pointer that covers an address in PAE mode.
+fn pdpte<M: GuestPhys>(
+    memory: &mut M,
+    state: &PagingState,
+    linear: u64,
+    access: Access,
+) -> Result<u64, WalkError<M::Error>> {
+    let index = linear >> 30 & 3;
+    let pdpte = match state.pdptes {
+        Some([a, b, c, d]) => match index {
+            0 => a,
+            1 => b,
+            2 => c,
+            _ => d,
+        },
+        None => {
+            let at = Gpa::new((state.registers.cr3 & bits(31, 5)) | index << 3);
+            let pdpte = memory
+                .read_entry(at, EntrySize::Eight)
                 .map_err(|error| WalkError::Memory { at, error })?;
-            if entry & PRESENT == 0 {
-                return Err(WalkError::Fault(code));
-            }
-            let leaf = state.is_leaf(entry, shift);
-            if entry & state.reserved(shift, leaf) != 0 {
-                let reserved = PageFaultError::PRESENT | PageFaultError::RESERVED;
-                return Err(WalkError::Fault(code | reserved));
-            }
-            rights.user &= entry & USER != 0;
-            rights.writable &= entry & WRITABLE != 0;
-            rights.executable &= entry & NO_EXECUTE == 0;
-            *step = Some(Step { at, entry, leaf });
-            if leaf {
-                if state.mode != Mode::Bits32 && state.mode != Mode::Pae {
-                    rights.key = (entry >> 59 & 15) as u8;
-                }
-                state.check(&rights, access).map_err(WalkError::Fault)?;
-                let offset = linear & bits(shift - 1, 0);
-                return Ok(Translation {
-                    gpa: Gpa::new(state.page(entry, shift) | offset),
-                    page_shift: shift,
-                    rights,
-                });
-            }
-            table = match state.mode {
-                Mode::Bits32 => entry & bits(31, 12),
-                _ => entry & physical,
-            };
-            shift = shift.saturating_sub(u32::from(width));
+            // Reserved; but a CPU that reads the pointer anew at each walk may set it, as
+            // QEMU's does. One that has something against it has told so by itself.
+            pdpte & !ACCESSED
         }
-        // Not reached: from any top, the fifth level at the latest has shift 12, always a leaf.
-        Err(WalkError::Contended)
+    };
+    let code = state.error_code(access);
+    if pdpte & PRESENT == 0 {
+        return Err(WalkError::Fault(code));
+    }
+    if pdpte & pdpte_reserved(state.features.phys_bits) != 0 {
+        let reserved = PageFaultError::PRESENT | PageFaultError::RESERVED;
+        return Err(WalkError::Fault(code | reserved));
+    }
+    Ok(pdpte)
+}
+
+/// The entries that a walk has used, from the top.
+struct Path {
+    steps: [Step; LEVELS],
+    count: usize,
+}
+
+impl Path {
+    fn new() -> Self {
+        Self {
+            steps: [Step::default(); LEVELS],
+            count: 0,
+        }
     }
 
-    /// The page-directory pointer that covers an address in PAE mode.
-    fn pdpte<M: GuestPhys>(
-        &self,
-        memory: &mut M,
-        linear: u64,
-        access: Access,
-    ) -> Result<u64, WalkError<M::Error>> {
-        let state = self.state;
-        let index = linear >> 30 & 3;
-        let pdpte = match state.pdptes {
-            Some([a, b, c, d]) => match index {
-                0 => a,
-                1 => b,
-                2 => c,
-                _ => d,
-            },
-            None => {
-                let at = Gpa::new((state.registers.cr3 & bits(31, 5)) | index << 3);
-                let pdpte = memory
-                    .read_entry(at, EntrySize::Eight)
-                    .map_err(|error| WalkError::Memory { at, error })?;
-                // Reserved; but a CPU that reads the pointer anew at each walk may set it, as
-                // QEMU's does. One that has something against it has told so by itself.
-                pdpte & !ACCESSED
-            }
-        };
-        let code = state.error_code(access);
-        if pdpte & PRESENT == 0 {
-            return Err(WalkError::Fault(code));
+    #[inline]
+    fn push(&mut self, step: Step) {
+        if let Some(place) = self.steps.get_mut(self.count) {
+            *place = step;
+            self.count += 1;
         }
-        if pdpte & pdpte_reserved(state.features.phys_bits) != 0 {
-            let reserved = PageFaultError::PRESENT | PageFaultError::RESERVED;
-            return Err(WalkError::Fault(code | reserved));
-        }
-        Ok(pdpte)
     }
 
     /// Sets the flags that are not set yet, from the top. False when an entry has changed.
     fn set_flags<M: GuestPhys>(
         &self,
         memory: &mut M,
+        size: EntrySize,
         access: Access,
     ) -> Result<bool, WalkError<M::Error>> {
-        for Step { at, entry, leaf } in self.steps.iter().flatten().copied() {
+        for Step { at, entry, leaf } in self.steps.iter().take(self.count).copied() {
             let dirty = if leaf && access.is_write() { DIRTY } else { 0 };
             let new = entry | ACCESSED | dirty;
             let set = new == entry
                 || memory
-                    .cmpxchg_entry(at, self.size, entry, new)
+                    .cmpxchg_entry(at, size, entry, new)
                     .map_err(|error| WalkError::Memory { at, error })?;
             if !set {
                 return Ok(false);

@@ -64,6 +64,34 @@ fn create_and_find() {
 }
 
 #[test]
+fn gaps_lie_between_slots() {
+    let none = SlotView::new(&[]);
+    assert_eq!(none.gap(Gfn::new(5)), Some(GfnRange::ALL));
+    let mut slots = Vec::new();
+    for (id, gpa) in [(0, 0x10_0000), (1, 0x20_0000), (2, 0x21_0000)] {
+        let request = request(id, gpa, 0x1_0000, 0x7000_0000 + gpa);
+        apply(&mut slots, &request).unwrap();
+    }
+    let view = SlotView::new(&slots);
+    let range = |start, end| Some(GfnRange::new(Gfn::new(start), Gfn::new(end)));
+    for (gfn, gap) in [
+        (0, range(0, 0x100)),
+        (0xff, range(0, 0x100)),
+        (0x100, None),
+        (0x10f, None),
+        (0x110, range(0x110, 0x200)),
+        (0x1ff, range(0x110, 0x200)),
+        (0x200, None),
+        // No room between two that touch.
+        (0x20f, None),
+        (0x210, None),
+        (0x220, range(0x220, u64::MAX)),
+    ] {
+        assert_eq!(view.gap(Gfn::new(gfn)), gap, "{gfn:#x}");
+    }
+}
+
+#[test]
 fn flags() {
     let base = request(1, 0, 0x1000, 0);
     for (flags, good) in [

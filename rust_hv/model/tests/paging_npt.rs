@@ -97,8 +97,8 @@ fn only_the_present_bit_makes_an_entry() {
 
 #[test]
 fn software_bits_and_keys_do_not_matter() {
-    // Bits 11:9, 58:52 and 62:59; and G, which has no meaning for a guest.
-    let free = 0x7ff0_0000_0000_0f00;
+    // Bits 11:9, 58:53 and 62:59; and G, which has no meaning for a guest. Bit 52 is ours.
+    let free = 0x7fe0_0000_0000_0f00;
     for (word, level) in [
         (0x1027, Level::Pt),
         (0x4020_0087, Level::Pd),

@@ -16,6 +16,7 @@ use rusthv_model::paging::format::Leaf;
 use rusthv_model::paging::nested::Nested;
 use rusthv_model::paging::sweep::{Progress, Sweep};
 use rusthv_model::paging::table::{MapError, Mapped, Table};
+use rusthv_model::paging::track::Allowed;
 use rusthv_model::paging::{PageSize, Permissions};
 
 /// The mappings as they should be: by first frame.
@@ -44,6 +45,29 @@ impl Reference {
     }
 }
 
+impl Reference {
+    /// Tells whether one of the pages could be written.
+    fn track(&mut self, pages: Vec<(u64, Leaf)>) -> bool {
+        let mut changed = false;
+        for (gfn, leaf) in pages {
+            changed |= leaf.perms.contains(Permissions::W);
+            self.0.insert(gfn, leaf.to_be_noticed());
+        }
+        changed
+    }
+}
+
+fn untracked(leaf: Leaf) -> Leaf {
+    match leaf.tracked {
+        true => Leaf {
+            perms: leaf.perms.union(Permissions::W),
+            tracked: false,
+            ..leaf
+        },
+        false => leaf,
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Map {
@@ -51,6 +75,7 @@ enum Op {
         hpa: u64,
         size: PageSize,
         perms: Permissions,
+        noticed: bool,
     },
     Run {
         gfn: u64,
@@ -65,6 +90,23 @@ enum Op {
         start: u64,
         len: u64,
         budget: usize,
+    },
+    Track {
+        start: u64,
+        len: u64,
+        budget: usize,
+    },
+    Untrack {
+        start: u64,
+        len: u64,
+        budget: usize,
+    },
+    TrackPages {
+        first: u64,
+        bits: u64,
+    },
+    AllowWrite {
+        gfn: u64,
     },
     Unmark {
         start: u64,
@@ -118,10 +160,14 @@ fn op() -> impl Strategy<Value = Op> {
     ];
     let budget = || prop_oneof![1..50usize, Just(1 << 30)];
     prop_oneof![
-        8 => (gfn(), 0..3u64, size, perms).prop_map(|(gfn, hpa, size, perms)| Op::Map { gfn, hpa, size, perms }),
+        8 => (gfn(), 0..3u64, size, perms, any::<bool>()).prop_map(|(gfn, hpa, size, perms, noticed)| Op::Map { gfn, hpa, size, perms, noticed }),
         2 => (gfn(), prop::collection::vec(any::<bool>(), 0..20)).prop_map(|(gfn, pages)| Op::Run { gfn, pages }),
         3 => (gfn(), length(), budget()).prop_map(|(start, len, budget)| Op::Zap { start, len, budget }),
         2 => (gfn(), length(), budget()).prop_map(|(start, len, budget)| Op::Protect { start, len, budget }),
+        2 => (gfn(), length(), budget()).prop_map(|(start, len, budget)| Op::Track { start, len, budget }),
+        1 => (gfn(), length(), budget()).prop_map(|(start, len, budget)| Op::Untrack { start, len, budget }),
+        2 => (gfn(), prop_oneof![any::<u64>(), Just(1), Just(u64::MAX)]).prop_map(|(first, bits)| Op::TrackPages { first, bits }),
+        3 => gfn().prop_map(|gfn| Op::AllowWrite { gfn }),
         1 => (gfn(), length(), any::<bool>()).prop_map(|(start, len, dirty)| Op::Unmark { start, len, dirty }),
         2 => gfn().prop_map(|gfn| Op::Split { gfn }),
         4 => (gfn(), any::<bool>()).prop_map(|(gfn, write)| Op::Access { gfn, write }),
@@ -159,12 +205,18 @@ impl Machine {
         }
         let inside = self.reference.touching(gfn, gfn + pages);
         let same = old.filter(|(_, leaf)| {
-            leaf.hpa == new.hpa && leaf.size == new.size && new.perms.contains(leaf.perms)
+            let kept = new.tracked && leaf.perms.contains(new.perms);
+            leaf.hpa == new.hpa && leaf.size == new.size && (new.perms.contains(leaf.perms) || kept)
         });
         let (expected, now) = match same {
+            // A right to write that was given for a noticed write is not taken back.
+            Some((_, leaf)) if new.tracked && leaf.perms.contains(new.perms) => {
+                (Mapped::Unchanged, leaf)
+            }
             Some((_, leaf)) => {
                 let relaxed = Leaf {
                     perms: new.perms,
+                    tracked: new.tracked,
                     ..leaf
                 };
                 (
@@ -199,13 +251,15 @@ impl Machine {
                 hpa,
                 size,
                 perms,
+                noticed,
             } => {
-                let hpa = (hpa + 1) << 30;
-                self.map(
-                    gfn & !(size.pages() - 1),
-                    leaf(hpa, size, perms),
-                    &mut gather,
-                );
+                let plain = leaf((hpa + 1) << 30, size, perms);
+                let new = if noticed {
+                    plain.to_be_noticed()
+                } else {
+                    plain
+                };
+                self.map(gfn & !(size.pages() - 1), new, &mut gather);
             }
             Op::Run { gfn, ref pages } => {
                 let like = leaf(0, PageSize::Size4K, Permissions::NONE);
@@ -264,6 +318,50 @@ impl Machine {
                 for (gfn, leaf) in expected {
                     let perms = leaf.perms.without(Permissions::W);
                     self.reference.0.insert(gfn, Leaf { perms, ..leaf });
+                }
+            }
+            Op::Track { start, len, budget } => {
+                let end = start.saturating_add(len);
+                let mut sweep = Sweep::new(range(start, end));
+                let (table, arena) = (&mut self.table, &self.arena);
+                let mut changed = false;
+                while table.track(arena, &mut sweep, budget, &mut changed) != Progress::Done {}
+                let touched = self.reference.touching(start, end);
+                assert_eq!(changed, self.reference.track(touched));
+            }
+            Op::Untrack { start, len, budget } => {
+                let end = start.saturating_add(len);
+                let mut sweep = Sweep::new(range(start, end));
+                let (table, arena) = (&mut self.table, &self.arena);
+                while table.untrack(arena, &mut sweep, budget) != Progress::Done {}
+                for (gfn, leaf) in self.reference.touching(start, end) {
+                    self.reference.0.insert(gfn, untracked(leaf));
+                }
+            }
+            Op::TrackPages { first, bits } => {
+                let changed = self.table.track_pages(&self.arena, Gfn::new(first), bits);
+                let pages = (0..64).filter(|bit| bits >> bit & 1 != 0);
+                let touched = pages
+                    .filter_map(|bit| self.reference.covering(first + bit))
+                    .collect();
+                assert_eq!(changed, self.reference.track(touched));
+            }
+            Op::AllowWrite { gfn } => {
+                let allowed = self.table.allow_write(&self.arena, Gpa::new(gfn << 12));
+                let small = self
+                    .reference
+                    .covering(gfn)
+                    .filter(|(_, leaf)| leaf.size == PageSize::Size4K);
+                let now = small.map(|(_, leaf)| Leaf {
+                    // The write is about to come.
+                    accessed: leaf.accessed || leaf.tracked,
+                    dirty: leaf.dirty || leaf.tracked,
+                    ..untracked(leaf)
+                });
+                let writable = now.is_some_and(|leaf| leaf.perms.contains(Permissions::W));
+                assert_eq!(allowed == Allowed::Yes, writable);
+                if let Some(now) = now {
+                    self.reference.0.insert(gfn, now);
                 }
             }
             Op::Unmark { start, len, dirty } => {

@@ -39,6 +39,9 @@ pub const ROWS: &[Row] = &[
     Row { name: "host's own fault alone, per page", round: fault_host, compared: false },
     Row { name: "first touch of THP-backed memory, per 4 KiB", round: large_first, compared: true },
     Row { name: "later touch of THP-backed memory, per 4 KiB", round: large_later, compared: true },
+    Row { name: "first write to a logged page, per page", round: logged_write, compared: true },
+    Row { name: "reading the dirty log, per dirty page", round: log_read, compared: true },
+    Row { name: "reading the dirty log of 64 GiB, clean", round: log_clean, compared: true },
     Row { name: "VM + vCPU create and destroy, 64 MiB slot", round: create_destroy, compared: true },
 ];
 
@@ -73,14 +76,13 @@ fn timed(count: u64, work: impl FnOnce() -> Result<(), Failure>) -> Result<f64, 
 
 /// The same, with the exits of a vCPU.
 fn timed_exits(
-    device: &Device,
     vcpu: &Vcpu,
     count: u64,
     work: impl FnOnce() -> Result<(), Failure>,
 ) -> Result<Sample, Failure> {
-    let before = exits::count(device, vcpu);
+    let before = exits::count(vcpu);
     let cost = timed(count, work)?;
-    let after = exits::count(device, vcpu);
+    let after = exits::count(vcpu);
     let exits = before.zip(after).map(|(before, after)| (after - before) as f64 / count as f64);
     Ok(Sample { cost, exits })
 }
@@ -107,7 +109,7 @@ fn cpuid(device: &Device) -> Result<Sample, Failure> {
     let machine = Machine::long(device, bench_cpuid())?;
     let run = |count: u64| {
         machine.change_regs(|regs| (regs.rip, regs.r8) = (layout::CODE as u64, count))?;
-        timed_exits(device, &machine.vcpu, 1, || {
+        timed_exits(&machine.vcpu, 1, || {
             let exit = machine.run()?;
             expect(exit.clone(), exit == Exit::Hlt)
         })
@@ -128,7 +130,7 @@ fn port_write(device: &Device) -> Result<Sample, Failure> {
         Ok(())
     };
     run(10)?;
-    let sample = timed_exits(device, &machine.vcpu, REPEAT, || run(REPEAT))?;
+    let sample = timed_exits(&machine.vcpu, REPEAT, || run(REPEAT))?;
     let exit = machine.vcpu.exit();
     expect(exit.clone(), matches!(exit, Exit::Io { port: 0x10, .. }))?;
     Ok(sample)
@@ -145,7 +147,7 @@ fn mmio_read(device: &Device) -> Result<Sample, Failure> {
         Ok(())
     };
     run(10)?;
-    let sample = timed_exits(device, &machine.vcpu, REPEAT, || run(REPEAT))?;
+    let sample = timed_exits(&machine.vcpu, REPEAT, || run(REPEAT))?;
     let exit = machine.vcpu.exit();
     expect(exit.clone(), exit == Exit::MmioRead { address: layout::MMIO, length: 4 })?;
     Ok(sample)
@@ -155,15 +157,15 @@ fn mmio_read(device: &Device) -> Result<Sample, Failure> {
 fn sweeper(device: &Device, memory: &Memory) -> Result<Machine, Failure> {
     let machine = Machine::long(device, bench_sweep())?;
     machine.vm.map(1, SWEEP_GPA, memory)?;
-    sweep(device, &machine, layout::DATA as u64, 1)?;
+    sweep(&machine, layout::DATA as u64, 1)?;
     Ok(machine)
 }
 
-fn sweep(device: &Device, machine: &Machine, start: u64, pages: u64) -> Result<Sample, Failure> {
+fn sweep(machine: &Machine, start: u64, pages: u64) -> Result<Sample, Failure> {
     machine.change_regs(|regs| {
         (regs.rip, regs.rbx, regs.r8, regs.rax) = (layout::CODE as u64, start, pages, 1);
     })?;
-    timed_exits(device, &machine.vcpu, pages, || {
+    timed_exits(&machine.vcpu, pages, || {
         let exit = machine.run()?;
         expect(exit.clone(), exit == Exit::Hlt)
     })
@@ -189,13 +191,13 @@ fn fault_present(device: &Device) -> Result<Sample, Failure> {
     let memory = small_pages()?;
     touch(&memory);
     let machine = sweeper(device, &memory)?;
-    sweep(device, &machine, SWEEP_GPA, SWEEP_PAGES)
+    sweep(&machine, SWEEP_GPA, SWEEP_PAGES)
 }
 
 fn fault_absent(device: &Device) -> Result<Sample, Failure> {
     let memory = small_pages()?;
     let machine = sweeper(device, &memory)?;
-    sweep(device, &machine, SWEEP_GPA, SWEEP_PAGES)
+    sweep(&machine, SWEEP_GPA, SWEEP_PAGES)
 }
 
 fn fault_host(_: &Device) -> Result<Sample, Failure> {
@@ -222,17 +224,86 @@ fn large_pages() -> Result<Memory, Failure> {
 fn large_first(device: &Device) -> Result<Sample, Failure> {
     let memory = large_pages()?;
     let machine = sweeper(device, &memory)?;
-    sweep(device, &machine, SWEEP_GPA, SWEEP_PAGES)
+    sweep(&machine, SWEEP_GPA, SWEEP_PAGES)
 }
 
 fn large_later(device: &Device) -> Result<Sample, Failure> {
     let memory = large_pages()?;
     let machine = sweeper(device, &memory)?;
-    sweep(device, &machine, SWEEP_GPA, SWEEP_PAGES)?;
+    sweep(&machine, SWEEP_GPA, SWEEP_PAGES)?;
     // The call itself would be most of it in a single pass: the difference is the sweep alone.
-    let half = sweep(device, &machine, SWEEP_GPA, SWEEP_PAGES / 2)?;
-    let full = sweep(device, &machine, SWEEP_GPA, SWEEP_PAGES)?;
+    let half = sweep(&machine, SWEEP_GPA, SWEEP_PAGES / 2)?;
+    let full = sweep(&machine, SWEEP_GPA, SWEEP_PAGES)?;
     Ok(Sample { cost: 2.0 * full.cost - half.cost, exits: full.exits })
+}
+
+const LOG: u32 = kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
+
+/// A machine whose swept memory logs: all of it is mapped, and clean.
+fn logger(device: &Device, memory: &Memory) -> Result<Machine, Failure> {
+    let machine = sweeper(device, memory)?;
+    sweep(&machine, SWEEP_GPA, SWEEP_PAGES)?;
+    machine.vm.set_slot(1, LOG, SWEEP_GPA, SWEEP_SIZE as u64, memory.address())?;
+    Ok(machine)
+}
+
+fn logged_write(device: &Device) -> Result<Sample, Failure> {
+    let memory = small_pages()?;
+    touch(&memory);
+    let machine = logger(device, &memory)?;
+    let sample = sweep(&machine, SWEEP_GPA, SWEEP_PAGES)?;
+    all_dirty(&machine)?;
+    Ok(sample)
+}
+
+fn log_read(device: &Device) -> Result<Sample, Failure> {
+    let memory = small_pages()?;
+    touch(&memory);
+    let machine = logger(device, &memory)?;
+    sweep(&machine, SWEEP_GPA, SWEEP_PAGES)?;
+    let mut words = faulted_in(SWEEP_PAGES);
+    let cost = timed(SWEEP_PAGES, || {
+        machine.vm.dirty_log_to(1, words.as_mut_ptr() as u64)?;
+        Ok(())
+    })?;
+    expect_all(&words)?;
+    Ok(Sample { cost, exits: None })
+}
+
+/// What is paid for the size of a slot of which nothing was written.
+fn log_clean(device: &Device) -> Result<Sample, Failure> {
+    const BYTES: u64 = 64 << 30;
+    let memory = Memory::new(BYTES as usize)?;
+    let vm = device.vm()?;
+    vm.set_slot(1, LOG, SWEEP_GPA, BYTES, memory.address())?;
+    let mut words = faulted_in(BYTES / PAGE as u64);
+    let cost = timed(1, || {
+        vm.dirty_log_to(1, words.as_mut_ptr() as u64)?;
+        Ok(())
+    })?;
+    if words.iter().any(|&word| word != 0) {
+        return Err(Failure::failed("a page is dirty that nobody wrote"));
+    }
+    Ok(Sample { cost, exits: None })
+}
+
+/// Words of a bitmap, written once: their own faults are not measured. The log has none of these
+/// bits, and not all of them.
+fn faulted_in(pages: u64) -> Vec<u64> {
+    vec![1; (pages / 64) as usize]
+}
+
+fn all_dirty(machine: &Machine) -> Result<(), Failure> {
+    let mut words = vec![0u64; (SWEEP_PAGES / 64) as usize];
+    machine.vm.dirty_log_to(1, words.as_mut_ptr() as u64)?;
+    expect_all(&words)
+}
+
+fn expect_all(words: &[u64]) -> Result<(), Failure> {
+    if words.iter().any(|&word| word != !0) {
+        return Err(Failure::failed("a page was written that the log does not have"));
+    }
+    Ok(())
 }
 
 fn create_destroy(device: &Device) -> Result<Sample, Failure> {

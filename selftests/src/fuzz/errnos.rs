@@ -20,12 +20,16 @@ pub fn documented(request: u64) -> &'static [Errno] {
         KVM_SET_TSS_ADDR => &[Errno::EINVAL, Errno::EEXIST, Errno::ENOMEM],
         KVM_SET_IDENTITY_MAP_ADDR => &[Errno::EINVAL, Errno::EFAULT],
         KVM_RUN => &[Errno::EINVAL, Errno::EINTR, Errno::EFAULT, Errno::ENOMEM],
-        KVM_GET_REGS | KVM_GET_SREGS => &[Errno::EFAULT, Errno::ENOMEM, Errno::EINTR],
+        KVM_GET_REGS | KVM_GET_SREGS | KVM_TRANSLATE => &[Errno::EFAULT, Errno::ENOMEM, Errno::EINTR],
         KVM_SET_REGS => &[Errno::EFAULT, Errno::ENOMEM, Errno::EINTR],
         KVM_SET_SREGS => &[Errno::EINVAL, Errno::EFAULT, Errno::ENOMEM, Errno::EINTR],
         KVM_SET_CPUID2 => &[Errno::EINVAL, Errno::E2BIG, Errno::EFAULT, Errno::ENOMEM, Errno::EINTR],
-        RUSTHV_GET_INFO | RUSTHV_GET_HOST_STATS | RUSTHV_GET_VM_STATS | RUSTHV_GET_VCPU_STATS => {
-            // ENOTTY or EINVAL from a device that is not rusthv.
+        RUSTHV_GET_INFO
+        | RUSTHV_GET_HOST_STATS
+        | RUSTHV_GET_NODE_STATS
+        | RUSTHV_GET_VM_STATS
+        | RUSTHV_GET_VCPU_STATS => {
+            // ENOTTY or EINVAL from a device that is not rusthv; EINVAL for a node that is not there.
             &[Errno::EFAULT, Errno::EINTR, Errno::ENOTTY, Errno::EINVAL]
         }
         _ => MISSING,

@@ -42,6 +42,7 @@ fn run(t: &Context) -> Outcome {
             ("GET_SREGS", KVM_GET_SREGS),
             ("SET_SREGS", KVM_SET_SREGS),
             ("SET_CPUID2", KVM_SET_CPUID2),
+            ("TRANSLATE", KVM_TRANSLATE),
             ("INTERRUPT", KVM_INTERRUPT),
         ] {
             check_err!(machine.vcpu.ioctl(request, address), EFAULT, "{name}, {what}");
@@ -50,6 +51,7 @@ fn run(t: &Context) -> Outcome {
             for result in [
                 device.ioctl(RUSTHV_GET_INFO, address),
                 device.ioctl(RUSTHV_GET_HOST_STATS, address),
+                device.ioctl(RUSTHV_GET_NODE_STATS, address),
                 machine.vm.ioctl(RUSTHV_GET_VM_STATS, address),
                 machine.vcpu.ioctl(RUSTHV_GET_VCPU_STATS, address),
             ] {
@@ -58,7 +60,7 @@ fn run(t: &Context) -> Outcome {
         }
     }
     // A structure that may be read and not written.
-    for request in [KVM_GET_REGS, KVM_GET_SREGS] {
+    for request in [KVM_GET_REGS, KVM_GET_SREGS, KVM_TRANSLATE] {
         check_err!(machine.vcpu.ioctl(request, start + 2 * PAGE as u64), EFAULT);
     }
     check_eq!((machine.vcpu.regs()?, machine.vcpu.sregs()?), before, "the state after all that");

@@ -12,8 +12,16 @@ const ON_DEVICE: &[u64] =
     &[KVM_GET_API_VERSION, KVM_CREATE_VM, KVM_GET_VCPU_MMAP_SIZE, KVM_GET_SUPPORTED_CPUID];
 const ON_VM: &[u64] =
     &[KVM_CREATE_VCPU, KVM_SET_USER_MEMORY_REGION, KVM_SET_TSS_ADDR, KVM_SET_IDENTITY_MAP_ADDR];
-const ON_VCPU: &[u64] =
-    &[KVM_RUN, KVM_GET_REGS, KVM_SET_REGS, KVM_GET_SREGS, KVM_SET_SREGS, KVM_SET_CPUID2, KVM_INTERRUPT];
+const ON_VCPU: &[u64] = &[
+    KVM_RUN,
+    KVM_GET_REGS,
+    KVM_SET_REGS,
+    KVM_GET_SREGS,
+    KVM_SET_SREGS,
+    KVM_SET_CPUID2,
+    KVM_TRANSLATE,
+    KVM_INTERRUPT,
+];
 
 fn run(t: &Context) -> Outcome {
     let device = t.device()?;
@@ -30,7 +38,13 @@ fn run(t: &Context) -> Outcome {
         check_eq!(vcpu.ioctl(request, 0), Err(unknown), "{request:#x} on a vCPU");
     }
     // rusthv's own belong to one kind of file each, and to no KVM.
-    for request in [RUSTHV_GET_INFO, RUSTHV_GET_HOST_STATS, RUSTHV_GET_VM_STATS, RUSTHV_GET_VCPU_STATS] {
+    for request in [
+        RUSTHV_GET_INFO,
+        RUSTHV_GET_HOST_STATS,
+        RUSTHV_GET_NODE_STATS,
+        RUSTHV_GET_VM_STATS,
+        RUSTHV_GET_VCPU_STATS,
+    ] {
         let mut room = [0u64; 64];
         let address = room.as_mut_ptr() as u64;
         let results =

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The files behind `KVM_GET_STATS_FD` (KVM API section 4.133).
+//!
+//! Counters that KVM has, too, have KVM's names. Anybody who has got the file may read it, as with
+//! KVM, and nothing has to be stopped for it: each counter is right by itself.
+
+use crate::host::file::{FdObject, Reader};
+use crate::model::stats::Kind::{Cumulative, Instant};
+use crate::model::stats::{self, Stat, NAME_SIZE};
+use crate::vcpu::Vcpu;
+use crate::vendor::Vendor;
+use crate::vm::Vm;
+use core::fmt::Write;
+use kernel::prelude::*;
+use kernel::sync::Arc;
+
+/// What the counters are of, for people.
+struct Id {
+    text: [u8; NAME_SIZE],
+    len: usize,
+}
+
+impl Id {
+    fn new(text: core::fmt::Arguments<'_>) -> Self {
+        let mut id = Self {
+            text: [0; NAME_SIZE],
+            len: 0,
+        };
+        // What does not fit is left out.
+        let _ = id.write_fmt(text);
+        id
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.text.get(..self.len).unwrap_or_default()
+    }
+}
+
+impl Write for Id {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        let room = self.text.get_mut(self.len..).unwrap_or_default();
+        for (to, from) in room.iter_mut().zip(text.bytes()) {
+            *to = from;
+            self.len += 1;
+        }
+        Ok(())
+    }
+}
+
+/// A VM's counters.
+pub struct VmStats<V: Vendor> {
+    vm: Arc<Vm<V>>,
+}
+
+impl<V: Vendor> VmStats<V> {
+    /// Of this VM, which lives as long as the file.
+    pub fn new(vm: Arc<Vm<V>>) -> Self {
+        Self { vm }
+    }
+}
+
+impl<V: Vendor> FdObject for VmStats<V> {
+    const NAME: &'static CStr = c"rusthv-vm-stats";
+    const READABLE: bool = true;
+
+    fn read(&self, reader: &mut Reader) -> Result {
+        let now = self.vm.stats();
+        let stats = [
+            Stat("remote_tlb_flush", Cumulative, now.flushes),
+            Stat("remote_tlb_flush_ipis", Cumulative, now.flush_ipis),
+            Stat("tlb_invalidations", Cumulative, now.invept),
+            Stat("mmu_notifications", Cumulative, now.unmap_notifications),
+            Stat("mmu_fault_retries", Cumulative, now.fault_retries),
+            Stat("table_pages", Instant, now.table_frames),
+            Stat("pages_4k", Instant, now.mapped_4k),
+            Stat("pages_2m", Instant, now.mapped_2m),
+        ];
+        let id = Id::new(format_args!("rusthv-{}", self.vm.owner()));
+        stats::write(id.bytes(), &stats, |piece| reader.put(piece))
+    }
+}
+
+/// A vCPU's counters.
+pub struct VcpuStats<V: Vendor> {
+    vcpu: Arc<Vcpu<V>>,
+    vm: Arc<Vm<V>>,
+}
+
+impl<V: Vendor> VcpuStats<V> {
+    /// Of this vCPU of the VM; both live as long as the file.
+    pub fn new(vm: Arc<Vm<V>>, vcpu: Arc<Vcpu<V>>) -> Self {
+        Self { vcpu, vm }
+    }
+}
+
+impl<V: Vendor> FdObject for VcpuStats<V> {
+    const NAME: &'static CStr = c"rusthv-vcpu-stats";
+    const READABLE: bool = true;
+
+    fn read(&self, reader: &mut Reader) -> Result {
+        let now = self.vcpu.counters().read();
+        let stats = [
+            Stat("exits", Cumulative, now.exits),
+            Stat("io_exits", Cumulative, now.io),
+            Stat("mmio_exits", Cumulative, now.mmio),
+            Stat("pf_fixed", Cumulative, now.ept_faults),
+            Stat("cpuid_exits", Cumulative, now.cpuid),
+            Stat("halt_exits", Cumulative, now.hlt),
+            Stat("msr_exits", Cumulative, now.msr),
+            Stat("control_register_exits", Cumulative, now.cr),
+            Stat("irq_exits", Cumulative, now.interrupts),
+            Stat("exception_exits", Cumulative, now.exceptions),
+            Stat("other_exits", Cumulative, now.other),
+            Stat("user_exits", Cumulative, now.user_exits),
+        ];
+        let id = Id::new(format_args!(
+            "rusthv-{}/vcpu-{}",
+            self.vm.owner(),
+            self.vcpu.id
+        ));
+        stats::write(id.bytes(), &stats, |piece| reader.put(piece))
+    }
+}

@@ -1,0 +1,535 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The dirty log: which pages of a slot were written since user space asked.
+//!
+//! A slot with `KVM_MEM_LOG_DIRTY_PAGES` has a bitmap. Its mappings are *tracked*
+//! (`model/paging/track.rs`): a page whose bit is clear cannot be written by the guest without a
+//! fault, which sets the bit and allows the write in one step under `Mmu::state`. While a slot
+//! logs, only 4 KiB pages are mapped writable; large ones from before stay as long as they are
+//! only read.
+//!
+//! # No write is lost
+//!
+//! * `KVM_GET_DIRTY_LOG` takes bits and tracks their pages again in one step under `Mmu::state`,
+//!   so that a write fault comes either before, and is in the bitmap that is being read, or after,
+//!   and is in the next one. CPUs may go on writing through old translations until the flush,
+//!   which is done before the call returns: such a page is in this bitmap, and user space copies
+//!   it afterwards.
+//! * The hypervisor's own writes, through the VMM's mapping, come first and set the bit afterwards
+//!   ([`Mmu::wrote`]), whatever the slot was when they were begun: one that is under way when
+//!   logging starts sees the log, or user space sees what it wrote.
+//! * When logging starts, faults log from the exchange of the slots on; mappings from before are
+//!   tracked and flushed before the call returns.
+//!
+//! # Why not the dirty flags of the tables
+//!
+//! The CPU could set them without a fault, but somebody would have to look at every page that is
+//! mapped to find the few that were written, and again whenever a mapping goes. The price of a
+//! write fault is paid once per page that is written between two readings, whatever the slot's
+//! size; CPUs without such flags, and tables of other modes, need nothing else. The figures are in
+//! `Documentation/architecture.md`.
+
+use super::{Mmu, State, STEP};
+use crate::host::pool::Pools;
+use crate::host::tables::Tables;
+use crate::host::{cpu, task, user};
+use crate::model::arch::addr::{Gfn, GfnRange, Gpa, Hva};
+use crate::model::memory::dirty::{words_for, DirtyBitmap, WORD_PAGES};
+use crate::model::memory::slots::{Change, Slot, SlotFlags, USER_SLOTS};
+use crate::model::paging::sweep::{Progress, Sweep};
+use crate::model::paging::track::Allowed;
+use crate::model::paging::PageSize;
+use core::sync::atomic::AtomicU64;
+use kernel::prelude::*;
+use kernel::sync::atomic::ordering::Relaxed;
+
+/// Words of a bitmap that go to user space at once.
+const CHUNK: usize = 512;
+const LARGE: u64 = PageSize::Size2M.pages();
+
+type Bitmap = DirtyBitmap<KVVec<AtomicU64>>;
+
+/// A clean bitmap. May sleep.
+fn clean_bitmap(pages: u64) -> Result<Bitmap> {
+    let count = words_for(pages) as usize;
+    let mut words = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
+    for index in 0..count {
+        // Within the capacity.
+        words
+            .push_within_capacity(AtomicU64::new(0))
+            .map_err(|_| ENOMEM)?;
+        if index % STEP == 0 {
+            task::cond_resched();
+        }
+    }
+    DirtyBitmap::new(words, pages).ok_or(ENOMEM)
+}
+
+struct Log {
+    slot: u16,
+    bitmap: Bitmap,
+}
+
+/// The logs of a VM, sorted by slot id.
+pub(super) struct Logs(KVec<Log>);
+
+impl Logs {
+    pub(super) const fn new() -> Self {
+        Self(KVec::new())
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn find(&self, slot: u16) -> Option<&Bitmap> {
+        let index = self.0.binary_search_by_key(&slot, |log| log.slot).ok()?;
+        self.0.get(index).map(|log| &log.bitmap)
+    }
+
+    /// Notes a write, if the slot logs.
+    pub(super) fn mark(&self, slot: &Slot, gfn: Gfn) {
+        if let (Some(bitmap), Some(page)) = (self.find(slot.id), slot.index(gfn)) {
+            bitmap.mark(page);
+        }
+    }
+}
+
+/// What a change of the slots does to the logs: the part that allocates, before the lock, and the
+/// part that frees, after it.
+pub(super) struct Prepared {
+    /// Room for the logs after the change; before it, none are in it.
+    logs: KVec<Log>,
+    fresh: Option<Log>,
+    ending: Option<u16>,
+    /// The log that has ended.
+    _ended: Option<Log>,
+}
+
+impl Prepared {
+    /// For a change of a VM that has `count` logs.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(super) fn new(change: &Change, count: usize) -> Result<Self> {
+        let logs = |slot: &Slot| slot.flags.log_dirty();
+        let (before, after) = (change.before(), change.after());
+        // A slot that moves, and logs before and after, keeps its bitmap.
+        let begins = after.filter(|slot| logs(slot) && !before.as_ref().is_some_and(logs));
+        let ending = before
+            .filter(|slot| logs(slot) && !after.as_ref().is_some_and(logs))
+            .map(|slot| slot.id);
+        let fresh = match begins {
+            Some(slot) => Some(Log {
+                slot: slot.id,
+                bitmap: clean_bitmap(slot.pages)?,
+            }),
+            None => None,
+        };
+        let room = match fresh.is_some() || ending.is_some() {
+            true => count + 1,
+            false => 0,
+        };
+        Ok(Self {
+            logs: KVec::with_capacity(room, GFP_KERNEL_ACCOUNT)?,
+            fresh,
+            ending,
+            _ended: None,
+        })
+    }
+
+    /// Makes the change. Allocates and frees nothing.
+    pub(super) fn install(&mut self, logs: &mut Logs) {
+        if self.fresh.is_none() && self.ending.is_none() {
+            return;
+        }
+        core::mem::swap(&mut self.logs, &mut logs.0);
+        // Within the capacity, all of them.
+        let mut put = |log| drop(logs.0.push_within_capacity(log));
+        for log in self.logs.drain_all() {
+            if let Some(fresh) = self.fresh.take_if(|fresh| fresh.slot < log.slot) {
+                put(fresh);
+            }
+            if self.ending == Some(log.slot) {
+                self._ended = Some(log);
+            } else {
+                put(log);
+            }
+        }
+        if let Some(fresh) = self.fresh.take() {
+            put(fresh);
+        }
+    }
+}
+
+impl State {
+    /// Lets the guest write to a page whose mapping waits for just that, and logs it. False when
+    /// there is more to be done for the fault.
+    #[inline]
+    pub(super) fn allow_logged_write(&mut self, pools: &Pools, slot: &Slot, gpa: Gpa) -> bool {
+        let memory = Tables::existing(pools);
+        let allowed = match self.tree.table.as_mut() {
+            Some(table) => table.allow_write(&memory, gpa) == Allowed::Yes,
+            None => false,
+        };
+        if allowed {
+            self.logs.mark(slot, gpa.gfn());
+        }
+        allowed
+    }
+}
+
+/// Makes CPUs forget their rights to write at the end of a call, however it ends.
+struct FlushLater<'a> {
+    mmu: &'a Mmu,
+    needed: bool,
+}
+
+impl<'a> FlushLater<'a> {
+    fn new(mmu: &'a Mmu) -> Self {
+        Self { mmu, needed: false }
+    }
+}
+
+impl Drop for FlushLater<'_> {
+    fn drop(&mut self) {
+        if self.needed {
+            self.mmu.tlb.flush(&self.mmu.stats);
+        }
+    }
+}
+
+impl Mmu {
+    /// Logs a write that the hypervisor has made to the slot's memory.
+    #[inline]
+    pub(super) fn wrote(&self, slot: &Slot, gpa: Gpa) {
+        // The write comes before the look: whoever starts a log meanwhile sees what was written,
+        // or is seen here. The other barrier of the pair is in `log_toggled`.
+        cpu::smp_mb();
+        if self.logged.load(Relaxed) != 0 {
+            self.state.lock().logs.mark(slot, gpa.gfn());
+        }
+    }
+
+    /// After logging has started or stopped for a slot that keeps its memory. `slots_lock` is held.
+    pub(super) fn log_toggled(&self, slot: &Slot) {
+        cpu::smp_mb();
+        if slot.flags.log_dirty() {
+            self.track(slot.gfns());
+        } else {
+            self.untrack(slot);
+        }
+    }
+
+    /// From here on no guest writes to the range unnoticed.
+    fn track(&self, range: GfnRange) {
+        let mut flush = FlushLater::new(self);
+        self.sweep(range, |state, memory, sweep| {
+            let table = state.tree.table.as_mut()?;
+            Some(table.track(memory, sweep, STEP, &mut flush.needed))
+        });
+    }
+
+    /// Lets guests write without notice again, and use large pages again where the host has them.
+    fn untrack(&self, slot: &Slot) {
+        self.sweep(slot.gfns(), |state, memory, sweep| {
+            Some(state.tree.table.as_mut()?.untrack(memory, sweep, STEP))
+        });
+        if !self.large_pages {
+            return;
+        }
+        // Small pages are in the way of large ones: the next fault finds the place empty.
+        let mut run: Option<GfnRange> = None;
+        let mut next = slot.base;
+        while next < slot.gfns().end {
+            let start = Gfn::new(next.raw() & !(LARGE - 1));
+            let end = Gfn::new(start.raw().saturating_add(LARGE));
+            if self.is_cut(slot, next) {
+                let first = run.map_or(start, |run| run.start);
+                run = Some(GfnRange::new(first, end));
+            } else if let Some(run) = run.take() {
+                self.zap(run, true);
+            }
+            next = end;
+            task::cond_resched();
+        }
+        if let Some(run) = run {
+            self.zap(run, true);
+        }
+    }
+
+    /// True where a large page could be mapped, and is not.
+    fn is_cut(&self, slot: &Slot, gfn: Gfn) -> bool {
+        let large_in_host = |hva| self.mm.mapping_shift(hva) >= PageSize::Size2M.level().shift();
+        if !slot.fits_large(gfn, LARGE) || !slot.hva_of(gfn).is_some_and(large_in_host) {
+            return false;
+        }
+        let memory = Tables::existing(self.pools);
+        let state = self.state.lock();
+        state
+            .tree
+            .table
+            .as_ref()
+            .is_some_and(|table| !table.is_large(&memory, gfn))
+    }
+
+    /// Does something to the tables of a range, in steps with the lock held.
+    fn sweep(
+        &self,
+        range: GfnRange,
+        mut step: impl FnMut(&mut State, &Tables<'_>, &mut Sweep) -> Option<Progress>,
+    ) {
+        let memory = Tables::existing(self.pools);
+        let mut sweep = Sweep::new(range);
+        loop {
+            let progress = step(&mut self.state.lock(), &memory, &mut sweep);
+            match progress {
+                Some(Progress::More(_)) => task::cond_resched(),
+                Some(Progress::Done) | None => return,
+            }
+        }
+    }
+
+    /// The slot that logs under a number from user space.
+    fn logging_slot(&self, number: u32) -> Result<Slot> {
+        let id = number as u16;
+        // There is one address space.
+        if number >> 16 != 0 || id >= USER_SLOTS {
+            return Err(EINVAL);
+        }
+        let slot = self.state.lock().view().find_id(id).copied();
+        slot.filter(|slot| slot.flags.contains(SlotFlags::LOG_DIRTY))
+            .ok_or(ENOENT)
+    }
+
+    /// `KVM_GET_DIRTY_LOG`: copies the bitmap of a slot to user space and begins a new one.
+    ///
+    /// # Errors
+    ///
+    /// As KVM: `EINVAL` for a number that no slot can have, `ENOENT` for a slot that does not log;
+    /// `EFAULT`: what was not copied stays in the log. `ENOMEM`.
+    pub fn dirty_log(&self, number: u32, to: Hva) -> Result {
+        let _one_at_a_time = self.slots_lock.lock();
+        let slot = self.logging_slot(number)?;
+        let count = words_for(slot.pages) as usize;
+        let mut buffer = KVec::from_elem(0u64, CHUNK.min(count), GFP_KERNEL_ACCOUNT)?;
+        // Before `slots_lock` is dropped, and before the call returns.
+        let mut flush = FlushLater::new(self);
+        let mut at = 0;
+        while at < count {
+            let taken = self.take_words(&slot, at, &mut buffer)?;
+            flush.needed |= taken.changed;
+            let words = buffer.get_mut(..taken.words.min(count - at)).ok_or(EIO)?;
+            let address = to.checked_add(at as u64 * 8).ok_or(EFAULT);
+            let copied = address.and_then(|hva| user::copy_to(hva, words.as_bytes()));
+            if let Err(error) = copied {
+                let state = self.state.lock();
+                if let Some(log) = state.logs.find(slot.id) {
+                    for (index, bits) in words.iter().enumerate() {
+                        log.put_back(at + index, *bits);
+                    }
+                }
+                return Err(error);
+            }
+            at += words.len();
+            if taken.dirty {
+                words.fill(0);
+            }
+            task::cond_resched();
+        }
+        Ok(())
+    }
+
+    /// Takes words of a bitmap, at least one, and as many more as fit and one step may take; their
+    /// pages are tracked again. `words` is all zeroes before.
+    fn take_words(&self, slot: &Slot, at: usize, words: &mut [u64]) -> Result<Taken> {
+        let memory = Tables::existing(self.pools);
+        let mut state = self.state.lock();
+        let now = &mut *state;
+        let log = now.logs.find(slot.id).ok_or(ENOENT)?;
+        let table = now.tree.table.as_mut().ok_or(EIO)?;
+        let mut taken = Taken {
+            words: words.len(),
+            dirty: false,
+            changed: false,
+        };
+        let mut budget = STEP as u32;
+        let mut next = at;
+        while let Some(word) = log.next_dirty(next, at + words.len()) {
+            let bits = log.take(word);
+            let first = slot.base.raw().wrapping_add(word as u64 * WORD_PAGES);
+            taken.dirty = true;
+            taken.changed |= table.track_pages(&memory, Gfn::new(first), bits);
+            if let Some(place) = words.get_mut(word - at) {
+                *place = bits;
+            }
+            next = word + 1;
+            budget = budget.saturating_sub(bits.count_ones());
+            if budget == 0 {
+                taken.words = next - at;
+                break;
+            }
+        }
+        Ok(taken)
+    }
+}
+
+/// What a step has taken.
+struct Taken {
+    /// So many words.
+    words: usize,
+    /// There were bits in them.
+    dirty: bool,
+    /// TLBs have to be flushed.
+    changed: bool,
+}
+
+#[kunit_tests(rusthv_dirty)]
+mod tests {
+    use super::super::fault::Resolved;
+    use super::super::tests::{fault, request, space, Space, BASE};
+    use super::*;
+    use crate::host::kunit::UserMemory;
+    use crate::model::arch::addr::PAGE_SIZE;
+    use crate::model::paging::Permissions;
+
+    const LOG: u32 = SlotFlags::LOG_DIRTY.raw();
+
+    fn gpa(page: u64) -> u64 {
+        BASE + page * PAGE_SIZE
+    }
+
+    /// The only word of a log, into a page of its own.
+    fn log(space: &Space, slot: u32) -> Result<u64> {
+        let buffer = UserMemory::new(1)?;
+        space.mmu.dirty_log(slot, buffer.start())?;
+        let mut word = [0; 8];
+        user::copy_from(buffer.start(), &mut word)?;
+        Ok(u64::from_ne_bytes(word))
+    }
+
+    /// Rights of a mapping, and whether a write is waited for.
+    fn leaf(space: &Space, page: u64) -> Option<(Permissions, bool)> {
+        let state = space.mmu.state.lock();
+        let memory = Tables::existing(space.mmu.pools);
+        let leaf = state
+            .tree
+            .table
+            .as_ref()?
+            .lookup(&memory, Gpa::new(gpa(page)))?;
+        Some((leaf.perms, leaf.tracked))
+    }
+
+    #[test]
+    fn only_slots_that_log_have_one() -> Result {
+        let memory = UserMemory::new(4)?;
+        let space = space()?;
+        let count = || {
+            (
+                space.mmu.logged.load(Relaxed),
+                space.mmu.state.lock().logs.len(),
+            )
+        };
+        let set = |slot, flags, at, size| {
+            let mut wanted = request(slot, flags, at, &memory);
+            wanted.memory_size = size;
+            space.mmu.set_slot(&wanted)
+        };
+        let bytes = memory.bytes();
+        assert_eq!(log(&space, 7).err(), Some(ENOENT));
+        set(7, 0, BASE, bytes)?;
+        assert_eq!((log(&space, 7).err(), count()), (Some(ENOENT), (0, 0)));
+        // In any order of their numbers.
+        set(7, LOG, BASE, bytes)?;
+        set(9, LOG, 2 * BASE, bytes)?;
+        set(2, LOG, 3 * BASE, bytes)?;
+        assert_eq!(count(), (3, 3));
+        for slot in [2, 7, 9] {
+            assert_eq!(log(&space, slot), Ok(0));
+        }
+        set(7, 0, BASE, bytes)?;
+        assert_eq!((log(&space, 7).err(), count()), (Some(ENOENT), (2, 2)));
+        set(2, 0, 0, 0)?;
+        assert_eq!((log(&space, 2).err(), count()), (Some(ENOENT), (1, 1)));
+        // Moved, and still logging.
+        set(9, LOG, 4 * BASE, bytes)?;
+        assert_eq!((log(&space, 9), count()), (Ok(0), (1, 1)));
+        for number in [1 << 16 | 9, u32::from(USER_SLOTS), u32::MAX] {
+            assert_eq!(log(&space, number).err(), Some(EINVAL));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_write_fault_is_logged_once_per_reading() -> Result {
+        let memory = UserMemory::new(6)?;
+        for page in 0..6 {
+            user::copy_to(memory.start().wrapping_add(page * PAGE_SIZE), b"here")?;
+        }
+        let space = space()?;
+        space.mmu.set_slot(&request(0, LOG, BASE, &memory))?;
+        let waiting = Some((Permissions::RX, true));
+        let writable = Some((Permissions::RWX, false));
+        // Nothing is mapped: the page becomes writable, its neighbours wait.
+        assert_eq!(fault(&space, gpa(2), true), Ok(Resolved::Mapped));
+        assert_eq!(leaf(&space, 2), writable);
+        for page in 3..6 {
+            assert_eq!(leaf(&space, page), waiting);
+        }
+        // A read of one that is writable leaves it so.
+        assert_eq!(fault(&space, gpa(2), false), Ok(Resolved::Mapped));
+        assert_eq!(leaf(&space, 2), writable);
+        assert_eq!(fault(&space, gpa(0), false), Ok(Resolved::Mapped));
+        assert_eq!((leaf(&space, 0), leaf(&space, 1)), (waiting, waiting));
+        assert_eq!(log(&space, 0), Ok(1 << 2));
+        assert_eq!((leaf(&space, 2), log(&space, 0)), (waiting, Ok(0)));
+        // Mapped, and waiting for it.
+        assert_eq!(fault(&space, gpa(5), true), Ok(Resolved::Mapped));
+        assert_eq!(fault(&space, gpa(2), true), Ok(Resolved::Mapped));
+        assert_eq!((leaf(&space, 5), leaf(&space, 4)), (writable, waiting));
+        assert_eq!(log(&space, 0), Ok(1 << 5 | 1 << 2));
+        // Without the log nothing waits any more.
+        space.mmu.set_slot(&request(0, 0, BASE, &memory))?;
+        assert!((0..6).all(|page| leaf(&space, page) == writable));
+        // And with it all do again.
+        space.mmu.set_slot(&request(0, LOG, BASE, &memory))?;
+        assert!((0..6).all(|page| leaf(&space, page) == waiting));
+        assert_eq!(log(&space, 0), Ok(0));
+        Ok(())
+    }
+
+    #[test]
+    fn the_hypervisors_writes_are_logged() -> Result {
+        let memory = UserMemory::new(8)?;
+        let space = space()?;
+        space.mmu.set_slot(&request(0, LOG, BASE, &memory))?;
+        // Across the end of a page.
+        space.mmu.write(Gpa::new(gpa(2) - 3), b"across")?;
+        assert_eq!(log(&space, 0), Ok(0b110));
+        space.mmu.write_word(Gpa::new(gpa(3)), 4, 1)?;
+        assert_eq!(log(&space, 0), Ok(0b1000));
+        assert_eq!(space.mmu.compare_exchange(Gpa::new(gpa(3)), 4, 1, 2), Ok(1));
+        assert_eq!(log(&space, 0), Ok(0b1000));
+        space.mmu.read(Gpa::new(gpa(5)), &mut [0; 8])?;
+        assert_eq!(log(&space, 0), Ok(0));
+        // One that did not get anywhere may have got somewhere.
+        memory.unmap(6, 1)?;
+        assert!(space.mmu.write(Gpa::new(gpa(6)), b"lost").is_err());
+        assert_eq!(log(&space, 0), Ok(1 << 6));
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_copied_stays() -> Result {
+        let memory = UserMemory::new(4)?;
+        let space = space()?;
+        space.mmu.set_slot(&request(0, LOG, BASE, &memory))?;
+        fault(&space, gpa(1), true)?;
+        fault(&space, gpa(3), true)?;
+        assert_eq!(space.mmu.dirty_log(0, Hva::new(8)).err(), Some(EFAULT));
+        assert_eq!(space.mmu.dirty_log(0, Hva::new(!7)).err(), Some(EFAULT));
+        assert_eq!(log(&space, 0), Ok(0b1010));
+        Ok(())
+    }
+}

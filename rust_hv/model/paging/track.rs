@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Notice of writes: the right to write is withheld until somebody has been told.
+//!
+//! A *tracked* page is one that may be written, were it not that the first write is to be noticed:
+//! its entry has the bit [`Format::tracked_mask`] in place of the right. The write faults, the
+//! fault handler notes it and exchanges the two again with [`Table::allow_write`]; the host need
+//! not be asked about the page, as nothing else has changed.
+//!
+//! A large page is tracked as a whole. [`Table::allow_write`] leaves it alone: it has to be cut
+//! first ([`Table::split`]), and its parts are then tracked as it was.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::format::{Entry, Format, Leaf};
+use super::frames::{TableMemory, TableRef, ENTRIES};
+use super::sweep::{Progress, Sweep, Visitor};
+use super::table::{index, Table};
+use super::{Level, Permissions};
+use crate::model::arch::addr::{Gfn, Gpa};
+
+/// What a write fault finds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Allowed {
+    /// The page may be written now, or could already; TLBs that say otherwise drop that when they
+    /// fault on it.
+    Yes,
+    /// No page that may be written is mapped, or a large one.
+    No,
+}
+
+/// What is mapped in a region of 2 MiB.
+enum Region<'a> {
+    Nothing,
+    Large(&'a AtomicU64),
+    Pages(&'a [AtomicU64; ENTRIES]),
+}
+
+/// Exchanges the right for the notice. Tells whether the page had the right.
+#[inline]
+fn withhold<F: Format>(format: &F, entry: &AtomicU64) -> bool {
+    let (write, tracked) = (format.write_mask(), format.tracked_mask());
+    // Hardware sets flags at the same time.
+    let change = |raw| (raw & write != 0).then_some(raw & !write | tracked);
+    entry
+        .fetch_update(Ordering::AcqRel, Ordering::Relaxed, change)
+        .is_ok()
+}
+
+/// Exchanges the notice for the right, and sets some flags with it.
+#[inline]
+fn give_back<F: Format>(format: &F, entry: &AtomicU64, flags: u64) {
+    let (write, tracked) = (format.write_mask(), format.tracked_mask());
+    let change = |raw| (raw & tracked != 0).then_some(raw & !tracked | write | flags);
+    // Not tracked, nothing to do.
+    let _ = entry.fetch_update(Ordering::AcqRel, Ordering::Relaxed, change);
+}
+
+impl<F: Format> Table<F> {
+    fn region<'a, M: TableMemory>(&self, memory: &'a M, gfn: Gfn) -> Region<'a> {
+        if gfn.raw() >= self.limit() {
+            return Region::Nothing;
+        }
+        let mut table = self.root_ref();
+        let mut level = self.top;
+        while level > Level::Pt {
+            let entry = &memory.entries(table)[index(gfn.raw() << 12, level)];
+            match self.format.decode(entry.load(Ordering::Acquire), level) {
+                Entry::Absent => return Region::Nothing,
+                Entry::Leaf(_) => return Region::Large(entry),
+                Entry::Table(next) => table = TableRef::linked(next),
+            }
+            match level.lower() {
+                Some(lower) => level = lower,
+                None => break,
+            }
+        }
+        Region::Pages(memory.entries(table))
+    }
+
+    /// Tracks every page of a range that can be written. `changed` becomes true when there was
+    /// one: TLBs must be flushed before anybody relies on it.
+    pub fn track<M: TableMemory>(
+        &mut self,
+        memory: &M,
+        sweep: &mut Sweep,
+        budget: usize,
+        changed: &mut bool,
+    ) -> Progress {
+        let format = self.format;
+        let visit = |entry: &AtomicU64| *changed |= withhold(&format, entry);
+        self.walk(memory, sweep, budget, &mut Each(visit))
+    }
+
+    /// Makes every tracked page of a range one that can be written.
+    pub fn untrack<M: TableMemory>(
+        &mut self,
+        memory: &M,
+        sweep: &mut Sweep,
+        budget: usize,
+    ) -> Progress {
+        let format = self.format;
+        let visit = |entry: &AtomicU64| give_back(&format, entry, 0);
+        self.walk(memory, sweep, budget, &mut Each(visit))
+    }
+
+    /// Tracks those of the 64 pages from `first` on whose bit is set. Tells whether one of them
+    /// could be written: TLBs must be flushed before anybody relies on it.
+    pub fn track_pages<M: TableMemory>(&mut self, memory: &M, first: Gfn, bits: u64) -> bool {
+        let mut changed = false;
+        let mut left = bits;
+        while left != 0 {
+            let start = first.raw().saturating_add(left.trailing_zeros().into());
+            // Those in the same region of 2 MiB: all, or all up to its end.
+            let end = (start | (ENTRIES as u64 - 1)).saturating_add(1);
+            let until = end.saturating_sub(first.raw());
+            let here = match 1u64.checked_shl(until as u32) {
+                Some(bit) if until < 64 => left & (bit - 1),
+                _ => left,
+            };
+            left &= !here;
+            match self.region(memory, Gfn::new(start)) {
+                Region::Nothing => {}
+                Region::Large(entry) => changed |= withhold(&self.format, entry),
+                Region::Pages(entries) => {
+                    let mut pages = here;
+                    while pages != 0 {
+                        let gfn = first.raw().wrapping_add(pages.trailing_zeros().into());
+                        let entry = &entries[gfn as usize % ENTRIES];
+                        changed |= withhold(&self.format, entry);
+                        pages &= pages - 1;
+                    }
+                }
+            }
+        }
+        changed
+    }
+
+    /// Lets a tracked 4 KiB page be written, for a write that has been noticed.
+    #[inline]
+    pub fn allow_write<M: TableMemory>(&mut self, memory: &M, gpa: Gpa) -> Allowed {
+        let Region::Pages(entries) = self.region(memory, gpa.gfn()) else {
+            return Allowed::No;
+        };
+        let entry = &entries[index(gpa.raw(), Level::Pt)];
+        // The write comes next: hardware need not set these.
+        let flags = self.format.accessed_mask() | self.format.dirty_mask();
+        give_back(&self.format, entry, flags);
+        match self.format.decode(entry.load(Ordering::Acquire), Level::Pt) {
+            Entry::Leaf(leaf) if leaf.perms.contains(Permissions::W) => Allowed::Yes,
+            _ => Allowed::No,
+        }
+    }
+
+    /// True when a large page is mapped at `gfn`.
+    pub fn is_large<M: TableMemory>(&self, memory: &M, gfn: Gfn) -> bool {
+        matches!(self.region(memory, gfn), Region::Large(_))
+    }
+}
+
+struct Each<V>(V);
+
+impl<V: FnMut(&AtomicU64), M: TableMemory> Visitor<M> for Each<V> {
+    fn leaf(&mut self, entry: &AtomicU64, _leaf: Leaf, _gfn: Gfn) {
+        (self.0)(entry);
+    }
+}
