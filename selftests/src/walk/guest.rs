@@ -237,7 +237,8 @@ pub struct Guest {
 impl Guest {
     pub fn new(device: &Device, cpuid: &[kvm_cpuid_entry2], features: &Features) -> Result<Self, Failure> {
         let low = layout::FIRST_POOL + POOL_SIZE;
-        let top = (1 << features.phys_bits) - POOL_SIZE;
+        // Nested tables of four levels end at 48 bits.
+        let top = (1 << features.phys_bits.min(48)) - POOL_SIZE;
         let pools = [layout::FIRST_POOL, layout::SECOND_POOL, layout::THIRD_POOL, top];
         let memory = Memory::new((low + 3 * POOL_SIZE) as usize)?;
         let vm = device.vm()?;
