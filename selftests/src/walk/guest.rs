@@ -265,8 +265,11 @@ impl Guest {
         &self.machine.memory
     }
 
-    /// Where a guest-physical address of a pool is in the memory.
+    /// Where a guest-physical address of a pool or of a case's table is in the memory.
     pub fn place(&self, gpa: u64) -> Option<usize> {
+        if is_table(gpa) {
+            return Some(gpa as usize);
+        }
         let index = self.pools.iter().position(|pool| (*pool..pool + POOL_SIZE).contains(&gpa))?;
         Some((layout::FIRST_POOL + index as u64 * POOL_SIZE + (gpa - self.pools[index])) as usize)
     }
@@ -461,6 +464,11 @@ impl Guest {
         })?;
         Ok(())
     }
+}
+
+/// True in the tables of the cases.
+pub fn is_table(gpa: u64) -> bool {
+    (layout::TABLES..TABLES_END).contains(&gpa)
 }
 
 /// What a case writes.
