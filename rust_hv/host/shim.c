@@ -424,6 +424,39 @@ void rhv_put_user_page(struct page *page, bool dirty)
 	put_page(page);
 }
 
+/* The entry of the host's own tables that maps an address, with interrupts off. */
+struct rhv_host_entry {
+	unsigned int shift;
+	pmd_t *pmd;
+};
+
+static struct rhv_host_entry rhv_host_walk(struct mm_struct *mm,
+					   unsigned long addr)
+{
+	struct rhv_host_entry entry = { .shift = PAGE_SHIFT };
+	pgd_t pgd;
+	p4d_t p4d;
+	pud_t pud;
+
+	pgd = READ_ONCE(*pgd_offset(mm, addr));
+	if (pgd_none(pgd))
+		return entry;
+	p4d = READ_ONCE(*p4d_offset(&pgd, addr));
+	if (p4d_none(p4d) || !p4d_present(p4d))
+		return entry;
+	pud = READ_ONCE(*pud_offset(&p4d, addr));
+	if (pud_none(pud) || !pud_present(pud))
+		return entry;
+	if (pud_leaf(pud)) {
+		entry.shift = PUD_SHIFT;
+		return entry;
+	}
+	entry.pmd = pmd_offset(&pud, addr);
+	if (pmd_leaf(READ_ONCE(*entry.pmd)))
+		entry.shift = PMD_SHIFT;
+	return entry;
+}
+
 /*
  * log2 of the size of the host's own mapping at an address: 12, 21 or 30.
  * A hint until the caller has checked, under its lock, that no invalidation
@@ -431,35 +464,68 @@ void rhv_put_user_page(struct page *page, bool dirty)
  */
 unsigned int rhv_host_mapping_shift(struct mm_struct *mm, unsigned long addr)
 {
-	unsigned int shift = PAGE_SHIFT;
 	unsigned long flags;
-	pgd_t pgd;
-	p4d_t p4d;
-	pud_t pud;
-	pmd_t pmd;
+	unsigned int shift;
 
 	local_irq_save(flags);
-	pgd = READ_ONCE(*pgd_offset(mm, addr));
-	if (pgd_none(pgd))
-		goto out;
-	p4d = READ_ONCE(*p4d_offset(&pgd, addr));
-	if (p4d_none(p4d) || !p4d_present(p4d))
-		goto out;
-	pud = READ_ONCE(*pud_offset(&p4d, addr));
-	if (pud_none(pud) || !pud_present(pud))
-		goto out;
-	if (pud_leaf(pud)) {
-		shift = PUD_SHIFT;
-		goto out;
-	}
-	pmd = READ_ONCE(*pmd_offset(&pud, addr));
-	if (pmd_none(pmd) || !pmd_present(pmd))
-		goto out;
-	if (pmd_leaf(pmd))
-		shift = PMD_SHIFT;
-out:
+	shift = rhv_host_walk(mm, addr).shift;
 	local_irq_restore(flags);
 	return shift;
+}
+
+/* Only anonymous pages: others may be secret, or want to know of each writer. */
+static bool rhv_is_anon(unsigned long pfn)
+{
+	return pfn_valid(pfn) && folio_test_anon(pfn_folio(pfn));
+}
+
+/*
+ * Where the pages from an address on are, as long as they are anonymous and
+ * the current task can write them without a fault: then the host counts them
+ * as written already, and who writes them has nothing to tell it. At most max,
+ * all of one page table or one large page; returns how many.
+ *
+ * No reference is taken. As rhv_host_mapping_shift, a hint until the caller
+ * has checked that no invalidation came between.
+ */
+unsigned int rhv_host_pages(struct mm_struct *mm, unsigned long addr, u64 *phys,
+			    unsigned int max, unsigned int *shift)
+{
+	struct rhv_host_entry entry;
+	unsigned int count = 0;
+	unsigned long flags;
+	pmd_t pmd;
+	pte_t *ptes;
+
+	local_irq_save(flags);
+	entry = rhv_host_walk(mm, addr);
+	*shift = entry.shift;
+	if (!entry.pmd)
+		goto out;
+	pmd = READ_ONCE(*entry.pmd);
+	if (!pmd_present(pmd))
+		goto out;
+	if (pmd_leaf(pmd)) {
+		if (pmd_access_permitted(pmd, true) && pmd_dirty(pmd) &&
+		    !pmd_special(pmd) && rhv_is_anon(pmd_pfn(pmd))) {
+			*phys = PFN_PHYS(pmd_pfn(pmd)) + (addr & ~PMD_MASK);
+			count = 1;
+		}
+		goto out;
+	}
+	max = min_t(unsigned int, max, PTRS_PER_PTE - pte_index(addr));
+	ptes = pte_offset_kernel(&pmd, addr);
+	for (; count < max; count++) {
+		pte_t pte = ptep_get_lockless(ptes + count);
+
+		if (!pte_access_permitted(pte, true) || !pte_dirty(pte) ||
+		    pte_special(pte) || !rhv_is_anon(pte_pfn(pte)))
+			break;
+		phys[count] = PFN_PHYS(pte_pfn(pte));
+	}
+out:
+	local_irq_restore(flags);
+	return count;
 }
 
 struct mm_struct *rhv_current_mm(void)

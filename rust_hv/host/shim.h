@@ -119,6 +119,8 @@ bool rhv_node_has_memory(unsigned int node);
 void *rhv_phys_to_virt(u64 phys);
 void rhv_put_user_page(struct page *page, bool dirty);
 unsigned int rhv_host_mapping_shift(struct mm_struct *mm, unsigned long addr);
+unsigned int rhv_host_pages(struct mm_struct *mm, unsigned long addr, u64 *phys,
+			    unsigned int max, unsigned int *shift);
 struct mm_struct *rhv_current_mm(void);
 void rhv_mmgrab(struct mm_struct *mm);
 void rhv_mmdrop(struct mm_struct *mm);

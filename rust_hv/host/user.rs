@@ -141,101 +141,195 @@ pub fn max_user_address() -> Hva {
     Hva::new(unsafe { bindings::rhv_max_user_address() })
 }
 
-/// Pages that [`UserPages`] holds at most.
-pub const BATCH: usize = 16;
+/// Pages that [`UserPages`] has at most.
+pub const BATCH: usize = 64;
+/// As many of them that are held by reference.
+const HELD: usize = 16;
 
-/// A run of the current task's pages, held by reference while they are being mapped.
-///
-/// # Invariants
-///
-/// The first `count` of `pages` are pages that we hold one reference each of.
-pub struct UserPages {
-    pages: [*mut kernel::bindings::page; BATCH],
+/// What a look-up has found, in a [`PageRun`].
+#[derive(Clone, Copy)]
+struct Found {
     count: usize,
     writable: bool,
+    /// There is one reference to give up on each.
+    held: bool,
+    shift: Option<u32>,
 }
 
-impl UserPages {
-    /// The page at `hva`, faulted in when it is absent. With `write`, a page that user space may
-    /// write and has now dirtied.
-    ///
-    /// # Errors
-    ///
-    /// `EFAULT` where nothing is mapped or the access is not allowed, `EHWPOISON`, `ENOMEM`,
-    /// `EINTR` when a signal came meanwhile.
-    pub fn get(hva: Hva, write: bool) -> Result<Self> {
-        let mut held = Self {
-            pages: [core::ptr::null_mut(); BATCH],
-            count: 0,
-            writable: write,
-        };
-        // What holds the page back (userfaultfd, a file system) may never give it: a signal ends that.
-        let access = if write { bindings::FOLL_WRITE } else { 0 };
-        let flags = access | bindings::FOLL_INTERRUPTIBLE;
-        let address = hva.page_base().raw() as usize;
-        // SAFETY: The array has room for one page; we may sleep here.
-        let got = unsafe {
-            bindings::get_user_pages_unlocked(address, 1, held.pages.as_mut_ptr(), flags)
-        };
-        match got {
-            1 => {
-                // INVARIANT: The host took one reference on the page.
-                held.count = 1;
-                Ok(held)
-            }
-            0 => Err(EFAULT),
-            error => Err(Error::from_errno(error as i32)),
+/// Room for the addresses of a run of pages.
+pub struct PageRun([u64; BATCH]);
+
+impl PageRun {
+    /// Empty.
+    pub const fn new() -> Self {
+        Self([0; BATCH])
+    }
+
+    /// Takes over the references on pages.
+    fn hold(&mut self, pages: &[*mut kernel::bindings::page], writable: bool) -> Found {
+        for (place, &page) in self.0.iter_mut().zip(pages) {
+            // SAFETY: A live page.
+            *place = unsafe { bindings::rhv_page_to_phys(page) };
+        }
+        Found {
+            count: pages.len().min(BATCH),
+            writable,
+            held: true,
+            shift: None,
         }
     }
 
     /// At most `max` pages from `hva` on that are present and writable, without faulting anything
     /// in; `None` when the first is not.
-    pub fn get_present_writable(hva: Hva, max: usize) -> Option<Self> {
-        let mut held = Self {
-            pages: [core::ptr::null_mut(); BATCH],
-            count: 0,
-            writable: true,
-        };
+    fn present_writable(&mut self, mm: &UserMm, hva: Hva, max: usize) -> Option<Found> {
         let address = hva.page_base().raw() as usize;
-        // SAFETY: The array has room for `BATCH` pages.
-        let fast = unsafe {
+        let max = max.clamp(1, BATCH) as u32;
+        let mut shift = 0;
+        let run = self.0.as_mut_ptr();
+        // SAFETY: The address space is the current task's, and there is room for `BATCH` pages.
+        let count = unsafe { bindings::rhv_host_pages(mm.as_raw(), address, run, max, &mut shift) };
+        if count > 0 {
+            return Some(Found {
+                count: count as usize,
+                writable: true,
+                held: false,
+                shift: Some(shift),
+            });
+        }
+        let mut pages = [core::ptr::null_mut(); HELD];
+        // SAFETY: There is room for `HELD` pages.
+        let got = unsafe {
             bindings::get_user_pages_fast_only(
                 address,
-                max.clamp(1, BATCH) as i32,
+                max.min(HELD as u32) as i32,
                 bindings::FOLL_WRITE,
-                held.pages.as_mut_ptr(),
+                pages.as_mut_ptr(),
             )
         };
-        // INVARIANT: The host took one reference on each of the `fast` pages.
-        held.count = usize::try_from(fast).unwrap_or(0);
-        (held.count > 0).then_some(held)
+        let got = pages.get(..usize::try_from(got).unwrap_or(0));
+        got.filter(|pages| !pages.is_empty())
+            .map(|pages| self.hold(pages, true))
+    }
+}
+
+/// One page, with a reference, faulted in when it is absent.
+fn fault_in(hva: Hva, write: bool) -> Result<*mut kernel::bindings::page> {
+    // What holds the page back (userfaultfd, a file system) may never give it: a signal ends that.
+    let access = if write { bindings::FOLL_WRITE } else { 0 };
+    let flags = access | bindings::FOLL_INTERRUPTIBLE;
+    let address = hva.page_base().raw() as usize;
+    let mut page = core::ptr::null_mut();
+    // SAFETY: There is room for one page; we may sleep here.
+    match unsafe { bindings::get_user_pages_unlocked(address, 1, &mut page, flags) } {
+        1 => Ok(page),
+        0 => Err(EFAULT),
+        error => Err(Error::from_errno(error as i32)),
+    }
+}
+
+/// What a guest may do with pages, and what it wants to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// It wants to write.
+    Write,
+    /// It wants to read, and may write.
+    Read,
+    /// It may read only.
+    ReadOnly,
+}
+
+/// A run of the current task's pages, to be mapped for a guest.
+///
+/// Nothing keeps the pages where they are: they may be mapped only after a check, under the lock of
+/// the MMU notifier's callbacks, that no invalidation came since the look-up began.
+///
+/// # Invariants
+///
+/// If `found.held`, we hold one reference on each of the first `found.count` pages of the run.
+pub struct UserPages<'a> {
+    run: &'a mut PageRun,
+    found: Found,
+}
+
+impl<'a> UserPages<'a> {
+    /// The page at `hva`, faulted in when it is absent. Where present pages follow that user space
+    /// may write, as many of them as fit in `max`; they are given as writable even where the guest
+    /// wants to read, as long as nothing has to be copied for it. A page that the guest wants to
+    /// write has been dirtied.
+    ///
+    /// # Errors
+    ///
+    /// `EFAULT` where nothing is mapped or the access is not allowed, `EHWPOISON`, `ENOMEM`,
+    /// `EINTR` when a signal came meanwhile.
+    pub fn get(
+        run: &'a mut PageRun,
+        mm: &UserMm,
+        hva: Hva,
+        wanted: Wanted,
+        max: usize,
+    ) -> Result<Self> {
+        let present = match wanted {
+            Wanted::ReadOnly => None,
+            Wanted::Read | Wanted::Write => run.present_writable(mm, hva, max),
+        };
+        let found = match present {
+            Some(found) => found,
+            None => {
+                let write = wanted == Wanted::Write;
+                let page = fault_in(hva, write)?;
+                let found = match wanted {
+                    // Just faulted in: it may well be writable.
+                    Wanted::Read => run.present_writable(mm, hva, 1),
+                    Wanted::Write | Wanted::ReadOnly => None,
+                };
+                match found {
+                    Some(found) => {
+                        // SAFETY: Our reference, which ends here.
+                        unsafe { bindings::rhv_put_user_page(page, false) };
+                        found
+                    }
+                    None => run.hold(&[page], write),
+                }
+            }
+        };
+        // INVARIANT: The references that `found` tells of are ours.
+        Ok(Self { run, found })
     }
 
     /// Physical addresses of the pages, in order.
     pub fn iter(&self) -> impl Iterator<Item = Hpa> + '_ {
-        self.pages.iter().take(self.count).map(|&page| {
-            // SAFETY: A page that we hold, by the invariant.
-            Hpa::new(unsafe { bindings::rhv_page_to_phys(page) })
-        })
+        let run = self.run.0.iter().take(self.found.count);
+        run.map(|&page| Hpa::new(page))
     }
 
     /// Number of pages, at least one.
     pub fn count(&self) -> usize {
-        self.count
+        self.found.count
     }
 
     /// Whether the pages may be written through the mapping that is made of them.
     pub fn writable(&self) -> bool {
-        self.writable
+        self.found.writable
+    }
+
+    /// [`UserMm::mapping_shift`] of the first, if the look-up has found out.
+    pub fn mapping_shift(&self) -> Option<u32> {
+        self.found.shift
     }
 }
 
-impl Drop for UserPages {
+impl Drop for UserPages<'_> {
     fn drop(&mut self) {
-        for &page in self.pages.iter().take(self.count) {
+        if !self.found.held {
+            return;
+        }
+        for page in self.iter() {
             // SAFETY: We hold a reference, by the invariant, and give it up. A page that is mapped
             // writable counts as written from now on.
-            unsafe { bindings::rhv_put_user_page(page, self.writable) };
+            unsafe {
+                let page = bindings::rhv_phys_to_page(page.raw());
+                bindings::rhv_put_user_page(page, self.found.writable);
+            }
         }
     }
 }

@@ -463,8 +463,8 @@ mod tests {
 
     #[test]
     fn a_write_fault_is_logged_once_per_reading() -> Result {
-        let memory = UserMemory::new(8)?;
-        for page in 0..8 {
+        let memory = UserMemory::new(6)?;
+        for page in 0..6 {
             user::copy_to(memory.start().wrapping_add(page * PAGE_SIZE), b"here")?;
         }
         let space = space()?;
@@ -474,7 +474,7 @@ mod tests {
         // Nothing is mapped: the page becomes writable, its neighbours wait.
         assert_eq!(fault(&space, gpa(2), true), Ok(Resolved::Mapped));
         assert_eq!(leaf(&space, 2), writable);
-        for page in 3..8 {
+        for page in 3..6 {
             assert_eq!(leaf(&space, page), waiting);
         }
         // A read of one that is writable leaves it so.
@@ -491,10 +491,10 @@ mod tests {
         assert_eq!(log(&space, 0), Ok(1 << 5 | 1 << 2));
         // Without the log nothing waits any more.
         space.mmu.set_slot(&request(0, 0, BASE, &memory))?;
-        assert!((0..8).all(|page| leaf(&space, page) == writable));
+        assert!((0..6).all(|page| leaf(&space, page) == writable));
         // And with it all do again.
         space.mmu.set_slot(&request(0, LOG, BASE, &memory))?;
-        assert!((0..8).all(|page| leaf(&space, page) == waiting));
+        assert!((0..6).all(|page| leaf(&space, page) == waiting));
         assert_eq!(log(&space, 0), Ok(0));
         Ok(())
     }

@@ -6,9 +6,9 @@ use super::{Mmu, Unlinked};
 use crate::host::notifier::HvaRange;
 use crate::host::pool::Reserve;
 use crate::host::tables::Tables;
-use crate::host::user::{UserPages, BATCH};
+use crate::host::user::{PageRun, UserPages, Wanted, BATCH};
 use crate::host::{cpu, task};
-use crate::model::arch::addr::{Gpa, Hpa, Hva, PAGE_SIZE};
+use crate::model::arch::addr::{Gfn, Gpa, Hpa, Hva, PAGE_SIZE};
 use crate::model::emulate::Backing;
 use crate::model::exit::NestedFault;
 use crate::model::memory::slots::{Slot, SlotFlags};
@@ -31,6 +31,43 @@ pub enum Resolved {
 
 const PAGES_2M: u64 = PageSize::Size2M.pages();
 
+/// Pages that a fault maps which follows no other.
+const FEWEST: usize = 4;
+
+/// What a vCPU keeps from one fault to the next.
+pub struct Faults {
+    /// Frames for tables, to be taken under the lock.
+    reserve: Reserve,
+    run: PageRun,
+    /// First frame behind what the last fault has mapped.
+    next: Gfn,
+    /// How many pages a fault maps, if they are present in the host: many where the guest goes on
+    /// where the last fault ended.
+    window: usize,
+}
+
+impl Faults {
+    /// None yet.
+    pub fn new() -> Self {
+        Self {
+            reserve: Reserve::default(),
+            run: PageRun::new(),
+            next: Gfn::new(0),
+            window: FEWEST,
+        }
+    }
+
+    /// How many pages a fault at `gfn` is to map.
+    fn adapt(&mut self, gfn: Gfn) -> usize {
+        self.window = if gfn == self.next {
+            self.window.saturating_mul(2).min(BATCH)
+        } else {
+            FEWEST
+        };
+        self.window
+    }
+}
+
 impl Mmu {
     /// Maps the page of a fault, and its neighbours that are present in the host.
     ///
@@ -38,11 +75,16 @@ impl Mmu {
     ///
     /// `EFAULT` when the VMM has no memory there or may not access it so, `EHWPOISON`, `ENOMEM`,
     /// `EINTR` for a signal.
-    pub fn resolve(&self, reserve: &mut Reserve, fault: &NestedFault) -> Result<Resolved> {
+    pub fn resolve(&self, faults: &mut Faults, fault: &NestedFault) -> Result<Resolved> {
+        let gfn = fault.gpa.gfn();
+        let window = faults.adapt(gfn);
+        let Faults {
+            reserve, run, next, ..
+        } = faults;
         loop {
             let (slot, moment) = {
                 let mut state = self.state.lock();
-                let slot = state.view().find(fault.gpa.gfn()).copied();
+                let slot = state.view().find(gfn).copied();
                 let Some(slot) = slot else {
                     return Ok(Resolved::Mmio(Backing::Mmio));
                 };
@@ -56,15 +98,24 @@ impl Mmu {
             if read_only && fault.write {
                 return Ok(Resolved::Mmio(Backing::Rom));
             }
-            let hva = slot.hva_of(fault.gpa.gfn()).ok_or(EFAULT)?;
+            let hva = slot.hva_of(gfn).ok_or(EFAULT)?;
 
-            let pages = lookup(&slot, fault, hva)?;
+            let wanted = match (read_only, fault.write) {
+                (true, _) => Wanted::ReadOnly,
+                (false, true) => Wanted::Write,
+                (false, false) => Wanted::Read,
+            };
+            let max = room(&slot, gfn, window);
+            let pages = UserPages::get(run, &self.mm, hva, wanted, max)?;
             // Writes are logged page by page.
             let logged = slot.flags.log_dirty();
             let large = self.large_pages
                 && !logged
-                && slot.fits_large(fault.gpa.gfn(), PAGES_2M)
-                && self.mm.mapping_shift(hva) >= PageSize::Size2M.level().shift();
+                && slot.fits_large(gfn, PAGES_2M)
+                && pages
+                    .mapping_shift()
+                    .unwrap_or_else(|| self.mm.mapping_shift(hva))
+                    >= PageSize::Size2M.level().shift();
             reserve.fill(self.pools, cpu::current_node())?;
 
             let mut unlinked = Unlinked::new(self);
@@ -90,11 +141,12 @@ impl Mmu {
                 map_small(table, &mut memory, &mut unlinked, fault.gpa, &pages, like)
             };
             if logged && fault.write {
-                now.logs.mark(&slot, fault.gpa.gfn());
+                now.logs.mark(&slot, gfn);
             }
             drop(state);
             // After the lock: flush what was replaced, then free it.
             drop(unlinked);
+            *next = Gfn::new(gfn.raw().wrapping_add(pages.count() as u64));
             return match mapped {
                 Ok(()) => Ok(Resolved::Mapped),
                 Err(MapError::NoTable) => Err(ENOMEM),
@@ -120,27 +172,8 @@ impl Mmu {
     }
 }
 
-/// The host's pages for a fault. Pages that may be written are mapped writable at a read, too, to
-/// save the second fault, as long as nothing has to be copied for it.
-fn lookup(slot: &Slot, fault: &NestedFault, hva: Hva) -> Result<UserPages> {
-    if slot.flags.contains(SlotFlags::READ_ONLY) {
-        return UserPages::get(hva, false);
-    }
-    if let Some(pages) = UserPages::get_present_writable(hva, room(slot, fault.gpa)) {
-        return Ok(pages);
-    }
-    let pages = UserPages::get(hva, fault.write)?;
-    if !fault.write {
-        // Just faulted in: it may well be writable.
-        if let Some(writable) = UserPages::get_present_writable(hva, 1) {
-            return Ok(writable);
-        }
-    }
-    Ok(pages)
-}
-
 /// The host range whose pages are about to be mapped.
-fn looked_up(hva: Hva, pages: &UserPages, large: bool) -> HvaRange {
+fn looked_up(hva: Hva, pages: &UserPages<'_>, large: bool) -> HvaRange {
     let (start, bytes) = if large {
         let size = PageSize::Size2M.bytes();
         (Hva::new(hva.raw() & !(size - 1)), size)
@@ -155,11 +188,11 @@ fn looked_up(hva: Hva, pages: &UserPages, large: bool) -> HvaRange {
 
 /// How many pages from a fault on may be mapped with it: to the end of the slot and of the page
 /// table.
-fn room(slot: &Slot, gpa: Gpa) -> usize {
-    let gfn = gpa.gfn().raw();
+fn room(slot: &Slot, gfn: Gfn, window: usize) -> usize {
+    let gfn = gfn.raw();
     let in_slot = slot.gfns().end.raw().saturating_sub(gfn);
     let in_table = PAGES_2M - gfn % PAGES_2M;
-    in_slot.min(in_table).min(BATCH as u64) as usize
+    in_slot.min(in_table).min(window as u64) as usize
 }
 
 fn map_large(
@@ -167,7 +200,7 @@ fn map_large(
     memory: &mut Tables<'_>,
     unlinked: &mut Unlinked<'_>,
     gpa: Gpa,
-    pages: &UserPages,
+    pages: &UserPages<'_>,
     like: Leaf,
 ) -> Result<(), MapError> {
     let mask = PageSize::Size2M.bytes() - 1;
@@ -187,7 +220,7 @@ fn map_small(
     memory: &mut Tables<'_>,
     unlinked: &mut Unlinked<'_>,
     gpa: Gpa,
-    pages: &UserPages,
+    pages: &UserPages<'_>,
     [like, others]: [Leaf; 2],
 ) -> Result<(), MapError> {
     let mut run = pages.iter();

@@ -478,7 +478,7 @@ fn everything() -> GfnRange {
 
 #[kunit_tests(rusthv_mmu)]
 mod tests {
-    use super::fault::Resolved;
+    use super::fault::{Faults, Resolved};
     use super::*;
     use crate::host::cpu::current_node;
     use crate::host::frame::alive;
@@ -535,7 +535,7 @@ mod tests {
             present: false,
             origin: Origin::Access(None),
         };
-        space.mmu.resolve(&mut Reserve::default(), &fault)
+        space.mmu.resolve(&mut Faults::new(), &fault)
     }
 
     fn mapped(space: &Space) -> u64 {

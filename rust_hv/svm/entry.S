@@ -15,7 +15,7 @@
  */
 #include <linux/linkage.h>
 
-#include "../host/entry.h"
+#include "../host/entry-macros.S"
 
 /* The stack in the guest: what the way back needs, in this order. */
 #define STACK_STATUS		24

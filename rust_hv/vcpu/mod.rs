@@ -34,11 +34,12 @@ pub mod snapshot;
 use crate::host::bindings::rusthv_vcpu_stats;
 use crate::host::fpu::GuestFpu;
 use crate::host::frame::Frame;
-use crate::host::pool::{Pools, Reserve};
+use crate::host::pool::Pools;
 use crate::host::run_page::RunPages;
 use crate::host::switch::HostSwitch;
 use crate::host::sync::{KillableGuard, KillableMutex};
 use crate::mmu::access::SlotCache;
+use crate::mmu::fault::Faults;
 use crate::mmu::Mmu;
 use crate::model::arch::regs::Efer;
 use crate::model::exit::Event;
@@ -163,7 +164,7 @@ struct Inner<V: Vendor> {
     switch: Pin<KBox<HostSwitch>>,
     guest: V::Guest,
     fpu: GuestFpu,
-    reserve: Reserve,
+    faults: Faults,
     mmio: Mmio,
     state: State,
 }
@@ -187,7 +188,7 @@ impl<V: Vendor> Vcpu<V> {
             switch: KBox::pin_init(HostSwitch::new(V::LEAVES), GFP_KERNEL_ACCOUNT)?,
             guest,
             fpu: GuestFpu::new()?,
-            reserve: Reserve::default(),
+            faults: Faults::new(),
             mmio: Mmio::new(),
             state: State {
                 cpuid: Cpuid::empty(),

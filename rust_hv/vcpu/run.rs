@@ -18,11 +18,10 @@ use crate::host::cpu;
 use crate::host::errno::no_such_device;
 use crate::host::fpu::FpuInUse;
 use crate::host::msr;
-use crate::host::pool::Reserve;
 use crate::host::run_page::UserExit;
 use crate::host::switch::{request_cache_flush, Running};
 use crate::host::task;
-use crate::mmu::fault::Resolved;
+use crate::mmu::fault::{Faults, Resolved};
 use crate::mmu::Mmu;
 use crate::model::arch::regs::{Cr0, Rflags};
 use crate::model::emulate::{Backing, Stop, MAX_LEN};
@@ -92,7 +91,7 @@ impl<V: Vendor> Vcpu<V> {
             switch,
             guest,
             fpu,
-            reserve,
+            faults,
             mmio,
             state,
         } = inner;
@@ -118,7 +117,7 @@ impl<V: Vendor> Vcpu<V> {
             },
         };
         loop {
-            let done = match self.turn(&entry, state, mmio, guest, reserve) {
+            let done = match self.turn(&entry, state, mmio, guest, faults) {
                 Ok(Turn::User(exit)) => return Ok(exit),
                 Ok(Turn::Again) => task::do_work_if_pending(),
                 Err(error) => Err(error),
@@ -180,7 +179,7 @@ impl<V: Vendor> Vcpu<V> {
         state: &mut State,
         mmio: &mut Mmio,
         guest: &mut impl Guest,
-        reserve: &mut Reserve,
+        faults: &mut Faults,
     ) -> Result<Turn> {
         let mut window = guest.open()?;
         let action = entry.in_window(state, &mut window);
@@ -210,7 +209,7 @@ impl<V: Vendor> Vcpu<V> {
         }
         drop(window);
         match action {
-            Action::Memory(fault) => self.memory(state, mmio, guest, reserve, &fault),
+            Action::Memory(fault) => self.memory(state, mmio, guest, faults, &fault),
             Action::Control { register, value } => {
                 let cr3 = guest.open()?.cr3()?;
                 let pdptes = Pdptes::read(&self.mmu, state, cr3);
@@ -293,10 +292,10 @@ impl<V: Vendor> Vcpu<V> {
         state: &mut State,
         mmio: &mut Mmio,
         guest: &mut impl Guest,
-        reserve: &mut Reserve,
+        faults: &mut Faults,
         fault: &NestedFault,
     ) -> Result<Turn> {
-        match self.mmu.resolve(reserve, fault)? {
+        match self.mmu.resolve(faults, fault)? {
             Resolved::Mapped => {
                 self.counters.ept_faults.bump();
                 Ok(Turn::Again)

@@ -12,7 +12,7 @@
  */
 #include <linux/linkage.h>
 
-#include "../host/entry.h"
+#include "../host/entry-macros.S"
 
 #define REGS_HOST_RSP		136
 

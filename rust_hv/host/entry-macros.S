@@ -1,12 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What the entries of both vendors do alike; for assembly.
+ * What the entries of both vendors do alike, to be included by them.
  *
  * RAX, RSP and RDI are left to the includer: each hardware has its own idea of
  * where the guest's go, and one of them holds the address of the others.
  */
-#ifndef RHV_ENTRY_H
-#define RHV_ENTRY_H
 
 #include <asm/asm.h>
 #include <asm/msr-index.h>
@@ -82,5 +80,3 @@
 	lfence
 .Lspec_ctrl_done\@:
 .endm
-
-#endif /* RHV_ENTRY_H */
