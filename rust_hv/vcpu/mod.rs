@@ -9,7 +9,8 @@
 //! | `exits` | what each exit does |
 //! | `control` | writes of control registers, and their checks |
 //! | `cpuid`, `msr` | what the guest's CPU has |
-//! | `port`, `mmio` | accesses that user space answers |
+//! | `port`, `direct`, `mmio` | accesses that user space answers |
+//! | `code` | where the next instruction is, and its bytes |
 //! | `snapshot`, `memory` | registers and memory for the emulator |
 //! | `regs` | the register ioctls, and reset |
 //!

@@ -36,9 +36,12 @@ pub const ROWS: &[Row] = &[
     Row { name: "MMIO read exit to user space and back", round: mmio_read, compared: true },
     Row { name: "EPT fault, 4 KiB, host page present, per page", round: fault_present, compared: true },
     Row { name: "EPT fault, 4 KiB, host page absent, per page", round: fault_absent, compared: true },
+    Row { name: "the same, present, in random order", round: fault_random, compared: true },
+    Row { name: "the same, present, one page in 64, in random order", round: fault_sparse, compared: true },
     Row { name: "host's own fault alone, per page", round: fault_host, compared: false },
     Row { name: "first touch of THP-backed memory, per 4 KiB", round: large_first, compared: true },
     Row { name: "later touch of THP-backed memory, per 4 KiB", round: large_later, compared: true },
+    Row { name: "memory taken back by the host (MADV_DONTNEED), per page", round: take_back, compared: true },
     Row { name: "first write to a logged page, per page", round: logged_write, compared: true },
     Row { name: "reading the dirty log, per dirty page", round: log_read, compared: true },
     Row { name: "reading the dirty log of 64 GiB, clean", round: log_clean, compared: true },
@@ -55,6 +58,22 @@ guest!(bench_cpuid, code64, "2: xor eax, eax", "xor ecx, ecx", "cpuid", "dec r8"
 guest!(bench_out, code64, "2: out 0x10, al", "jmp 2b");
 guest!(bench_mmio, code64, "2: mov eax, [rbx]", "jmp 2b");
 guest!(bench_sweep, code64, "2: mov [rbx], al", "add rbx, 0x1000", "dec r8", "jnz 2b", "hlt");
+
+// Every page once, 2^RCX bytes apart: RDX goes through all numbers below 4096 in an order that only
+// looks random (a linear congruential generator of full period).
+guest!(
+    bench_random,
+    code64,
+    "2: mov rax, rdx",
+    "shl rax, cl",
+    "mov [rbx + rax], al",
+    "imul rdx, rdx, 1664525",
+    "add rdx, 1013904223",
+    "and rdx, 4095",
+    "dec r8",
+    "jnz 2b",
+    "hlt",
+);
 
 /// The time stamp, after everything before it.
 fn now() -> u64 {
@@ -198,6 +217,52 @@ fn fault_absent(device: &Device) -> Result<Sample, Failure> {
     let memory = small_pages()?;
     let machine = sweeper(device, &memory)?;
     sweep(&machine, SWEEP_GPA, SWEEP_PAGES)
+}
+
+/// Pages that are touched in random order, `stride` bytes apart.
+fn random(device: &Device, stride: usize) -> Result<Sample, Failure> {
+    const PAGES: usize = 4096;
+    let memory = Memory::aligned(PAGES * stride, LARGE_PAGE)?;
+    match memory.advise(0, memory.size(), libc::MADV_NOHUGEPAGE) {
+        Ok(()) | Err(Errno::EINVAL) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    for offset in (0..memory.size()).step_by(stride) {
+        // SAFETY: `at` checks the range.
+        unsafe { memory.at(offset, 1).write_volatile(1) };
+    }
+    let machine = Machine::long(device, bench_random())?;
+    machine.vm.map(1, SWEEP_GPA, &memory)?;
+    let run = |base: u64, pages: u64| {
+        machine.change_regs(|regs| {
+            (regs.rip, regs.rbx, regs.rdx, regs.r8) = (layout::CODE as u64, base, 0, pages);
+            regs.rcx = u64::from(stride.trailing_zeros());
+        })?;
+        timed_exits(&machine.vcpu, pages, || {
+            let exit = machine.run()?;
+            expect(exit.clone(), exit == Exit::Hlt)
+        })
+    };
+    // Its own code and data first.
+    run(layout::DATA as u64, 1)?;
+    run(SWEEP_GPA, PAGES as u64)
+}
+
+fn fault_random(device: &Device) -> Result<Sample, Failure> {
+    random(device, PAGE)
+}
+
+fn fault_sparse(device: &Device) -> Result<Sample, Failure> {
+    random(device, 64 * PAGE)
+}
+
+fn take_back(device: &Device) -> Result<Sample, Failure> {
+    let memory = small_pages()?;
+    touch(&memory);
+    let machine = sweeper(device, &memory)?;
+    sweep(&machine, SWEEP_GPA, SWEEP_PAGES)?;
+    let cost = timed(SWEEP_PAGES, || Ok(memory.advise(0, SWEEP_SIZE, libc::MADV_DONTNEED)?))?;
+    Ok(Sample { cost, exits: None })
 }
 
 fn fault_host(_: &Device) -> Result<Sample, Failure> {
