@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The functions for blocks of memory that compiled code calls without being asked. Two
-//! instructions each, on processors that know how to do them fast.
+//! The functions for blocks of memory that compiled code calls without being asked. A processor does
+//! them fast a byte at a time as well; an emulator takes them word by word.
 
 use core::arch::global_asm;
 
@@ -17,6 +17,10 @@ global_asm!(
     "memcpy:",
     "mov rax, rdi",
     "mov rcx, rdx",
+    "shr rcx, 3",
+    "rep movsq",
+    "mov ecx, edx",
+    "and ecx, 7",
     "rep movsb",
     "ret",
     "1: lea rdi, [rdi + rdx - 1]",
@@ -29,8 +33,14 @@ global_asm!(
     "ret",
     "memset:",
     "mov r8, rdi",
-    "mov eax, esi",
+    "movzx eax, sil",
+    "movabs rcx, 0x0101010101010101",
+    "imul rax, rcx",
     "mov rcx, rdx",
+    "shr rcx, 3",
+    "rep stosq",
+    "mov ecx, edx",
+    "and ecx, 7",
     "rep stosb",
     "mov rax, r8",
     "ret",
@@ -64,6 +74,10 @@ global_asm!(
     "mov esi, [esp + 16]",
     "mov ecx, [esp + 20]",
     "mov eax, edi",
+    "shr ecx, 2",
+    "rep movsd",
+    "mov ecx, [esp + 20]",
+    "and ecx, 3",
     "rep movsb",
     "pop esi",
     "pop edi",
@@ -85,9 +99,14 @@ global_asm!(
     "memset:",
     "push edi",
     "mov edi, [esp + 8]",
-    "mov eax, [esp + 12]",
+    "movzx eax, byte ptr [esp + 12]",
+    "imul eax, eax, 0x01010101",
     "mov ecx, [esp + 16]",
     "mov edx, edi",
+    "shr ecx, 2",
+    "rep stosd",
+    "mov ecx, [esp + 16]",
+    "and ecx, 3",
     "rep stosb",
     "mov eax, edx",
     "pop edi",

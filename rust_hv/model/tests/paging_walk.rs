@@ -365,3 +365,35 @@ fn cr3_holds_more_than_an_address() {
     guest.registers.cr3 |= 0xffff_ffff_0000_0fff;
     assert_eq!(guest.gpa().0, PAGE + 0xabc);
 }
+
+#[test]
+fn an_entry_that_is_used_at_every_level() {
+    for (mode, bytes) in [
+        (Mode::Bits32, 4),
+        (Mode::FourLevel, 8),
+        (Mode::FiveLevel, 8),
+    ] {
+        let mut guest = Guest::new(mode);
+        let (root, index) = (guest.registers.cr3, 5);
+        let shift = if bytes == 4 { 10 } else { 9 };
+        let linear = (0..guest.levels()).fold(0x123, |linear, level| {
+            linear | index << (12 + shift * level as u32)
+        });
+        let at = root + index * bytes;
+        for (kind, flags) in [(Read, A), (Write, A | D)] {
+            guest.memory.set(at, guest.size(), root | P | W | U);
+            let (state, size) = (guest.state(), guest.size());
+            let access = Access {
+                kind,
+                privilege: USER,
+            };
+            let found = walk(&mut guest.memory, &state, Gva::new(linear), access).unwrap();
+            assert_eq!(found.gpa.raw(), root + 0x123, "{mode:?}");
+            assert_eq!(
+                guest.memory.get(at, size),
+                root | P | W | U | flags,
+                "{mode:?}"
+            );
+        }
+    }
+}

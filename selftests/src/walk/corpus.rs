@@ -4,7 +4,7 @@
 
 use super::coverage::{Class, Coverage};
 use super::generate::{choose_pages, Batch, Case, Entry, Generator, Limits, Setting, ACCESSED, PRESENT};
-use super::guest::{data_offset, layout, written, Guest, Record, CASES, DONE, NOTHING, TABLES_END};
+use super::guest::{data_offset, is_table, layout, written, Guest, Record, CASES, DONE, NOTHING, TABLES_END};
 use super::model::{entry_size, Expected, Model};
 use super::Features;
 use crate::device::Device;
@@ -68,6 +68,9 @@ impl Pair {
 
     /// What a slot of a page says of itself; no other slot says the same.
     fn number(&self, gpa: u64) -> Option<u32> {
+        if is_table(gpa) {
+            return Some(0x2000_0000 | (gpa - layout::TABLES) as u32);
+        }
         let page = self.pages.iter().position(|page| *page == gpa & !0xFFF)?;
         Some(0x1000_0000 | (page as u32) << 12 | (gpa & 0xFF8) as u32)
     }
@@ -114,6 +117,9 @@ impl Pair {
             for entry in &case.entries {
                 self.set_entry(mode, entry.at, entry.value);
             }
+            if let Some(slot) = table_slot(case) {
+                self.write_slot(slot);
+            }
         }
     }
 
@@ -123,6 +129,9 @@ impl Pair {
             self.set_entry(mode, Guest::own_entry(mode, case).0, 0);
             for entry in &case.entries {
                 self.set_entry(mode, entry.at, 0);
+            }
+            if let Some(slot) = table_slot(case) {
+                self.memory().write_u64(slot as usize, 0);
             }
         }
     }
@@ -274,6 +283,11 @@ impl Pair {
         }
         Ok(())
     }
+}
+
+/// What a self-mapped case accesses: words that are no present entry before.
+fn table_slot(case: &Case) -> Option<u64> {
+    case.self_mapped.then_some(case.cr3 | (case.address & 0xFFF))
 }
 
 /// Lets CPU and model make the cases of a seed, and counts what they were.

@@ -15,6 +15,8 @@ pub enum Cause {
     None,
     /// It does not although the page is read-only: CR0.WP is 0.
     WriteProtectOff,
+    /// It does not although its table is its page: one entry is used at every level.
+    SelfMapped,
     NonCanonical,
     NotPresent,
     Reserved,
@@ -96,12 +98,13 @@ fn cause(setting: &Setting, case: &Case, who: Who) -> (Cause, u32) {
     ];
     let mut found = causes.into_iter().filter(|(_, forbids)| *forbids).map(|(cause, _)| cause);
     let cause = match (found.next(), found.next()) {
+        (None, _) if case.self_mapped => return (Cause::SelfMapped, 0),
         (None, _) if write && read_only => Cause::WriteProtectOff,
         (None, _) => Cause::None,
         (Some(cause), None) => cause,
         _ => Cause::Several,
     };
-    (cause, leaf.level)
+    (cause, if case.self_mapped { 1 } else { leaf.level })
 }
 
 /// How many cases there were of each class.
@@ -178,6 +181,9 @@ fn required(features: &Features) -> Vec<Class> {
                 let fetch = kind == AccessKind::Fetch;
                 if long {
                     add(Cause::NonCanonical, 0);
+                }
+                if mode != Mode::Pae {
+                    add(Cause::SelfMapped, 0);
                 }
                 for level in 1..=levels(mode) {
                     add(Cause::NotPresent, level);

@@ -100,6 +100,8 @@ pub struct Case {
     /// RFLAGS.AC, which means nothing for SMAP at CPL 3.
     pub ac: bool,
     pub canonical: bool,
+    /// The only entry refers to its own table, and is used at every level.
+    pub self_mapped: bool,
     /// From the top to the page's.
     pub entries: Vec<Entry>,
 }
@@ -117,8 +119,11 @@ impl Case {
 
     /// The entry that maps the page, if the walk gets that far.
     pub fn leaf(&self) -> Option<&Entry> {
-        let last = self.entries.get(self.passed())?;
-        (last.leaf && !last.reserved && last.value & PRESENT != 0).then_some(last)
+        let last = match self.self_mapped {
+            true => &self.entries[0],
+            false => self.entries.get(self.passed()).filter(|entry| entry.leaf)?,
+        };
+        (!last.reserved && last.value & PRESENT != 0).then_some(last)
     }
 }
 
@@ -179,13 +184,15 @@ impl Generator {
         let kind = self.random.pick(&KINDS);
         let ac = self.random.one_in(2);
         let privilege = if self.random.one_in(2) { Privilege::User } else { Privilege::Supervisor { ac } };
+        // Page-directory pointers and directories have different formats.
+        if mode != Mode::Pae && index > 0 && self.random.one_in(16) {
+            return self.self_mapped(setting, index, Access { kind, privilege }, ac);
+        }
         let leaf_level = self.leaf_level(setting);
         let page = self.page(setting, leaf_level);
         let address = self.address(mode, leaf_level, page) | (index * layout::SLOT) as u64;
         let top = levels(mode);
-        let table = |level: u32| {
-            layout::TABLES + (index * layout::TABLES_PER_CASE) as u64 * 0x1000 + u64::from(level - 1) * 0x1000
-        };
+        let table = |level: u32| table(index, level);
         let mut cr3 = table(top);
         if mode == Mode::Pae {
             cr3 |= 32 * self.random.below(128);
@@ -231,7 +238,35 @@ impl Generator {
                 self.change(setting, change, &mut entries);
             }
         }
-        Case { cr3, address, access: Access { kind, privilege }, ac, canonical, entries }
+        let access = Access { kind, privilege };
+        Case { cr3, address, access, ac, canonical, self_mapped: false, entries }
+    }
+
+    /// A case whose first table is also its last, through one entry, and the page as well.
+    fn self_mapped(&mut self, setting: &Setting, index: usize, access: Access, ac: bool) -> Case {
+        let (mode, top) = (setting.mode, levels(setting.mode));
+        let (mask, size) = (index_mask(mode, top), if mode == Mode::Bits32 { 4 } else { 8 });
+        let slot = (index * layout::SLOT) as u64;
+        let own = loop {
+            let own = 1 + self.random.below(mask);
+            // Elsewhere than what is accessed.
+            if own * size / layout::SLOT as u64 != index as u64 {
+                break own;
+            }
+        };
+        let root = table(index, top);
+        let mut address = (1..=top).fold(slot, |address, level| address | own << shift(mode, level));
+        let unused = 64 - (shift(mode, top) + mask.count_ones());
+        if mode != Mode::Bits32 {
+            address = ((address << unused) as i64 >> unused) as u64;
+        }
+        // It means the same at every level.
+        let value = self.value(setting, top, false, root) & !LARGE;
+        let mut entries =
+            vec![Entry { at: root + own * size, value, level: top, leaf: false, reserved: false }];
+        let change = self.random.pick(&CHANGES);
+        self.change(setting, change, &mut entries);
+        Case { cr3: root, address, access, ac, canonical: true, self_mapped: true, entries }
     }
 
     fn leaf_level(&mut self, setting: &Setting) -> u32 {
@@ -392,6 +427,12 @@ impl Generator {
         }
         bits
     }
+}
+
+/// The table of a level that a case has to itself.
+fn table(index: usize, level: u32) -> u64 {
+    let page = index * layout::TABLES_PER_CASE + level as usize - 1;
+    layout::TABLES + page as u64 * 0x1000
 }
 
 fn index_mask(mode: Mode, level: u32) -> u64 {

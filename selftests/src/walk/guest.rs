@@ -237,7 +237,8 @@ pub struct Guest {
 impl Guest {
     pub fn new(device: &Device, cpuid: &[kvm_cpuid_entry2], features: &Features) -> Result<Self, Failure> {
         let low = layout::FIRST_POOL + POOL_SIZE;
-        let top = (1 << features.phys_bits) - POOL_SIZE;
+        // Nested tables of four levels end at 48 bits.
+        let top = (1 << features.phys_bits.min(48)) - POOL_SIZE;
         let pools = [layout::FIRST_POOL, layout::SECOND_POOL, layout::THIRD_POOL, top];
         let memory = Memory::new((low + 3 * POOL_SIZE) as usize)?;
         let vm = device.vm()?;
@@ -264,8 +265,11 @@ impl Guest {
         &self.machine.memory
     }
 
-    /// Where a guest-physical address of a pool is in the memory.
+    /// Where a guest-physical address of a pool or of a case's table is in the memory.
     pub fn place(&self, gpa: u64) -> Option<usize> {
+        if is_table(gpa) {
+            return Some(gpa as usize);
+        }
         let index = self.pools.iter().position(|pool| (*pool..pool + POOL_SIZE).contains(&gpa))?;
         Some((layout::FIRST_POOL + index as u64 * POOL_SIZE + (gpa - self.pools[index])) as usize)
     }
@@ -460,6 +464,11 @@ impl Guest {
         })?;
         Ok(())
     }
+}
+
+/// True in the tables of the cases.
+pub fn is_table(gpa: u64) -> bool {
+    (layout::TABLES..TABLES_END).contains(&gpa)
 }
 
 /// What a case writes.

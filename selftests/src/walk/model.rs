@@ -174,7 +174,9 @@ mod tests {
                     coverage.count(class);
                     let found = model.access(setting, case).unwrap();
                     let same = match class.cause {
-                        Cause::None | Cause::WriteProtectOff => matches!(found, Expected::Reaches(_)),
+                        Cause::None | Cause::WriteProtectOff | Cause::SelfMapped => {
+                            matches!(found, Expected::Reaches(_))
+                        }
                         Cause::NonCanonical => found == Expected::NonCanonical,
                         Cause::Reserved if intel && mode == Mode::Pae && class.level == 3 => {
                             found == Expected::BadPointers

@@ -43,4 +43,5 @@ pub struct Parameters {
 }
 
 /// The workloads by name. The number by which guest and host call one is its place here.
-pub const WORKLOADS: [&str; 2] = ["sequential", "fork"];
+pub const WORKLOADS: [&str; 9] =
+    ["sequential", "random", "fork", "churn", "switch", "threads", "large", "remap", "attributes"];

@@ -17,6 +17,8 @@ pub const VALUE_PORT: u16 = 0xe4;
 pub enum Wait {
     /// For the lock, or a flush of a TLB, which another vCPU is about to do.
     Short,
+    /// For what another process does, while this one goes on.
+    Yield,
     /// For a process to run.
     Idle,
 }

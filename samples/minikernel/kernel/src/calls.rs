@@ -84,6 +84,7 @@ fn add(k: &mut Kernel, process: Process) -> usize {
     let free = k.processes.iter().position(|p| p.state == State::Free);
     let number = free.expect("no more processes than there is room for");
     k.processes[number] = process;
+    schedule::woken();
     number
 }
 
@@ -117,6 +118,7 @@ fn exit(k: &mut Kernel, current: usize, checksum: u64) -> Next {
     let parent = &mut k.processes[parent];
     if parent.state == State::Waiting(current) {
         parent.state = State::Ready;
+        schedule::woken();
     }
     Next::Gone
 }

@@ -166,12 +166,17 @@ pub fn out32(port: u16, value: u32) {
 }
 
 /// One turn of a loop that waits for another vCPU. There may be more vCPUs than processors: now
-/// and then the host is told that it may run somebody else.
+/// and then the host is told that it may run somebody else. Not too often, since what a TLB has does
+/// not survive that on every host, and it is stale entries that are looked for here.
 pub fn relax(wait: Wait) {
     static TURNS: [AtomicU32; minikernel_abi::MAX_VCPUS as usize] =
         [const { AtomicU32::new(0) }; minikernel_abi::MAX_VCPUS as usize];
     core::hint::spin_loop();
-    if TURNS[index()].fetch_add(1, Ordering::Relaxed) % 64 == 63 {
+    let often = match wait {
+        Wait::Yield => 16,
+        Wait::Short | Wait::Idle => 64,
+    };
+    if TURNS[index()].fetch_add(1, Ordering::Relaxed) % often == 0 {
         out8(YIELD_PORT, wait as u8);
     }
 }

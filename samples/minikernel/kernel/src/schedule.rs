@@ -3,6 +3,8 @@
 //! and cannot or does not want to go on. The next one is then the first ready one after it, so that
 //! processes take turns.
 
+use core::sync::atomic::{AtomicU32, Ordering};
+
 use minikernel_abi::call;
 use minikernel_abi::report::{status, Value, Wait};
 
@@ -35,6 +37,14 @@ static KERNEL: Lock<Kernel> = Lock::new(Kernel {
     running: [0; minikernel_abi::MAX_VCPUS as usize],
     baseline: 0,
 });
+
+/// Grows with each process that becomes ready.
+static WOKEN: AtomicU32 = AtomicU32::new(0);
+
+/// A process has become ready. To be called with the lock held.
+pub fn woken() {
+    WOKEN.fetch_add(1, Ordering::SeqCst);
+}
 
 /// What becomes of the process that called.
 pub enum Next {
@@ -88,19 +98,29 @@ pub fn trap_from_user(frame: &mut Frame) {
         }
         vector => panic!("exception {vector} in process {current} at {:#x}", frame.ip),
     };
-    let state = match next {
+    let state = match &next {
         Next::Same => return,
         Next::Others => State::Ready,
         Next::After(child) => {
             // INT is two bytes long.
             frame.ip -= 2;
-            State::Waiting(child)
+            State::Waiting(*child)
         }
         Next::Gone => {
             run_next(kernel, frame);
             return;
         }
     };
+    if matches!(next, Next::Others) && params::vcpus() != 1 {
+        // It waits for others, and they may be waiting for a processor.
+        drop(kernel);
+        cpu::relax(Wait::Yield);
+        kernel = KERNEL.lock();
+    }
+    let k = &mut *kernel;
+    if state == State::Ready {
+        woken();
+    }
     k.processes[current].state = state;
     k.processes[current].frame = *frame;
     run_next(kernel, frame);
@@ -141,8 +161,12 @@ fn run_next(mut kernel: Guard<'static, Kernel>, frame: &mut Frame) {
             return;
         }
         tlb::leave(k.root);
+        // Those who work are not to find the lock taken by those who look for work.
+        let woken = WOKEN.load(Ordering::SeqCst);
         drop(kernel);
-        cpu::relax(Wait::Idle);
+        while WOKEN.load(Ordering::SeqCst) == woken {
+            cpu::relax(Wait::Idle);
+        }
         kernel = KERNEL.lock();
     }
 }

@@ -7,10 +7,13 @@
 #![no_main]
 
 mod calls;
+mod code;
+mod entry;
 #[path = "../../memory.rs"]
 mod functions;
 mod memory;
 mod random;
+mod thread;
 mod workloads;
 
 use core::arch::global_asm;

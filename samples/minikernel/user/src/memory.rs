@@ -2,6 +2,8 @@
 //! Memory that a process has mapped, read and written as words of 32 bits. Every access is one
 //! that the compiler neither leaves out nor moves: which page is touched when is the point.
 
+use core::sync::atomic::AtomicU32;
+
 use minikernel_abi::call::prot;
 
 use crate::calls;
@@ -52,6 +54,12 @@ impl Memory {
     pub fn unmap(self) {
         calls::unmap(self.start, self.size);
     }
+}
+
+/// A word that several processes use.
+pub fn atomic(address: usize) -> &'static AtomicU32 {
+    // SAFETY: memory of mappings, as below, and never used but so while several use it.
+    unsafe { AtomicU32::from_ptr(address as *mut u32) }
 }
 
 pub fn read(address: usize) -> u32 {

@@ -25,6 +25,9 @@ use crate::machine::{self, FOUR_GIB, IDENTITY_MAP_SIZE};
 
 /// How long a vCPU with nothing to do leaves its processor to others.
 const IDLE_SLEEP: Duration = Duration::from_micros(100);
+/// The same for one that waits for another vCPU, which may be one of the others. (To yield would not
+/// do: the host may think that this thread is still the one to run.)
+const SHORT_SLEEP: Duration = Duration::from_micros(20);
 
 const RFLAGS_IF: u64 = 1 << 9;
 
@@ -264,11 +267,11 @@ fn run_vcpu(mut vcpu: VcpuFd, shared: &Shared) -> Option<std::result::Result<u8,
                 match (port, data) {
                     (YIELD_PORT, &[wait]) => {
                         shared.yields.fetch_add(1, Ordering::Relaxed);
-                        if wait == Wait::Idle as u8 {
-                            thread::sleep(IDLE_SLEEP);
+                        thread::sleep(if wait == Wait::Idle as u8 {
+                            IDLE_SLEEP
                         } else {
-                            thread::yield_now();
-                        }
+                            SHORT_SLEEP
+                        });
                     }
                     (EXIT_PORT, &[status]) => return Some(Ok(status)),
                     (CONSOLE_PORT, text) => output(shared).text.extend(text),

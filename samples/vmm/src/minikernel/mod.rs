@@ -5,6 +5,7 @@
 
 mod guest;
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use minikernel_abi::{Parameters, MAGIC, MAX_MEMORY, MAX_VCPUS, WORKLOADS};
 
 use crate::boot::Mode;
 use crate::error::{exit_code, Error, Result};
-use guest::{Report, Setup};
+use guest::{Exits, Report, Setup};
 
 /// Without --timeout, for each run.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -38,7 +39,7 @@ pub struct Options {
     /// Where the workloads' pseudo-random numbers start
     #[arg(long, default_value_t = 1)]
     seed: u32,
-    /// Run everything on this device too, before --device
+    /// First run everything on this device too, with the first number of vCPUs, to set the standard
     #[arg(long, value_name = "PATH")]
     against: Option<PathBuf>,
     /// Print results in the Test Anything Protocol
@@ -115,14 +116,18 @@ pub fn run(options: &Options, device: &Path, memory: u64, timeout: Option<Durati
             options.workload.is_empty() || options.workload.iter().any(|w| w == WORKLOADS[*i])
         })
         .collect();
-    let mut printer = Printer::new(options.tap);
+    let mut printer = Printer::new(options.tap).map_err(Error::Output)?;
     for &form in &options.kernel {
         let kernel = read(options, &format!("minikernel-{}.bin", form.name()))?;
         let program = read(options, form.program())?;
         for &workload in &workloads {
             let mut standard = Standard::default();
-            for device in options.against.as_deref().into_iter().chain([device]) {
-                for &vcpus in &options.vcpus {
+            let against = options
+                .against
+                .as_deref()
+                .map(|other| (other, &options.vcpus[..1]));
+            for (device, counts) in against.into_iter().chain([(device, &options.vcpus[..])]) {
+                for &vcpus in counts {
                     let parameters = Parameters {
                         magic: MAGIC,
                         vcpus,
@@ -141,21 +146,21 @@ pub fn run(options: &Options, device: &Path, memory: u64, timeout: Option<Durati
                         timeout: timeout.unwrap_or(TIMEOUT),
                     })?;
                     standard.check(&mut report);
-                    printer.run(
-                        &Name {
-                            device,
-                            form,
-                            workload,
-                            vcpus,
-                        },
-                        &report,
-                    );
+                    let name = Name {
+                        device,
+                        form,
+                        workload,
+                        vcpus,
+                    };
+                    printer.run(&name, &report).map_err(Error::Output)?;
                 }
             }
-            printer.workload_done(form, workload);
+            printer
+                .workload_done(form, workload)
+                .map_err(Error::Output)?;
         }
     }
-    printer.end();
+    printer.end().map_err(Error::Output)?;
     Ok(if printer.failed == 0 {
         exit_code::OK
     } else {
@@ -176,7 +181,8 @@ struct Name<'a> {
     vcpus: u32,
 }
 
-/// Prints a table with a row for each run, or one test result for each workload in each form.
+/// Prints a table with a row for each run, for people and for whatever splits lines at spaces; or one
+/// test result for each workload in each form.
 struct Printer {
     tap: bool,
     workloads: u32,
@@ -185,79 +191,82 @@ struct Printer {
     failures: Vec<String>,
 }
 
+/// Columns with what the guest has counted are as wide as their names, but not less.
+const NARROWEST: usize = 7;
+
 impl Printer {
-    fn new(tap: bool) -> Self {
+    fn new(tap: bool) -> io::Result<Self> {
+        let mut out = io::stdout().lock();
         if tap {
-            println!("TAP version 13");
+            writeln!(out, "TAP version 13")?;
         } else {
-            print!(
-                "{:<12} {:<6} {:<10} {:>5}",
-                "device", "kernel", "workload", "vcpus"
-            );
-            print!(" {:<16} {:>8} {:>11}", Value::NAMES[0], "ms", "cycles");
-            Value::NAMES[1..]
-                .iter()
-                .for_each(|name| print!(" {name:>12}"));
-            println!(" {:>7} {:>7}", "exits", "yields");
+            write!(
+                out,
+                "{:<11} {:<6} {:<10} vcpus",
+                "device", "kernel", "workload"
+            )?;
+            write!(out, " {:<16} {:>7} {:>10}", Value::NAMES[0], "ms", "cycles")?;
+            for name in &Value::NAMES[1..] {
+                write!(out, " {name:>NARROWEST$}")?;
+            }
+            writeln!(out, " {:>NARROWEST$} {:>NARROWEST$}", "exits", "yields")?;
         }
-        Self {
+        Ok(Self {
             tap,
             workloads: 0,
             failed: 0,
             failures: Vec::new(),
-        }
+        })
     }
 
-    fn run(&mut self, name: &Name, report: &Report) {
+    fn run(&mut self, name: &Name, report: &Report) -> io::Result<()> {
         let device = name.device.display();
         if !self.tap {
+            let mut out = io::stdout().lock();
             let (form, workload) = (name.form.name(), WORKLOADS[name.workload]);
             let milliseconds = report.elapsed.as_secs_f64() * 1e3;
-            print!("{device:<12} {form:<6} {workload:<10} {:>5}", name.vcpus);
-            print!(
-                " {:016x} {milliseconds:>8.1} {:>11}",
-                report.values[0], report.cycles
-            );
-            report.values[1..]
-                .iter()
-                .for_each(|value| print!(" {value:>12}"));
-            println!(" {:>7} {:>7}", report.exits.port, report.exits.yields);
+            write!(
+                out,
+                "{device:<11} {form:<6} {workload:<10} {:>5}",
+                name.vcpus
+            )?;
+            write!(out, " {:016x}", report.values[0])?;
+            write!(out, " {milliseconds:>7.1} {:>10}", report.cycles)?;
+            for (value, column) in report.values.iter().zip(Value::NAMES).skip(1) {
+                let width = column.len().max(NARROWEST);
+                write!(out, " {value:>width$}")?;
+            }
+            let Exits { port, yields } = report.exits;
+            writeln!(out, " {port:>NARROWEST$} {yields:>NARROWEST$}")?;
         }
         if let Some(failure) = &report.failure {
-            self.failures
-                .push(format!("{device}, {} vCPUs: {failure}", name.vcpus));
+            let failure = format!("{device}, {} vCPUs: {failure}", name.vcpus);
+            self.failures.push(failure);
         }
+        Ok(())
     }
 
-    fn workload_done(&mut self, form: Form, workload: usize) {
+    fn workload_done(&mut self, form: Form, workload: usize) -> io::Result<()> {
+        let mut out = io::stdout().lock();
         self.workloads += 1;
         self.failed += u32::from(!self.failures.is_empty());
         if self.tap {
-            let result = if self.failures.is_empty() {
-                "ok"
-            } else {
-                "not ok"
-            };
-            let workload = WORKLOADS[workload];
-            println!(
-                "{result} {} minikernel {workload} {}",
-                self.workloads,
-                form.name()
-            );
+            let not = if self.failures.is_empty() { "" } else { "not " };
+            let (number, form, workload) = (self.workloads, form.name(), WORKLOADS[workload]);
+            writeln!(out, "{not}ok {number} minikernel {workload} {form}")?;
         }
-        for line in self
-            .failures
-            .drain(..)
-            .flat_map(|f| f.lines().map(str::to_owned).collect::<Vec<_>>())
-        {
-            println!("# {line}");
+        for line in self.failures.iter().flat_map(|failure| failure.lines()) {
+            writeln!(out, "# {line}")?;
         }
+        self.failures.clear();
+        Ok(())
     }
 
-    fn end(&self) {
+    fn end(&self) -> io::Result<()> {
         if self.tap {
-            println!("1..{}", self.workloads);
+            writeln!(io::stdout(), "1..{}", self.workloads)?;
         }
+        Ok(())
     }
 }
 

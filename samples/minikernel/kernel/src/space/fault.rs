@@ -45,8 +45,10 @@ impl Space {
         } else if entry & PRESENT == 0 {
             let frame = frames.take().ok_or(Refused)?;
             self.set_leaf(page, 0, frame, region.bits(), frames)
+        } else if error & ERROR_WRITE == 0 || entry & COPY == 0 {
+            // The region allows it and the entry does not: the process has been at its own tables.
+            Err(Refused)
         } else {
-            assert!(error & ERROR_WRITE != 0 && entry & COPY != 0, "entry {entry:#x}, error code {error:#x}");
             if place.level != 0 {
                 self.split(page, frames)?;
             }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A family of processes, each of which changes some pages of what it got from its parent: copying
 //! on the first write, with both sides writing at the same time. Process 1 has the children 2 and 3,
-//! those have 4 to 7, and so on; what a process has to find on a page follows from its ancestors.
+//! and those have 4 to 7; what a process has to find on a page follows from its ancestors.
 
 use crate::calls;
 use crate::memory::{Memory, WORDS};
 use crate::random::{mix, word, Sum};
 use crate::{scaled, seed};
 
-const GENERATIONS: u32 = 4;
+const GENERATIONS: u32 = 3;
 /// Words that are looked at on each page.
 const STEP: usize = WORDS / 4;
 
@@ -68,8 +68,13 @@ fn live(memory: Memory, seed: u32, process: u32) -> u64 {
 }
 
 pub fn run() -> u64 {
-    let memory = Memory::new(scaled(128), 0);
-    let checksum = live(memory, seed(), 1);
-    memory.unmap();
-    checksum
+    let mut sum = Sum::default();
+    // The second time with frames that have all been used before: a hypervisor has nothing to do
+    // for new ones, and no occasion to flush what the guest should have flushed.
+    for round in 0..2 {
+        let memory = Memory::new(scaled(128), 0);
+        sum.add(live(memory, seed() + 1000 * round, 1));
+        memory.unmap();
+    }
+    sum.0
 }
