@@ -6,10 +6,11 @@ use super::check_extension;
 use super::numbers::*;
 use super::stats::VmStats;
 use super::vcpu::VcpuFile;
-use crate::host::bindings::kvm_userspace_memory_region;
+use crate::host::bindings::{kvm_userspace_memory_region, rusthv_measurement};
 use crate::host::errno::not_a_typewriter;
 use crate::host::file::{install, FdObject};
 use crate::host::user;
+use crate::model::arch::addr::Gpa;
 use crate::vendor::Vendor;
 use crate::vm::Vm;
 use kernel::prelude::*;
@@ -66,10 +67,21 @@ impl<V: Vendor> FdObject for VmFile<V> {
                 let file = Arc::new(VmStats::new((*vm).clone()), GFP_KERNEL_ACCOUNT)?;
                 install(file).map(|fd| fd as isize)
             }
+            RUSTHV_MEASURE => measure(vm, arg),
             RUSTHV_GET_VM_STATS => user::write(arg, &vm.stats()).map(|()| 0),
             _ => Err(not_a_typewriter()),
         }
     }
+}
+
+#[inline(never)]
+fn measure(vm: &Vm<impl Vendor>, arg: usize) -> Result<isize> {
+    let mut measurement: rusthv_measurement = user::read(arg)?;
+    if measurement.reserved != [0; 2] {
+        return Err(EINVAL);
+    }
+    measurement.sha256 = vm.measure(Gpa::new(measurement.gpa), measurement.size)?;
+    user::write(arg, &measurement).map(|()| 0)
 }
 
 /// Three pages must fit below 4 GiB (KVM API section 4.36).

@@ -12,6 +12,7 @@
 #include <linux/preempt.h>
 #include <linux/smp.h>
 #include <linux/syscore_ops.h>
+#include <crypto/sha2.h>
 #include <asm/fpu/api.h>
 #include <asm/virt.h>
 

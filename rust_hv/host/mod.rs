@@ -2,13 +2,14 @@
 
 //! What the host kernel gives: CPUs, frames, files, user memory, notifiers, FPU.
 //!
-//! One of the two floors with `unsafe` (the other is `vmx`). Everything that leaves this room is
+//! One of the floors with `unsafe` (the others are `vmx` and `svm`). What leaves this room is
 //! safe to call, or an `unsafe fn` that says what it asks for.
 
 pub mod bindings;
 pub mod cpu;
 pub mod cpuid;
 pub mod debug;
+pub mod digest;
 pub mod errno;
 pub mod file;
 pub mod fpu;

@@ -587,7 +587,6 @@ fault:
 	return -EFAULT;
 }
 
-/* One access of 1, 2, 4 or 8 bytes. */
 int rhv_anon_fd(const char *name, const struct file_operations *fops,
 		void *private, int flags)
 {
@@ -617,6 +616,7 @@ void rhv_pagefault_enable(void)
 	pagefault_enable();
 }
 
+/* One access of 1, 2, 4 or 8 bytes. */
 int rhv_get_user(u64 addr, u32 size, u64 *value)
 {
 	u8 v8;

@@ -33,6 +33,7 @@ user_data!(
     kvm_userspace_memory_region,
     rusthv_host_stats,
     rusthv_info,
+    rusthv_measurement,
     rusthv_node_stats,
     rusthv_vcpu_stats,
     rusthv_vm_stats,

@@ -82,6 +82,19 @@ struct rusthv_vm_stats {
 
 #define RUSTHV_GET_VM_STATS	_IOR(RUSTHV_IO, 0x40, struct rusthv_vm_stats)
 
+/*
+ * On a VM: a digest of guest memory as it is now, from version 2 of the
+ * extensions. Guests may run meanwhile: to measure one, stop it.
+ */
+struct rusthv_measurement {
+	__u64 gpa;		/* first byte; need not be aligned */
+	__u64 size;		/* bytes, all of them in memory slots */
+	__u8 sha256[32];	/* out */
+	__u64 reserved[2];	/* 0 */
+};
+
+#define RUSTHV_MEASURE		_IOWR(RUSTHV_IO, 0x41, struct rusthv_measurement)
+
 /* On a vCPU: VM exits by what they were. */
 struct rusthv_vcpu_stats {
 	__u64 exits;		/* all */

@@ -15,12 +15,14 @@
 //! then the tables.
 
 use crate::host::bindings::rusthv_vm_stats;
+use crate::host::digest::Sha256;
 use crate::host::notifier::Notifier;
 use crate::host::tsc;
 use crate::host::user::UserMm;
-use crate::host::{bindings, cpu};
+use crate::host::{bindings, cpu, task};
 use crate::mmu::Mmu;
 use crate::model::arch::addr::Hva;
+use crate::model::arch::addr::{Gpa, PAGE_SIZE};
 use crate::model::memory::slots::Request;
 use crate::vcpu::{Machine, Vcpu};
 use crate::vendor::Vendor;
@@ -195,6 +197,31 @@ impl<V: Vendor> Vm<V> {
         let removed = place.map(|index| vcpus.remove(index));
         drop(vcpus);
         drop(removed);
+    }
+
+    /// `RUSTHV_MEASURE`: the digest of `size` bytes of guest memory.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for no bytes, or more than there are addresses; `ENXIO` where the guest has no
+    /// memory, `EFAULT` where the VMM has none behind it; `ENOMEM`; `EINTR` for a signal.
+    pub fn measure(&self, gpa: Gpa, size: u64) -> Result<[u8; Sha256::SIZE]> {
+        if size == 0 || gpa.raw().checked_add(size - 1).is_none() {
+            return Err(EINVAL);
+        }
+        let mut digest = Sha256::new();
+        let mut page = KVec::from_elem(0u8, PAGE_SIZE as usize, GFP_KERNEL_ACCOUNT)?;
+        let (mut at, mut left) = (gpa, size);
+        while left > 0 {
+            let len = (PAGE_SIZE - at.page_offset()).min(left);
+            let bytes = page.get_mut(..len as usize).unwrap_or_default();
+            self.mmu.read(at, bytes)?;
+            digest.update(bytes);
+            at = at.wrapping_add(len);
+            left -= len;
+            task::do_work_if_pending()?;
+        }
+        Ok(digest.finish())
     }
 
     /// `RUSTHV_GET_VM_STATS`.

@@ -78,10 +78,20 @@ pub struct VcpuStats {
     pub reserved: [u64; 12],
 }
 
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Measurement {
+    pub gpa: u64,
+    pub size: u64,
+    pub sha256: [u8; 32],
+    pub reserved: [u64; 2],
+}
+
 pub const RUSTHV_GET_INFO: u64 = ior::<Info>(RUSTHV_IO, 0x00);
 pub const RUSTHV_GET_HOST_STATS: u64 = ior::<HostStats>(RUSTHV_IO, 0x01);
 pub const RUSTHV_GET_NODE_STATS: u64 = iowr::<NodeStats>(RUSTHV_IO, 0x02);
 pub const RUSTHV_GET_VM_STATS: u64 = ior::<VmStats>(RUSTHV_IO, 0x40);
+pub const RUSTHV_MEASURE: u64 = iowr::<Measurement>(RUSTHV_IO, 0x41);
 pub const RUSTHV_GET_VCPU_STATS: u64 = ior::<VcpuStats>(RUSTHV_IO, 0x80);
 
 impl Device {
@@ -114,6 +124,15 @@ impl Vm {
         let mut stats = VmStats::default();
         self.ioctl(RUSTHV_GET_VM_STATS, ptr::from_mut(&mut stats) as u64)?;
         Ok(stats)
+    }
+}
+
+impl Vm {
+    /// The SHA-256 of guest memory.
+    pub fn measure(&self, gpa: u64, size: u64) -> Result<[u8; 32], Errno> {
+        let mut measurement = Measurement { gpa, size, ..Default::default() };
+        self.ioctl(RUSTHV_MEASURE, ptr::from_mut(&mut measurement) as u64)?;
+        Ok(measurement.sha256)
     }
 }
 

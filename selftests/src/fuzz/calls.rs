@@ -31,6 +31,7 @@ const VM: &[u64] = &[
     KVM_SET_TSS_ADDR,
     KVM_SET_IDENTITY_MAP_ADDR,
     RUSTHV_GET_VM_STATS,
+    RUSTHV_MEASURE,
 ];
 const VCPU: &[u64] = &[
     KVM_RUN,

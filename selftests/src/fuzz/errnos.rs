@@ -33,6 +33,9 @@ pub fn documented(request: u64) -> &'static [Errno] {
             // ENOTTY or EINVAL from a device that is not rusthv; EINVAL for a node that is not there.
             &[Errno::EFAULT, Errno::EINTR, Errno::ENOTTY, Errno::EINVAL]
         }
+        RUSTHV_MEASURE => {
+            &[Errno::EINVAL, Errno::ENXIO, Errno::EFAULT, Errno::ENOMEM, Errno::EINTR, Errno::ENOTTY]
+        }
         _ => MISSING,
     }
 }

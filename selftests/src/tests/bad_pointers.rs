@@ -54,6 +54,7 @@ fn run(t: &Context) -> Outcome {
                 device.ioctl(RUSTHV_GET_HOST_STATS, address),
                 device.ioctl(RUSTHV_GET_NODE_STATS, address),
                 machine.vm.ioctl(RUSTHV_GET_VM_STATS, address),
+                machine.vm.ioctl(RUSTHV_MEASURE, address),
                 machine.vcpu.ioctl(RUSTHV_GET_VCPU_STATS, address),
             ] {
                 check_err!(result, EFAULT, "rusthv's own, {what}");

@@ -78,6 +78,7 @@ mod large_pages;
 mod large_pages_running;
 mod long_mode;
 mod machine_status;
+mod measure;
 mod memory_pressure;
 mod memory_stress;
 mod memslot_arguments;
