@@ -6,7 +6,7 @@ use crate::errno::Errno;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::mem;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// Binds this thread to one processor.
 pub fn pin(cpu: usize) -> Result<(), Errno> {
@@ -107,6 +107,27 @@ fn on_cpu_lists() -> Option<i64> {
     let counts = zones.lines().filter_map(|line| line.trim().strip_prefix("count:"));
     let pages = counts.map(|count| count.trim().parse::<i64>().ok()).sum::<Option<i64>>()?;
     Some(pages * KIB_PER_PAGE)
+}
+
+/// Sets the speed of the serial console again. Bochs' port loses it in a suspend, and tears every line of
+/// the host's from then on; nobody else does, and then nothing changes.
+pub fn restore_console() {
+    let Ok(port) = fs::OpenOptions::new().read(true).write(true).open("/dev/ttyS0") else {
+        return;
+    };
+    // SAFETY: the structure is integers, and all zero is a value of it.
+    let mut settings: libc::termios = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open, and there is room for the settings.
+    if unsafe { libc::tcgetattr(port.as_raw_fd(), &mut settings) } != 0 {
+        return;
+    }
+    let speed = settings.c_cflag & libc::CBAUD;
+    // The port is not written where the speed stays the same.
+    for speed in [libc::B9600, speed] {
+        settings.c_cflag = settings.c_cflag & !libc::CBAUD | speed;
+        // SAFETY: the descriptor is open, and the settings are the port's own but for the speed.
+        unsafe { libc::tcsetattr(port.as_raw_fd(), libc::TCSANOW, &settings) };
+    }
 }
 
 /// How many bytes of the mapping at `address` the host holds in huge pages.

@@ -46,10 +46,34 @@ fn set(name: &str, value: &str) -> std::io::Result<()> {
     fs::write(format!("{KSM}/{name}"), value)
 }
 
+fn count(name: &str) -> u64 {
+    let text = fs::read_to_string(format!("{KSM}/{name}")).unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
+}
+
 /// Pages that are kept in one place together with others.
 fn sharing() -> u64 {
-    let text = fs::read_to_string(format!("{KSM}/pages_sharing")).unwrap_or_default();
-    text.trim().parse().unwrap_or(0)
+    count("pages_sharing")
+}
+
+/// Lets the host merge pages, and waits until it has merged as many as it can.
+fn merge(wanted: u64) -> std::io::Result<u64> {
+    // In Bochs the merging thread's timer is lost now and then: it scans no more until it is told again.
+    for _ in 0..3 {
+        set("run", "1")?;
+        for _ in 0..1500 {
+            if sharing() >= wanted {
+                break;
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        set("run", "0")?;
+        if sharing() >= wanted / 2 {
+            break;
+        }
+        println!("# only {} pages are merged after {} scans", sharing(), count("full_scans"));
+    }
+    Ok(sharing())
 }
 
 fn run(t: &Context) -> Outcome {
@@ -75,16 +99,15 @@ fn run(t: &Context) -> Outcome {
         let _ = set("smart_scan", "0");
         set("pages_to_scan", "10000")?;
         set("sleep_millisecs", "1")?;
-        set("run", "1")?;
-        for _ in 0..5000 {
-            if sharing() >= PAGES as u64 - 1 {
-                break;
-            }
-            thread::sleep(Duration::from_millis(2));
-        }
-        let merged = sharing();
-        set("run", "0")?;
-        check!(merged >= PAGES as u64 / 2, "round {round}: {merged} pages were merged");
+        let merged = merge(PAGES as u64 - 1)?;
+        check!(
+            merged >= PAGES as u64 / 2,
+            "round {round}: {merged} pages were merged, {} looked at in {} scans, {} unshared, {} volatile",
+            count("pages_scanned"),
+            count("full_scans"),
+            count("pages_unshared"),
+            count("pages_volatile")
+        );
         machine.change_regs(|regs| regs.rip = layout::CODE as u64)?;
         check_eq!(machine.run()?, Exit::Hlt);
         check_eq!(machine.vcpu.regs()?.rax, 0x55 * PAGES as u64, "round {round}, merged");

@@ -2,6 +2,7 @@
 
 //! A suspend cycle down to the offlining of processors and the core: VMs go on afterwards, new ones start.
 
+use crate::host;
 use crate::prelude::*;
 use std::fs;
 use std::thread;
@@ -45,6 +46,7 @@ fn run(t: &Context) -> Outcome {
                 fs::write("/sys/power/pm_test", level)?;
                 let before = running.memory.read_u64(layout::DATA);
                 let suspended = fs::write("/sys/power/state", state);
+                host::restore_console();
                 fs::write("/sys/power/pm_test", "none")?;
                 check!(suspended.is_ok(), "level {level}: {suspended:?}");
                 count += 1;
