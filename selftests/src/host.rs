@@ -109,6 +109,12 @@ fn on_cpu_lists() -> Option<i64> {
     Some(pages * KIB_PER_PAGE)
 }
 
+/// True if the kernel has a function of that name.
+pub fn has_symbol(name: &str) -> bool {
+    let symbols = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
+    symbols.lines().any(|line| line.split_whitespace().nth(2) == Some(name))
+}
+
 /// Sets the speed of the serial console again. Bochs' port loses it in a suspend, and tears every line of
 /// the host's from then on; nobody else does, and then nothing changes.
 pub fn restore_console() {
