@@ -81,7 +81,8 @@ fn cycle(device: &Device, resting: &Machine, running: &Machine, cpu: usize, roun
         check!(host::online_cpus().contains(&cpu));
         step(cpu)?;
         host::pin(0)?;
-        for _ in 0..1000 {
+        // The debug kernel in an emulator has other things to do for a second and more.
+        for _ in 0..20_000 {
             if running.memory.read_u64(layout::DATA) != before {
                 break;
             }

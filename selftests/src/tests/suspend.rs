@@ -54,7 +54,7 @@ fn run(t: &Context) -> Outcome {
                 check_eq!(resting.vcpu.regs()?.rbx, count);
                 let fresh = Machine::long(&device, suspend_step())?;
                 check!(matches!(fresh.run()?, Exit::Io { port: 0x10, .. }), "a new VM after level {level}");
-                for _ in 0..2000 {
+                for _ in 0..20_000 {
                     if running.memory.read_u64(layout::DATA) > before {
                         break;
                     }
