@@ -53,7 +53,7 @@ guest!(
 
 fn run(t: &Context) -> Outcome {
     let device = t.device()?;
-    let trials = t.repetitions(40);
+    let trials = t.repetitions(20);
     let small = Memory::aligned(SIZE, LARGE_PAGE)?;
     // Not known where there are no huge pages: then they are small anyway.
     let _ = small.advise(0, SIZE, libc::MADV_NOHUGEPAGE);

@@ -12,7 +12,7 @@ pub const TEST: Test = Test::new(20, run);
 
 /// Three slots in a row, and a hole behind them.
 const BASE: u64 = 0x4000_0000;
-const SLOT: usize = 64 * PAGE;
+const SLOT: usize = 16 * PAGE;
 const ALL: u64 = 3 * SLOT as u64;
 
 guest!(measure, code64, "mov byte ptr [rbx], 0x5a", "hlt");
