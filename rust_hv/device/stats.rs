@@ -7,56 +7,29 @@
 
 use crate::host::file::{FdObject, Reader};
 use crate::model::stats::Kind::{Cumulative, Instant};
-use crate::model::stats::{self, Stat, NAME_SIZE};
+use crate::model::stats::{self, Stat};
 use crate::vcpu::Vcpu;
 use crate::vendor::Vendor;
 use crate::vm::Vm;
-use core::fmt::Write;
 use kernel::prelude::*;
+use kernel::str::CString;
 use kernel::sync::Arc;
-
-/// What the counters are of, for people.
-struct Id {
-    text: [u8; NAME_SIZE],
-    len: usize,
-}
-
-impl Id {
-    fn new(text: core::fmt::Arguments<'_>) -> Self {
-        let mut id = Self {
-            text: [0; NAME_SIZE],
-            len: 0,
-        };
-        // What does not fit is left out.
-        let _ = id.write_fmt(text);
-        id
-    }
-
-    fn bytes(&self) -> &[u8] {
-        self.text.get(..self.len).unwrap_or_default()
-    }
-}
-
-impl Write for Id {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        let room = self.text.get_mut(self.len..).unwrap_or_default();
-        for (to, from) in room.iter_mut().zip(text.bytes()) {
-            *to = from;
-            self.len += 1;
-        }
-        Ok(())
-    }
-}
 
 /// A VM's counters.
 pub struct VmStats<V: Vendor> {
+    id: CString,
     vm: Arc<Vm<V>>,
 }
 
 impl<V: Vendor> VmStats<V> {
     /// Of this VM, which lives as long as the file.
-    pub fn new(vm: Arc<Vm<V>>) -> Self {
-        Self { vm }
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new(vm: Arc<Vm<V>>) -> Result<Self> {
+        let id = CString::try_from_fmt(fmt!("rusthv-{}", vm.owner()))?;
+        Ok(Self { id, vm })
     }
 }
 
@@ -76,21 +49,26 @@ impl<V: Vendor> FdObject for VmStats<V> {
             Stat("pages_4k", Instant, now.mapped_4k),
             Stat("pages_2m", Instant, now.mapped_2m),
         ];
-        let id = Id::new(format_args!("rusthv-{}", self.vm.owner()));
-        stats::write(id.bytes(), &stats, |piece| reader.put(piece))
+        stats::write(self.id.to_bytes(), &stats, |piece| reader.put(piece))
     }
 }
 
 /// A vCPU's counters.
 pub struct VcpuStats<V: Vendor> {
+    id: CString,
     vcpu: Arc<Vcpu<V>>,
-    vm: Arc<Vm<V>>,
+    _vm: Arc<Vm<V>>,
 }
 
 impl<V: Vendor> VcpuStats<V> {
     /// Of this vCPU of the VM; both live as long as the file.
-    pub fn new(vm: Arc<Vm<V>>, vcpu: Arc<Vcpu<V>>) -> Self {
-        Self { vcpu, vm }
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new(vm: Arc<Vm<V>>, vcpu: Arc<Vcpu<V>>) -> Result<Self> {
+        let id = CString::try_from_fmt(fmt!("rusthv-{}/vcpu-{}", vm.owner(), vcpu.id))?;
+        Ok(Self { id, vcpu, _vm: vm })
     }
 }
 
@@ -114,11 +92,6 @@ impl<V: Vendor> FdObject for VcpuStats<V> {
             Stat("other_exits", Cumulative, now.other),
             Stat("user_exits", Cumulative, now.user_exits),
         ];
-        let id = Id::new(format_args!(
-            "rusthv-{}/vcpu-{}",
-            self.vm.owner(),
-            self.vcpu.id
-        ));
-        stats::write(id.bytes(), &stats, |piece| reader.put(piece))
+        stats::write(self.id.to_bytes(), &stats, |piece| reader.put(piece))
     }
 }

@@ -70,7 +70,7 @@ impl<V: Vendor> FdObject for VcpuFile<V> {
                 vcpu.interrupt(interrupt.irq).map(|()| 0)
             }
             KVM_GET_STATS_FD => {
-                let stats = VcpuStats::new(this.vm.clone(), vcpu.clone());
+                let stats = VcpuStats::new(this.vm.clone(), vcpu.clone())?;
                 install(Arc::new(stats, GFP_KERNEL_ACCOUNT)?).map(|fd| fd as isize)
             }
             RUSTHV_GET_VCPU_STATS => user::write(arg, &vcpu.counters().read()).map(|()| 0),

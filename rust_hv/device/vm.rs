@@ -64,7 +64,7 @@ impl<V: Vendor> FdObject for VmFile<V> {
             KVM_SET_IDENTITY_MAP_ADDR if vm.has_vcpus() => Err(EINVAL),
             KVM_SET_IDENTITY_MAP_ADDR => user::read::<u64>(arg).map(|_| 0),
             KVM_GET_STATS_FD => {
-                let file = Arc::new(VmStats::new((*vm).clone()), GFP_KERNEL_ACCOUNT)?;
+                let file = Arc::new(VmStats::new((*vm).clone())?, GFP_KERNEL_ACCOUNT)?;
                 install(file).map(|fd| fd as isize)
             }
             RUSTHV_MEASURE => measure(vm, arg),
