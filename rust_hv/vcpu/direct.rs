@@ -14,7 +14,7 @@ use crate::model::arch::addr::PAGE_SIZE;
 use crate::model::arch::regs::Rflags;
 use crate::model::emulate::{decode, Mode, PlainMove, SegmentName, MAX_LEN};
 use crate::model::exit::{NestedFault, Origin};
-use crate::vendor::{Guest, HwError, SegmentRegister, Window};
+use crate::vendor::{Guest, HwError, Window};
 use kernel::prelude::*;
 
 /// A load that user space answers before the next entry.
@@ -65,14 +65,10 @@ fn plain(
         return Ok(None);
     };
     let rip = code.rip;
-    let base = match (code.mode, plain.segment()) {
-        (_, SegmentName::Fs) => window.segment_base(SegmentRegister::Fs)?,
-        (_, SegmentName::Gs) => window.segment_base(SegmentRegister::Gs)?,
-        (Mode::Bits64, _) => 0,
-        (_, SegmentName::Es) => window.segment_base(SegmentRegister::Es)?,
-        (_, SegmentName::Cs) => window.segment_base(SegmentRegister::Cs)?,
-        (_, SegmentName::Ss) => window.segment_base(SegmentRegister::Ss)?,
-        (_, SegmentName::Ds) => window.segment_base(SegmentRegister::Ds)?,
+    let segment = plain.segment();
+    let base = match code.mode {
+        Mode::Bits64 if !matches!(segment, SegmentName::Fs | SegmentName::Gs) => 0,
+        _ => window.segment_base(segment.into())?,
     };
     let gprs = window.gprs_mut();
     let offset = base.wrapping_add(plain.offset(gprs, rip)) % PAGE_SIZE;

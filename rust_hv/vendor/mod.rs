@@ -18,6 +18,7 @@ use crate::host::fpu::FpuInUse;
 use crate::host::switch::{HostSwitch, Leaves, Running, UserMsr};
 use crate::model::arch::addr::Hpa;
 use crate::model::arch::segment::{AccessRights, Segment};
+use crate::model::emulate::SegmentName;
 use crate::model::exit::{Event, Exit};
 use crate::model::paging::nested::Nested;
 use kernel::prelude::*;
@@ -107,6 +108,19 @@ pub enum SegmentRegister {
     Gs,
     Ldtr,
     Tr,
+}
+
+impl From<SegmentName> for SegmentRegister {
+    fn from(name: SegmentName) -> Self {
+        match name {
+            SegmentName::Es => Self::Es,
+            SegmentName::Cs => Self::Cs,
+            SegmentName::Ss => Self::Ss,
+            SegmentName::Ds => Self::Ds,
+            SegmentName::Fs => Self::Fs,
+            SegmentName::Gs => Self::Gs,
+        }
+    }
 }
 
 /// Rights of the segments after a reset in which the vendors' CPUs differ.
