@@ -7,6 +7,9 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 /// Binds this thread to one processor.
 pub fn pin(cpu: usize) -> Result<(), Errno> {
@@ -59,7 +62,11 @@ fn parse_list(text: &str) -> Vec<usize> {
 
 /// True when /proc/cpuinfo lists the flag.
 pub fn has_flag(name: &str) -> bool {
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    lists_flag(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default(), name)
+}
+
+/// True if the first processor in the text of /proc/cpuinfo has the flag.
+pub fn lists_flag(cpuinfo: &str, name: &str) -> bool {
     let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
     flags.split_whitespace().any(|flag| flag == name)
 }
@@ -93,7 +100,7 @@ pub fn kernel_memory() -> Option<KernelMemory> {
     for cache in fs::read_dir("/sys/kernel/slab").into_iter().flatten().flatten() {
         let _ = fs::write(cache.path().join("shrink"), "1");
     }
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    thread::sleep(Duration::from_millis(300));
     // What each processor has counted so far goes into the sums; some kernels answer EINVAL after it.
     let _ = fs::read("/proc/sys/vm/stat_refresh");
     Some(KernelMemory { slab: meminfo("Slab")?, free: meminfo("MemFree")? + on_cpu_lists()? })
@@ -226,6 +233,24 @@ impl Thread {
         // SAFETY: the thread exists, as the type asks for.
         unsafe { libc::pthread_kill(self.0, libc::SIGUSR1) };
     }
+}
+
+/// Does something while another thread sends this one SIGUSR1 every millisecond.
+pub fn under_signals<R>(work: impl FnOnce() -> R) -> R {
+    interruptible_by_sigusr1();
+    let me = Thread::current();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_millis(1));
+                me.interrupt();
+            }
+        });
+        let result = work();
+        done.store(true, Ordering::Relaxed);
+        result
+    })
 }
 
 /// A pipe that closes on exec.

@@ -2,6 +2,7 @@
 
 //! Whose processor it is: what virtualization tells user space of the hardware differs.
 
+use crate::host;
 use std::fs;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,8 +19,7 @@ pub fn vendor() -> Vendor {
 }
 
 fn vendor_of(cpuinfo: &str) -> Vendor {
-    let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-    if flags.split_whitespace().any(|flag| flag == "svm") {
+    if host::lists_flag(cpuinfo, "svm") {
         Vendor::Amd
     } else {
         Vendor::Intel

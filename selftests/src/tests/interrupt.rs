@@ -2,13 +2,10 @@
 
 //! KVM_INTERRUPT wakes a halted guest and interrupts a running one, once each, with any vector.
 
-use crate::host::{self, Thread};
+use crate::host;
 use crate::ioctl::KVM_INTERRUPT;
 use crate::prelude::*;
 use crate::traps;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::Duration;
 
 pub const TEST: Test = Test::new(30, run);
 
@@ -58,20 +55,6 @@ fn handled(machine: &Machine, times: u64, vector: u32) -> Outcome {
 }
 
 fn interrupted_by_signal(machine: &Machine) -> Outcome {
-    host::interruptible_by_sigusr1();
-    let me = Thread::current();
-    let done = AtomicBool::new(false);
-    let result = thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                thread::sleep(Duration::from_millis(1));
-                me.interrupt();
-            }
-        });
-        let result = machine.run();
-        done.store(true, Ordering::Relaxed);
-        result
-    });
-    check_err!(result, EINTR);
+    check_err!(host::under_signals(|| machine.run()), EINTR);
     Ok(())
 }

@@ -2,11 +2,8 @@
 
 //! A signal takes KVM_RUN out of a spinning guest with EINTR, KVM_EXIT_INTR says so, and the guest goes on later.
 
-use crate::host::{self, Thread};
+use crate::host;
 use crate::prelude::*;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::Duration;
 
 pub const TEST: Test = Test::new(60, run);
 
@@ -14,22 +11,7 @@ guest!(signal, code16, "2: inc dword ptr [0x2000]", "cmp byte ptr [0x2004], 0", 
 
 fn run(t: &Context) -> Outcome {
     let machine = Machine::real(&t.device()?, signal())?;
-    host::interruptible_by_sigusr1();
-    let rounds = t.repetitions(50);
-    let me = Thread::current();
-    let done = AtomicBool::new(false);
-    thread::scope(|scope| -> Outcome {
-        let done = &done;
-        scope.spawn(move || {
-            while !done.load(Ordering::Relaxed) {
-                thread::sleep(Duration::from_millis(1));
-                me.interrupt();
-            }
-        });
-        let outcome = interrupted(&machine, rounds);
-        done.store(true, Ordering::Relaxed);
-        outcome
-    })?;
+    host::under_signals(|| interrupted(&machine, t.repetitions(50)))?;
     machine.memory.write(0x2004, &[1]);
     let end = loop {
         match machine.run() {

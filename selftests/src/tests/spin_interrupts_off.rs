@@ -2,11 +2,8 @@
 
 //! A guest that never lets interrupts in keeps none from the host: signals take KVM_RUN out of it as out of any other.
 
-use crate::host::{self, Thread};
+use crate::host;
 use crate::prelude::*;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::Duration;
 
 pub const TEST: Test = Test::new(60, run);
 
@@ -19,22 +16,7 @@ const IF: u64 = 1 << 9;
 fn run(t: &Context) -> Outcome {
     let machine = Machine::real(&t.device()?, spin_interrupts_off())?;
     machine.change_regs(|regs| regs.rflags &= !IF)?;
-    host::interruptible_by_sigusr1();
-    let rounds = t.repetitions(50);
-    let me = Thread::current();
-    let done = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let done = &done;
-        scope.spawn(move || {
-            while !done.load(Ordering::Relaxed) {
-                thread::sleep(Duration::from_millis(1));
-                me.interrupt();
-            }
-        });
-        let outcome = interrupted(&machine, rounds);
-        done.store(true, Ordering::Relaxed);
-        outcome
-    })
+    host::under_signals(|| interrupted(&machine, t.repetitions(50)))
 }
 
 fn interrupted(machine: &Machine, rounds: u64) -> Outcome {
