@@ -37,6 +37,7 @@ mod cpuid_supported;
 mod create_vcpu;
 mod create_vm;
 mod debug_registers;
+mod debugfs_counters;
 mod delivery_outside;
 mod delivery_resumed;
 mod device_node;
