@@ -125,11 +125,21 @@ pub fn walk<M: GuestPhys>(
     gva: Gva,
     access: Access,
 ) -> Result<Translation, WalkError<M::Error>> {
+    walk_traced(memory, state, gva, access).map(|(translation, _)| translation)
+}
+
+/// [`walk`] that tells the way.
+pub fn walk_traced<M: GuestPhys>(
+    memory: &mut M,
+    state: &PagingState,
+    gva: Gva,
+    access: Access,
+) -> Result<(Translation, Path), WalkError<M::Error>> {
     for _ in 0..RETRIES {
         let mut path = Path::new();
         let translation = translate(memory, state, gva, access, |step| path.push(step))?;
         if path.set_flags(memory, entry_size(state.mode), access)? {
-            return Ok(translation);
+            return Ok((translation, path));
         }
     }
     Err(WalkError::Contended)
@@ -153,11 +163,15 @@ const fn entry_size(mode: Mode) -> EntrySize {
     }
 }
 
-#[derive(Clone, Copy, Default)]
-struct Step {
-    at: Gpa,
-    entry: u64,
-    leaf: bool,
+/// An entry that a walk has used.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Step {
+    /// Where it is.
+    pub at: Gpa,
+    /// What it says, with the flags that the walk has set.
+    pub entry: u64,
+    /// It maps a page.
+    pub leaf: bool,
 }
 
 /// Goes down the tables, and shows each entry that it uses to `used`.
@@ -279,14 +293,23 @@ fn pdpte<M: GuestPhys>(
     Ok(pdpte)
 }
 
-/// The entries that a walk has used, from the top.
-struct Path {
+/// The entries that a walk has used, from the top. Those of page-directory pointers are not among
+/// them: a CPU has them loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Path {
     steps: [Step; LEVELS],
     count: usize,
 }
 
 impl Path {
-    fn new() -> Self {
+    /// The entries.
+    #[inline]
+    pub fn steps(&self) -> &[Step] {
+        self.steps.get(..self.count).unwrap_or_default()
+    }
+
+    /// That of a walk which used none.
+    pub(super) fn new() -> Self {
         Self {
             steps: [Step::default(); LEVELS],
             count: 0,
@@ -303,14 +326,16 @@ impl Path {
 
     /// Sets the flags that are not set yet, from the top. False when an entry has changed.
     fn set_flags<M: GuestPhys>(
-        &self,
+        &mut self,
         memory: &mut M,
         size: EntrySize,
         access: Access,
     ) -> Result<bool, WalkError<M::Error>> {
-        for Step { at, entry, leaf } in self.steps.iter().take(self.count).copied() {
+        for step in self.steps.iter_mut().take(self.count) {
+            let Step { at, entry, leaf } = *step;
             let dirty = if leaf && access.is_write() { DIRTY } else { 0 };
             let new = entry | ACCESSED | dirty;
+            step.entry = new;
             let set = new == entry
                 || memory
                     .cmpxchg_entry(at, size, entry, new)

@@ -1,0 +1,443 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Making and dropping entries.
+
+use super::chain::{Links, Node, TableId};
+use super::entry::{self, Cause, Grant};
+use super::route::{self, Role, Route, Target};
+use super::{Lack, List, Policy, Shadow, Slot};
+use crate::model::arch::addr::Hpa;
+use crate::model::paging::frames::{Gather, TableMemory};
+use crate::model::paging::state::{Rights, ACCESSED, DIRTY, PRESENT};
+use crate::model::paging::Level;
+use core::ops::DerefMut;
+use core::sync::atomic::Ordering;
+
+/// Tables that one change gives up at most; others wait for the next.
+const REAPED: usize = 4;
+
+/// Where a page was mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Spot {
+    pub(super) table: TableId,
+    pub(super) index: usize,
+}
+
+/// What came of a fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Installed {
+    /// The page is mapped here.
+    Done(Spot),
+    /// The guest has changed something since the walk.
+    Obsolete,
+    /// There are new tables, which must be in step first: see [`Shadow::begin_sync`].
+    Loose,
+    /// The write is one to a watched table, and is to be executed in software.
+    Watched,
+    /// There is no room for a table.
+    Lacking(Lack),
+}
+
+/// The host's page behind a guest's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HostPage {
+    /// Where the 4 KiB page is.
+    pub hpa: Hpa,
+    /// It may be written.
+    pub writable: bool,
+    /// It is part of 2 MiB in one piece, as is the guest's memory there.
+    pub large: bool,
+}
+
+impl<S, W> Shadow<S, W>
+where
+    S: DerefMut<Target = [Slot]>,
+    W: DerefMut<Target = [u32]>,
+{
+    /// The frame that an entry maps, and whether it maps 2 MiB from there on.
+    pub(super) fn mapped<M: TableMemory>(&self, memory: &M, at: Node) -> (u64, bool) {
+        let slot = self.slot(at.table());
+        let large = slot.role.level != Level::Pt;
+        let step = slot.role.level.pages();
+        if slot.role.direct {
+            return (slot.gfn.wrapping_add(at.index() as u64 * step), large);
+        }
+        let source = self.source(memory, at);
+        let source = source.map_or(0, |source| source.load(Ordering::Relaxed));
+        let frame = route::frame_of(&slot.role, source);
+        if !large {
+            return (frame, false);
+        }
+        (route::piece(&slot.role, source, at.index()), true)
+    }
+
+    /// Puts an entry at the head of a chain.
+    fn chain_in<M: TableMemory>(&mut self, memory: &M, at: Node, first: Node, child: TableId) {
+        if let Some(links) = self.links(memory, at) {
+            let new = Links {
+                next: first,
+                prev: Node::NONE,
+                child,
+            };
+            links.store(new.pack(), Ordering::Relaxed);
+        }
+        if let Some(first) = first.get() {
+            self.relink(memory, first, |links| links.prev = at);
+        }
+    }
+
+    fn relink<M: TableMemory>(&self, memory: &M, at: Node, change: impl FnOnce(&mut Links)) {
+        if let Some(word) = self.links(memory, at) {
+            let mut links = Links::unpack(word.load(Ordering::Relaxed));
+            change(&mut links);
+            word.store(links.pack(), Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn read_links<M: TableMemory>(&self, memory: &M, at: Node) -> Links {
+        let word = self.links(memory, at);
+        Links::unpack(word.map_or(u64::MAX, |word| word.load(Ordering::Relaxed)))
+    }
+
+    /// Takes an entry out of its chain; true when it was the first.
+    fn chain_out<M: TableMemory>(&self, memory: &M, links: &Links) -> bool {
+        if let Some(next) = links.next.get() {
+            self.relink(memory, next, |other| other.prev = links.prev);
+        }
+        match links.prev.get() {
+            Some(prev) => self.relink(memory, prev, |other| other.next = links.next),
+            None => return true,
+        }
+        false
+    }
+
+    /// Makes an entry absent. CPUs may use it until they are flushed.
+    pub(super) fn drop_entry<M: TableMemory>(&mut self, memory: &M, at: Node) {
+        let Some(entry) = self.entry(memory, at) else {
+            return;
+        };
+        let raw = entry.swap(0, Ordering::AcqRel);
+        if raw == 0 {
+            return;
+        }
+        self.stale = self.stale.wrapping_add(1);
+        let links = self.read_links(memory, at);
+        let first = self.chain_out(memory, &links);
+        match links.child.get() {
+            Some(child) => {
+                if first {
+                    self.slot_mut(child).parents = links.next;
+                }
+                self.judge(child);
+            }
+            None => {
+                let (frame, large) = self.mapped(memory, at);
+                if first {
+                    *self.chain_of(frame) = links.next.raw();
+                }
+                let count = &mut self.counts.leaves[usize::from(large)];
+                *count = count.wrapping_sub(1);
+            }
+        }
+        let slot = self.slot_mut(at.table());
+        slot.entries = slot.entries.saturating_sub(1);
+    }
+
+    pub(super) fn set_source<M: TableMemory>(&self, memory: &M, at: Node, source: u64) {
+        if let Some(place) = self.source(memory, at) {
+            place.store(source, Ordering::Relaxed);
+        }
+    }
+
+    fn put<M: TableMemory>(&mut self, memory: &M, at: Node, raw: u64) {
+        if let Some(entry) = self.entry(memory, at) {
+            // Release: whoever sees the entry sees what it leads to.
+            entry.store(raw, Ordering::Release);
+        }
+        let slot = self.slot_mut(at.table());
+        slot.entries = slot.entries.saturating_add(1);
+    }
+
+    /// Makes an entry refer to a table.
+    fn link<M: TableMemory>(&mut self, memory: &M, at: Node, child: TableId, source: u64) {
+        let Some(hpa) = self.root(child) else {
+            return;
+        };
+        self.drop_entry(memory, at);
+        self.set_source(memory, at, source);
+        let first = self.slot(child).parents;
+        self.chain_in(memory, at, first, child);
+        self.slot_mut(child).parents = at;
+        self.judge(child);
+        let role = self.slot(at.table()).role;
+        let pointer = role.regime.has_pointers() && role.level == Level::Pdpt;
+        self.put(memory, at, entry::table(hpa, pointer));
+    }
+
+    /// Makes an entry map a page.
+    fn map<M: TableMemory>(&mut self, memory: &M, at: Node, raw: u64, source: u64) {
+        let old = self.raw(memory, at);
+        let is_page = self.read_links(memory, at).child == TableId::NONE;
+        if old != 0 && is_page {
+            let before = self.mapped(memory, at);
+            let kept = self.source(memory, at);
+            let kept = kept.map_or(0, |kept| kept.load(Ordering::Relaxed));
+            self.set_source(memory, at, source);
+            if self.mapped(memory, at) == before {
+                // The same page: it stays in its chain.
+                if entry::weakens(old, raw) {
+                    self.stale = self.stale.wrapping_add(1);
+                }
+                if let Some(entry) = self.entry(memory, at) {
+                    entry.store(raw, Ordering::Release);
+                }
+                return;
+            }
+            self.set_source(memory, at, kept);
+        }
+        self.drop_entry(memory, at);
+        self.set_source(memory, at, source);
+        let (frame, large) = self.mapped(memory, at);
+        let head = self.chain_of(frame);
+        let first = Node::from_raw(core::mem::replace(head, at.raw()));
+        self.chain_in(memory, at, first, TableId::NONE);
+        self.put(memory, at, raw);
+        let count = &mut self.counts.leaves[usize::from(large)];
+        *count = count.wrapping_add(1);
+    }
+
+    /// The table that an entry has to refer to, made if it is not there.
+    fn child<M: TableMemory>(
+        &mut self,
+        memory: &mut M,
+        at: Node,
+        source: u64,
+        (gfn, role): (u64, &Role),
+    ) -> Result<TableId, Lack> {
+        if self.raw(memory, at) != 0 {
+            if let Some(child) = self.read_links(memory, at).child.get() {
+                let slot = self.slot(child);
+                if slot.gfn == gfn && slot.role == *role {
+                    self.set_source(memory, at, source);
+                    return Ok(child);
+                }
+            }
+        }
+        let child = match self.find(gfn, role) {
+            Some(child) => child,
+            None => self.create(memory, gfn, role, None)?,
+        };
+        self.link(memory, at, child, source);
+        Ok(child)
+    }
+
+    /// Maps the page of a fault. `sequence` was [`Shadow::sequence`] before the walk.
+    #[allow(clippy::too_many_arguments)]
+    pub fn install<M: TableMemory, G: Gather>(
+        &mut self,
+        memory: &mut M,
+        gather: &mut G,
+        root: TableId,
+        sequence: u64,
+        route: &Route,
+        page: HostPage,
+        cause: Cause,
+    ) -> Installed {
+        if sequence != self.sequence {
+            return Installed::Obsolete;
+        }
+        let gfn = route.page.gpa.raw() >> 12;
+        if cause.write && self.is_watched(gfn) {
+            if self.policy == Policy::Exact {
+                return Installed::Watched;
+            }
+            self.loosen(gfn);
+        }
+        let large = page.large && route.largest() >= Level::Pd && *self.region_of(gfn) == 0;
+        let last = if large { Level::Pd } else { Level::Pt };
+        let mut rights = Rights::ALL;
+        let mut level = route.key.regime.top();
+        let mut table = root;
+        while let Some(lower) = level.lower().filter(|_| level > last) {
+            let hop = route.hop(level, last, rights);
+            let Target::Table { gfn, role } = hop.target else {
+                break;
+            };
+            let at = Node::new(table, hop.index);
+            table = match self.child(memory, at, hop.source, (gfn, &role)) {
+                Ok(child) => child,
+                Err(lack) => return Installed::Lacking(lack),
+            };
+            rights = role.rights;
+            level = lower;
+        }
+        self.reap(memory, gather);
+        if self.policy == Policy::Exact && self.has_loose() {
+            return Installed::Loose;
+        }
+        let hop = route.hop(level, last, rights);
+        let grant = Grant::new(route.key.regime, route.page.rights, route.is_dirty(), cause);
+        let watched = !large && self.is_watched(gfn);
+        let grant = Grant {
+            write: grant.write && page.writable && !watched,
+            ..grant
+        };
+        let mask = last.pages() * 4096 - 1;
+        let raw = entry::leaf(Hpa::new(page.hpa.raw() & !mask), large, grant);
+        self.map(memory, Node::new(table, hop.index), raw, hop.source);
+        self.reap(memory, gather);
+        Installed::Done(Spot {
+            table,
+            index: hop.index,
+        })
+    }
+
+    /// The guest's entries around a page that was mapped are worth a look: first index, and the
+    /// guest's address of the first entry's word, for as many as `around`. `None` where the table
+    /// has none of the guest's beside it.
+    pub fn around(&self, spot: Spot, around: usize) -> Option<Neighbours> {
+        let slot = self.slot(spot.table);
+        if !slot.shadows() || slot.role.level != Level::Pt {
+            return None;
+        }
+        let first = spot.index - spot.index % around.max(1);
+        let size = route::entry_bytes(&slot.role);
+        let start = usize::from(slot.role.quadrant) * 512 + first;
+        Some(Neighbours {
+            spot: Spot {
+                table: spot.table,
+                index: first,
+            },
+            gpa: (slot.gfn << 12) + (start * size) as u64,
+            size,
+        })
+    }
+
+    /// The frame that an entry of the guest's would map if it was used, for tables of small pages:
+    /// an entry that is present, and whose accessed flag need not be set first. Whether it could be
+    /// written.
+    pub fn candidate<M: TableMemory>(
+        &self,
+        memory: &M,
+        spot: Spot,
+        source: u64,
+        reserved: u64,
+    ) -> Option<(u64, bool)> {
+        let slot = self.slot(spot.table);
+        let usable = source & (PRESENT | ACCESSED) == PRESENT | ACCESSED && source & reserved == 0;
+        let at = Node::new(spot.table, spot.index);
+        if !usable || self.raw(memory, at) != 0 {
+            return None;
+        }
+        let rights = route::rights_of(&slot.role, source);
+        let writable = rights.writable && source & DIRTY != 0;
+        Some((route::frame_of(&slot.role, source), writable))
+    }
+
+    /// Maps such an entry's page. It must not be used where the guest's tables may have changed
+    /// since `sequence`.
+    pub fn fill<M: TableMemory>(
+        &mut self,
+        memory: &M,
+        spot: Spot,
+        sequence: u64,
+        source: u64,
+        page: HostPage,
+    ) -> bool {
+        let slot = self.slot(spot.table);
+        if sequence != self.sequence || !slot.shadows() || slot.role.level != Level::Pt {
+            return false;
+        }
+        let role = slot.role;
+        let dirty = source & DIRTY != 0;
+        let rights = route::rights_of(&role, source);
+        let grant = Grant::new(role.regime, rights, dirty, Cause::NONE);
+        let watched = self.is_watched(route::frame_of(&role, source));
+        let grant = Grant {
+            write: grant.write && page.writable && !watched,
+            ..grant
+        };
+        let raw = entry::leaf(page.hpa, false, grant);
+        self.map(memory, Node::new(spot.table, spot.index), raw, source);
+        true
+    }
+
+    /// Drops the entries of some tables that nothing refers to, and gives up these.
+    pub(super) fn reap<M: TableMemory, G: Gather>(&mut self, memory: &M, gather: &mut G) {
+        for _ in 0..REAPED {
+            let Some(id) = self.heads[List::Orphans as usize].get() else {
+                return;
+            };
+            self.empty(memory, id);
+            self.discard(gather, id);
+        }
+    }
+
+    /// Drops all entries of a table.
+    pub(super) fn empty<M: TableMemory>(&mut self, memory: &M, id: TableId) {
+        for index in 0..512 {
+            if self.slot(id).entries == 0 {
+                break;
+            }
+            self.drop_entry(memory, Node::new(id, index));
+        }
+    }
+
+    /// Makes room for tables; false when there is nothing left to give up.
+    pub fn evict<M: TableMemory, G: Gather>(&mut self, memory: &M, gather: &mut G) -> bool {
+        self.counts.evictions = self.counts.evictions.wrapping_add(1);
+        if self.heads[List::Orphans as usize].get().is_none() {
+            let roots = self.slots.iter().enumerate();
+            let roots = roots.filter(|(_, slot)| slot.root && slot.frames.is_some());
+            // Those in use are emptied, but stay.
+            let rank = |slot: &Slot| (slot.users != 0, slot.users != 0 && slot.entries == 0);
+            let oldest = roots.min_by_key(|(_, slot)| (rank(slot), slot.used));
+            let Some((number, slot)) = oldest else {
+                return false;
+            };
+            if slot.users != 0 && slot.entries == 0 {
+                return false;
+            }
+            let (id, idle) = (TableId(number as u16), slot.users == 0);
+            self.empty(memory, id);
+            if idle {
+                self.slot_mut(id).root = false;
+                self.judge(id);
+            }
+        }
+        self.reap(memory, gather);
+        true
+    }
+
+    /// The end of all tables. Nothing runs on them any more, and nothing is in a TLB.
+    pub fn destroy<M: TableMemory>(mut self, memory: &mut M) {
+        for slot in self.slots.iter_mut() {
+            if let Some(frames) = slot.frames.take() {
+                for frame in [frames.table, frames.sources, frames.links] {
+                    memory.free(frame);
+                }
+            }
+        }
+    }
+}
+
+/// Entries of the guest's side by side.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Neighbours {
+    /// Where the first would go.
+    pub spot: Spot,
+    /// Where the guest has it.
+    pub gpa: u64,
+    /// Bytes of each.
+    pub size: usize,
+}
+
+impl Spot {
+    /// The place so many entries further on, in the same table.
+    pub fn plus(self, entries: usize) -> Self {
+        Self {
+            index: (self.index + entries) % 512,
+            ..self
+        }
+    }
+}
