@@ -21,7 +21,7 @@ use crate::host::bindings::rusthv_vm_stats;
 use crate::host::digest::Sha256;
 use crate::host::notifier::Notifier;
 use crate::host::tsc;
-use crate::host::user::UserMm;
+use crate::host::user::{ClearLog, UserMm};
 use crate::host::{bindings, cpu, task};
 use crate::mmu::Mmu;
 use crate::model::arch::addr::Hva;
@@ -161,6 +161,24 @@ impl<V: Vendor> Vm<V> {
     /// As KVM: `EINVAL`, `ENOENT`, `EFAULT`; `ENOMEM`.
     pub fn dirty_log(&self, slot: u32, bitmap: Hva) -> Result {
         self.mmu.dirty_log(slot, bitmap)
+    }
+
+    /// `KVM_CLEAR_DIRTY_LOG`.
+    ///
+    /// # Errors
+    ///
+    /// As KVM: `EINVAL`, `ENOENT`, `EFAULT`; `ENOMEM`.
+    pub fn clear_dirty_log(&self, wanted: &ClearLog) -> Result {
+        self.mmu.clear_dirty_log(wanted)
+    }
+
+    /// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL`.
+    pub fn set_manual_log(&self, flags: u64) -> Result {
+        self.mmu.set_manual_log(flags)
     }
 
     /// True once a vCPU was created: what concerns all of them is settled then.
