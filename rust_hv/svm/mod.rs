@@ -42,7 +42,7 @@ use crate::model::arch::regs::Cr4;
 use crate::model::paging::nested::Nested;
 use crate::model::paging::npt::Npt;
 use crate::model::paging::PageSize;
-use crate::vendor::{self, NestedRoot, Vendor};
+use crate::vendor::{self, Translation, Vendor};
 use caps::Caps;
 use cpus::{AllFrames, Virtualization};
 use guest::Guest;
@@ -119,8 +119,13 @@ impl Vendor for Svm {
         Nested::Npt(self.npt)
     }
 
-    fn guest(&'static self, root: NestedRoot, tsc_offset: u64, node: i32) -> Result<Guest> {
-        Guest::new(self, root, tsc_offset, node)
+    fn guest(
+        &'static self,
+        translation: Translation,
+        tsc_offset: u64,
+        node: i32,
+    ) -> Result<Guest> {
+        Guest::new(self, translation, tsc_offset, node)
     }
 }
 
