@@ -122,6 +122,7 @@ pub(crate) fn check_extension(number: usize) -> isize {
         bindings::KVM_CAP_MAX_VCPU_ID => machines::MAX_VCPU_IDS as isize,
         bindings::KVM_CAP_NR_MEMSLOTS => crate::model::memory::slots::USER_SLOTS as isize,
         bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => crate::mmu::dirty::Manual::ALL as isize,
+        bindings::RUSTHV_CAP_PAGING => 0b111,
         bindings::RUSTHV_CAP_EXTENSIONS => bindings::RUSTHV_EXTENSIONS_VERSION as isize,
         _ => 0,
     }

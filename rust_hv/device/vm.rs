@@ -75,6 +75,7 @@ impl<V: Vendor> FdObject for VmFile<V> {
                 install(file).map(|fd| fd as isize)
             }
             RUSTHV_MEASURE => measure(vm, arg),
+            RUSTHV_GET_PAGING_STATS => user::write(arg, &vm.paging_stats()).map(|()| 0),
             RUSTHV_GET_VM_STATS => user::write(arg, &vm.stats()).map(|()| 0),
             _ => Err(not_a_typewriter()),
         }
@@ -85,9 +86,16 @@ impl<V: Vendor> FdObject for VmFile<V> {
 #[inline(never)]
 fn enable_cap(vm: &Vm<impl Vendor>, arg: usize) -> Result<isize> {
     let wanted: kvm_enable_cap = user::read(arg)?;
-    let [value, ..] = wanted.args;
+    let [value, more, ..] = wanted.args;
     match wanted.cap {
         _ if wanted.flags != 0 => Err(EINVAL),
+        bindings::RUSTHV_CAP_PAGING => {
+            if !matches!(wanted.args, [_, _, 0, 0]) {
+                return Err(EINVAL);
+            }
+            let count = usize::try_from(more).map_err(|_| EINVAL)?;
+            vm.choose_paging(value, count).map(|()| 0)
+        }
         bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => vm.set_manual_log(value).map(|()| 0),
         _ => Err(EINVAL),
     }

@@ -90,6 +90,19 @@ impl Frame {
         Ok(Self::from_page(page))
     }
 
+    /// As [`Frame::new`], at an address of 32 bits.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new_below_4g(node: i32) -> Result<Self> {
+        // SAFETY: As in `new`.
+        let page = NonNull::new(unsafe { bindings::rhv_alloc_low_page(node) }).ok_or(ENOMEM)?;
+        ALIVE.add(node_of_page(page), 1);
+        // INVARIANT: Fresh from the allocator.
+        Ok(Self::from_page(page))
+    }
+
     fn from_page(page: NonNull<kernel::bindings::page>) -> Self {
         // SAFETY: Pure arithmetic.
         let start = unsafe { bindings::rhv_page_address(page.as_ptr()) }.cast();

@@ -378,6 +378,13 @@ struct page *rhv_alloc_page(int node, bool sleep)
 	return alloc_pages_node(node, gfp | __GFP_ZERO | __GFP_NOWARN, 0);
 }
 
+/* With an address of 32 bits. */
+struct page *rhv_alloc_low_page(int node)
+{
+	return alloc_pages_node(node, GFP_KERNEL_ACCOUNT | GFP_DMA32 |
+				      __GFP_ZERO | __GFP_NOWARN, 0);
+}
+
 void rhv_free_page(struct page *page)
 {
 	__free_page(page);

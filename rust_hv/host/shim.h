@@ -110,6 +110,7 @@ int rhv_enter_guest(struct rhv_regs *regs, bool launched, u32 *reason);
 
 /* Memory */
 struct page *rhv_alloc_page(int node, bool sleep);
+struct page *rhv_alloc_low_page(int node);
 void rhv_free_page(struct page *page);
 void *rhv_page_address(struct page *page);
 u64 rhv_page_to_phys(struct page *page);

@@ -13,7 +13,7 @@ use core::sync::atomic::AtomicU64;
 
 /// The host's memory as page tables, with a reserve to take new ones from.
 pub struct Tables<'a> {
-    reserve: Option<&'a mut Reserve>,
+    reserves: &'a mut [Reserve],
     pools: &'a Pools,
 }
 
@@ -22,16 +22,21 @@ impl<'a> Tables<'a> {
     #[inline]
     pub fn with_reserve(pools: &'a Pools, reserve: &'a mut Reserve) -> Self {
         Self {
-            reserve: Some(reserve),
+            reserves: core::slice::from_mut(reserve),
             pools,
         }
+    }
+
+    /// For changes that may need more than one reserve has.
+    pub fn with_reserves(pools: &'a Pools, reserves: &'a mut [Reserve]) -> Self {
+        Self { reserves, pools }
     }
 
     /// For changes that need none.
     #[inline]
     pub fn existing(pools: &'a Pools) -> Self {
         Self {
-            reserve: None,
+            reserves: &mut [],
             pools,
         }
     }
@@ -40,7 +45,7 @@ impl<'a> Tables<'a> {
 impl TableMemory for Tables<'_> {
     #[inline]
     fn alloc(&mut self) -> Option<TableFrame> {
-        let frame = self.reserve.as_mut()?.take()?;
+        let frame = self.reserves.iter_mut().find_map(Reserve::take)?;
         Some(TableFrame::new(frame.into_hpa()))
     }
 

@@ -37,6 +37,7 @@ user_data!(
     rusthv_info,
     rusthv_measurement,
     rusthv_node_stats,
+    rusthv_paging_stats,
     rusthv_vcpu_stats,
     rusthv_vm_stats,
 );

@@ -117,7 +117,7 @@ impl Mmu {
     ///
     /// As [`Mmu::write`].
     pub fn write_word(&self, gpa: Gpa, size: u8, value: u64) -> Result {
-        self.change(gpa, |hva| user::write_word(hva, size, value))
+        self.change(gpa, size.into(), |hva| user::write_word(hva, size, value))
     }
 
     /// User address of a guest-physical one, if the cache has it: without a lock, for where nothing
@@ -208,7 +208,7 @@ impl Mmu {
         while !buf.is_empty() {
             let len = to_page_end(gpa.page_offset()).min(buf.len());
             let (now, rest) = buf.split_at_checked(len).ok_or(EFAULT)?;
-            self.change(gpa, |hva| user::copy_to(hva, now))?;
+            self.change(gpa, len, |hva| user::copy_to(hva, now))?;
             buf = rest;
             gpa = gpa.wrapping_add(len as u64);
         }
@@ -223,11 +223,28 @@ impl Mmu {
     /// `ENXIO` where the guest has no memory to be written, `EFAULT` where the VMM has none behind
     /// it.
     pub fn compare_exchange(&self, gpa: Gpa, size: u8, old: u64, new: u64) -> Result<u64> {
-        self.change(gpa, |hva| user::compare_exchange(hva, size, old, new))
+        let exchange = |hva| user::compare_exchange(hva, size, old, new);
+        self.change(gpa, size.into(), exchange)
+    }
+
+    /// The same for a walk that sets flags of an entry, which changes no translation.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mmu::compare_exchange`].
+    pub fn set_flags(&self, gpa: Gpa, size: u8, old: u64, new: u64) -> Result<u64> {
+        self.change_quietly(gpa, |hva| user::compare_exchange(hva, size, old, new))
+    }
+
+    /// Writes inside one page, logs that, and lets shadow tables follow.
+    fn change<R>(&self, gpa: Gpa, len: usize, write: impl FnOnce(Hva) -> Result<R>) -> Result<R> {
+        let result = self.change_quietly(gpa, write);
+        self.shadow_wrote(gpa, len);
+        result
     }
 
     /// Writes inside one page, and logs that.
-    fn change<R>(&self, gpa: Gpa, write: impl FnOnce(Hva) -> Result<R>) -> Result<R> {
+    fn change_quietly<R>(&self, gpa: Gpa, write: impl FnOnce(Hva) -> Result<R>) -> Result<R> {
         let slot = self.slot(gpa).ok_or_else(no_such_device)?;
         if slot.flags.contains(SlotFlags::READ_ONLY) {
             return Err(no_such_device());

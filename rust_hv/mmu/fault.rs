@@ -57,6 +57,11 @@ impl Faults {
         }
     }
 
+    /// Room for the addresses of pages.
+    pub fn run(&mut self) -> &mut PageRun {
+        &mut self.run
+    }
+
     /// How many pages a fault at `gfn` is to map.
     fn adapt(&mut self, gfn: Gfn) -> usize {
         self.window = if gfn == self.next {
@@ -128,7 +133,7 @@ impl Mmu {
                 continue;
             }
             let now = &mut *state;
-            let Some(table) = now.tree.table.as_mut() else {
+            let Some(table) = now.tree.nested() else {
                 return Err(EIO);
             };
             let like = self.leaf(pages.writable() && !read_only);

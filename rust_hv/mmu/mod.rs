@@ -6,7 +6,9 @@
 //! | File | What it holds |
 //! |---|---|
 //! | `mod` | the address space and its lock; slots; notifications of the host |
+//! | `paging` | what the tables of every paging mode can do |
 //! | `fault` | from a nested fault to a mapping |
+//! | `shadow` | the same, and the rest, where the tables stand in place of the guest's |
 //! | `tlb` | which CPU must forget what, and when a frame may be freed |
 //! | `access` | reads and writes of guest memory by the hypervisor |
 //! | `dirty` | which pages of a slot were written: the dirty log |
@@ -30,6 +32,8 @@
 pub mod access;
 pub mod dirty;
 pub mod fault;
+mod paging;
+pub mod shadow;
 pub mod tlb;
 
 use crate::host::notifier::{HvaRange, MmuEvents};
@@ -42,7 +46,7 @@ use crate::model::memory::slots::{plan, Change, Limits, Request, Slot, SlotView}
 use crate::model::paging::format::Leaf;
 use crate::model::paging::frames::{Gather, TableFrame};
 use crate::model::paging::nested::Nested;
-use crate::model::paging::sweep::{Progress, Sweep};
+use crate::model::paging::sweep::Progress;
 use crate::model::paging::table::Table;
 use crate::model::paging::PageSize;
 use crate::vendor::{KeepAlive, NestedRoot};
@@ -53,6 +57,8 @@ use kernel::sync::atomic::{
     Atomic,
 };
 use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock};
+use paging::{Mode, Paging, Shadows, Steps};
+use shadow::Choice;
 use tlb::Tlb;
 
 /// Entries that one step of a long change looks at before the lock is dropped.
@@ -91,14 +97,34 @@ impl MmuStats {
 /// when no vCPU and no notifier is left, so nothing walks the tables any more.
 struct Tree {
     /// Some until `drop`.
-    table: Option<Table<Nested>>,
+    mode: Option<Mode>,
     pools: &'static Pools,
 }
 
 impl Drop for Tree {
     fn drop(&mut self) {
-        if let Some(table) = self.table.take() {
-            table.destroy(&mut Tables::existing(self.pools), |_, _| {});
+        if let Some(mode) = self.mode.take() {
+            mode.destroy(&mut Tables::existing(self.pools));
+        }
+    }
+}
+
+impl Tree {
+    /// The tables, where the CPU walks them behind the guest's own.
+    #[inline]
+    fn nested(&mut self) -> Option<&mut Table<Nested>> {
+        match &mut self.mode {
+            Some(Mode::Nested(table)) => Some(table),
+            _ => None,
+        }
+    }
+
+    /// The tables, where they stand in place of the guest's own.
+    #[inline]
+    fn shadow(&mut self) -> Option<&mut Shadows> {
+        match &mut self.mode {
+            Some(Mode::Shadow(shadow)) => Some(shadow),
+            _ => None,
         }
     }
 }
@@ -168,11 +194,14 @@ pub struct Mmu {
     root: Hpa,
     large_pages: bool,
     overrules_pat: bool,
+    /// How memory is virtualized.
+    choice: Choice,
     /// Counters, for `RUSTHV_GET_VM_STATS`.
     pub stats: MmuStats,
 }
 
 /// Counts of [`Mmu`]'s tables.
+#[derive(Default)]
 pub struct TableCounts {
     /// 4 KiB frames in tables.
     pub tables: u64,
@@ -184,6 +213,8 @@ pub struct TableCounts {
 struct Unlinked<'a> {
     tables: [Option<TableFrame>; STEP_TABLES],
     changed: bool,
+    /// What [`crate::model::paging::shadow::Shadow::flushed`] has to hear after the flush.
+    stale: Option<u64>,
     mmu: &'a Mmu,
 }
 
@@ -192,8 +223,15 @@ impl<'a> Unlinked<'a> {
         Self {
             tables: [const { None }; STEP_TABLES],
             changed: false,
+            stale: None,
             mmu,
         }
+    }
+
+    /// Everything that shadow tables have dropped up to now is to be flushed.
+    fn note(&mut self, shadow: &Shadows) {
+        self.stale = shadow.stale();
+        self.changed |= self.stale.is_some();
     }
 
     /// Makes every CPU forget what was unmapped, then frees the tables.
@@ -228,8 +266,14 @@ impl Gather for Unlinked<'_> {
 }
 
 impl Drop for Unlinked<'_> {
+    /// Not under the lock.
     fn drop(&mut self) {
         self.finish();
+        if let Some(stale) = self.stale {
+            if let Some(shadow) = self.mmu.state.lock().tree.shadow() {
+                shadow.flushed(stale);
+            }
+        }
     }
 }
 
@@ -253,7 +297,7 @@ impl Mmu {
         let table = Table::new(&mut memory, format, top).ok_or(ENOMEM)?;
         let root = table.root();
         let tree = Tree {
-            table: Some(table),
+            mode: Some(Mode::Nested(table)),
             pools,
         };
         let tlb = Tlb::new()?;
@@ -283,6 +327,7 @@ impl Mmu {
             root,
             large_pages: format.largest() >= PageSize::Size2M,
             overrules_pat: format.overrules_pat(),
+            choice: Choice::new(),
             stats: MmuStats::new(),
         }))
     }
@@ -306,16 +351,8 @@ impl Mmu {
     /// How much is mapped, and with how many tables.
     pub fn counts(&self) -> TableCounts {
         let state = self.state.lock();
-        let counts = state
-            .tree
-            .table
-            .as_ref()
-            .map(Table::counts)
-            .unwrap_or_default();
-        TableCounts {
-            tables: counts.tables,
-            leaves: counts.leaves,
-        }
+        let mode = state.tree.mode.as_ref();
+        mode.map(Paging::counts).unwrap_or_default()
     }
 
     /// `KVM_SET_USER_MEMORY_REGION`.
@@ -353,6 +390,8 @@ impl Mmu {
         // No fault maps a page of the old slot from here on.
         if let (true, Some(old)) = (change.unmaps(), change.before()) {
             self.zap(old.gfns(), true);
+            // Tables of the guest's may have been in it.
+            self.forget_shadows();
         }
         // Here the bitmap of a log that was goes, after the lock.
         drop(logs);
@@ -374,12 +413,12 @@ impl Mmu {
 
     /// Unmaps a range, in steps; others may run between them when `may_sleep`.
     fn zap(&self, range: GfnRange, may_sleep: bool) {
-        let mut sweep = Sweep::new(range);
+        let mut steps = Steps::new(range);
         loop {
             let mut unlinked = Unlinked::new(self);
             let memory = Tables::existing(self.pools);
-            let progress = match self.state.lock().tree.table.as_mut() {
-                Some(table) => table.zap(&memory, &mut sweep, STEP, &mut unlinked),
+            let progress = match self.state.lock().tree.mode.as_mut() {
+                Some(mode) => mode.unmap(&memory, &mut steps, &mut unlinked),
                 None => Progress::Done,
             };
             // Dropped here, after the lock: flush, then free.
@@ -451,17 +490,14 @@ impl MmuEvents for Mmu {
         let mut young = false;
         self.for_each_slot(range, |gfns| {
             let memory = Tables::existing(self.pools);
-            let mut sweep = Sweep::new(gfns);
+            let mut steps = Steps::new(gfns);
             loop {
                 let mut state = self.state.lock();
-                let Some(table) = state.tree.table.as_mut() else {
+                let Some(mode) = state.tree.mode.as_mut() else {
                     return;
                 };
-                let progress = if clear {
-                    table.test_and_clear_accessed(&memory, &mut sweep, STEP, |_, _| young = true)
-                } else {
-                    table.for_each_leaf(&memory, &mut sweep, STEP, |_, leaf| young |= leaf.accessed)
-                };
+                let (progress, used) = mode.young(&memory, &mut steps, clear);
+                young |= used;
                 if progress == Progress::Done {
                     return;
                 }

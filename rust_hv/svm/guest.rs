@@ -446,7 +446,12 @@ pub(super) fn test_guest(svm: &'static Svm) -> Result<Guest> {
     let keep = kernel::sync::Arc::new(Nothing, GFP_KERNEL)?;
     let root = vendor::NestedRoot::new(crate::model::arch::addr::Hpa::new(NO_TABLES), keep);
     let translation = Translation::Nested(root);
-    Guest::new(svm, translation, 0x1234_5678, crate::host::cpu::current_node())
+    Guest::new(
+        svm,
+        translation,
+        0x1234_5678,
+        crate::host::cpu::current_node(),
+    )
 }
 
 #[kunit_tests(rusthv_svm_guest)]

@@ -119,12 +119,7 @@ impl Vendor for Svm {
         Nested::Npt(self.npt)
     }
 
-    fn guest(
-        &'static self,
-        translation: Translation,
-        tsc_offset: u64,
-        node: i32,
-    ) -> Result<Guest> {
+    fn guest(&'static self, translation: Translation, tsc_offset: u64, node: i32) -> Result<Guest> {
         Guest::new(self, translation, tsc_offset, node)
     }
 }

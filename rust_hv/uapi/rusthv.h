@@ -84,6 +84,35 @@ struct rusthv_vm_stats {
 #define RUSTHV_GET_VM_STATS	_IOR(RUSTHV_IO, 0x40, struct rusthv_vm_stats)
 
 /*
+ * How a VM's memory is virtualized: KVM_ENABLE_CAP on a VM without vCPUs, with
+ * the mode in args[0] and, for those with shadow tables, how many there may be
+ * in args[1] (16 to 8192; 0 for 2048). KVM_CHECK_EXTENSION returns a bit for
+ * each mode that there is (1 << mode).
+ */
+#define RUSTHV_CAP_PAGING		0x52480001
+
+#define RUSTHV_PAGING_NESTED		0	/* EPT, NPT */
+#define RUSTHV_PAGING_SHADOW		1	/* a virtual TLB */
+#define RUSTHV_PAGING_TRAP		2	/* each write of a page table traps */
+
+/* On a VM: what its paging mode has done. */
+struct rusthv_paging_stats {
+	__u64 mode;		/* RUSTHV_PAGING_* */
+	__u64 shadow_tables;	/* of 3 frames of 4 KiB each: entries, sources, links */
+	__u64 mapped_4k;	/* entries of each size in shadow tables */
+	__u64 mapped_2m;
+	__u64 root_hits;	/* loads of CR3 that found their tables */
+	__u64 root_misses;	/* loads of CR3 that did not */
+	__u64 evictions;	/* times that tables were given up for want of room */
+	__u64 loosened;		/* writes that made a table one to be compared */
+	__u64 compared;		/* tables compared with the guest's */
+	__u64 changed;		/* entries dropped as the guest's had changed */
+	__u64 reserved[6];
+};
+
+#define RUSTHV_GET_PAGING_STATS	_IOR(RUSTHV_IO, 0x50, struct rusthv_paging_stats)
+
+/*
  * On a VM: a digest of guest memory as it is now, from version 2 of the
  * extensions. Guests may run meanwhile: to measure one, stop it.
  */
@@ -110,7 +139,10 @@ struct rusthv_vcpu_stats {
 	__u64 exceptions;
 	__u64 other;
 	__u64 user_exits;	/* KVM_RUN returns with an exit for user space */
-	__u64 reserved[12];
+	__u64 page_faults;	/* page faults, without nested tables */
+	__u64 invalidations;	/* INVLPG and INVPCID, without nested tables */
+	__u64 table_writes;	/* writes to page tables that were executed in software */
+	__u64 reserved[9];
 };
 
 #define RUSTHV_GET_VCPU_STATS	_IOR(RUSTHV_IO, 0x80, struct rusthv_vcpu_stats)

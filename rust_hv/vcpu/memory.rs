@@ -86,7 +86,7 @@ impl GuestPhys for GuestPhysical<'_> {
         if let MmuBacking::Rom(_) = self.mmu.backing(at) {
             return Ok(true);
         }
-        let found = self.mmu.compare_exchange(at, size.bytes(), old, new)?;
+        let found = self.mmu.set_flags(at, size.bytes(), old, new)?;
         Ok(found == old)
     }
 }

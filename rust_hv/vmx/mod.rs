@@ -107,12 +107,7 @@ impl Vendor for Vmx {
         Nested::Ept(self.ept())
     }
 
-    fn guest(
-        &'static self,
-        translation: Translation,
-        tsc_offset: u64,
-        node: i32,
-    ) -> Result<Guest> {
+    fn guest(&'static self, translation: Translation, tsc_offset: u64, node: i32) -> Result<Guest> {
         Guest::new(self, translation, tsc_offset, node)
     }
 }

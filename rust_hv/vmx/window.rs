@@ -37,7 +37,11 @@ const fn software_cr4(value: u64, paged: bool) -> u64 {
     let real = Cr4::from_raw(value).union(Cr4::PAE).without(Cr4::PCIDE);
     match paged {
         true => real.without(Cr4::PKE).raw(),
-        false => real.without(Cr4::PKE).without(Cr4::SMEP).without(Cr4::SMAP).raw(),
+        false => real
+            .without(Cr4::PKE)
+            .without(Cr4::SMEP)
+            .without(Cr4::SMAP)
+            .raw(),
     }
 }
 
@@ -494,7 +498,8 @@ mod tests {
 
     fn guest() -> Result<Guest> {
         let root = NestedRoot::new(Hpa::new(NO_TABLES), Arc::new(Nothing, GFP_KERNEL)?);
-        VMX.get()?.guest(Translation::Nested(root), 0x1234_5678, current_node())
+        VMX.get()?
+            .guest(Translation::Nested(root), 0x1234_5678, current_node())
     }
 
     // Nothing is asserted while a window is open: a failed assertion ends the thread at once, and

@@ -220,6 +220,22 @@ impl PagingState {
         self.registers.efer.contains(Efer::LMA)
     }
 
+    /// The same, with these page-directory pointers loaded.
+    pub const fn with_pointers(mut self, pointers: [u64; 4]) -> Self {
+        self.pdptes = Some(pointers);
+        self
+    }
+
+    /// The page-directory pointers that are loaded; zeroes where none are.
+    pub fn pointers(&self) -> [u64; 4] {
+        self.pdptes.unwrap_or_default()
+    }
+
+    /// Bits that must be 0 in an entry for a page of 4 KiB.
+    pub fn reserved_in_small(&self) -> u64 {
+        self.reserved(12, true)
+    }
+
     /// The paging mode.
     #[inline]
     pub const fn mode(&self) -> Mode {

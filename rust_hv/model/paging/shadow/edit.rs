@@ -272,7 +272,7 @@ where
             level = lower;
         }
         self.reap(memory, gather);
-        if self.policy == Policy::Exact && self.has_loose() {
+        if self.policy == Policy::Exact && self.fresh != 0 {
             return Installed::Loose;
         }
         let hop = route.hop(level, last, rights);
@@ -292,46 +292,32 @@ where
         })
     }
 
-    /// The guest's entries around a page that was mapped are worth a look: first index, and the
-    /// guest's address of the first entry's word, for as many as `around`. `None` where the table
-    /// has none of the guest's beside it.
-    pub fn around(&self, spot: Spot, around: usize) -> Option<Neighbours> {
+    /// Where the guest has the entries behind one that was mapped, so many of them as there are in
+    /// the same table. `None` where the table has none of the guest's beside it.
+    pub fn behind(&self, spot: Spot, count: usize) -> Option<Neighbours> {
         let slot = self.slot(spot.table);
-        if !slot.shadows() || slot.role.level != Level::Pt {
+        let first = spot.index + 1;
+        let count = count.min(512usize.saturating_sub(first));
+        if !slot.shadows() || slot.role.level != Level::Pt || count == 0 {
             return None;
         }
-        let first = spot.index - spot.index % around.max(1);
         let size = route::entry_bytes(&slot.role);
         let start = usize::from(slot.role.quadrant) * 512 + first;
         Some(Neighbours {
-            spot: Spot {
-                table: spot.table,
-                index: first,
-            },
+            spot: spot.plus(1),
             gpa: (slot.gfn << 12) + (start * size) as u64,
             size,
+            count,
         })
     }
 
-    /// The frame that an entry of the guest's would map if it was used, for tables of small pages:
-    /// an entry that is present, and whose accessed flag need not be set first. Whether it could be
-    /// written.
-    pub fn candidate<M: TableMemory>(
-        &self,
-        memory: &M,
-        spot: Spot,
-        source: u64,
-        reserved: u64,
-    ) -> Option<(u64, bool)> {
+    /// The frame that an entry of the guest's refers to, in a table of small pages that has nothing
+    /// there yet. The entry [`is_used`].
+    pub fn candidate<M: TableMemory>(&self, memory: &M, spot: Spot, source: u64) -> Option<u64> {
         let slot = self.slot(spot.table);
-        let usable = source & (PRESENT | ACCESSED) == PRESENT | ACCESSED && source & reserved == 0;
-        let at = Node::new(spot.table, spot.index);
-        if !usable || self.raw(memory, at) != 0 {
-            return None;
-        }
-        let rights = route::rights_of(&slot.role, source);
-        let writable = rights.writable && source & DIRTY != 0;
-        Some((route::frame_of(&slot.role, source), writable))
+        let free = self.raw(memory, Node::new(spot.table, spot.index)) == 0;
+        let small = slot.shadows() && slot.role.level == Level::Pt;
+        (free && small).then(|| route::frame_of(&slot.role, source))
     }
 
     /// Maps such an entry's page. It must not be used where the guest's tables may have changed
@@ -430,6 +416,15 @@ pub struct Neighbours {
     pub gpa: u64,
     /// Bytes of each.
     pub size: usize,
+    /// How many.
+    pub count: usize,
+}
+
+/// True for an entry of the guest's that maps a page of 4 KiB and whose accessed flag need not be
+/// set before that is used.
+pub const fn is_used(source: u64, reserved: u64) -> bool {
+    let used = PRESENT | ACCESSED;
+    source & used == used && source & reserved == 0
 }
 
 impl Spot {

@@ -74,24 +74,18 @@ where
         let mut any = false;
         while let Some(id) = next {
             let following = self.slot(id).next;
-            any |= !self.slot(id).loose;
-            self.set_loose(id, true);
+            if !self.slot(id).loose {
+                any = true;
+                self.set_loose(id, true);
+                self.slot_mut(id).pardoned = true;
+                self.fresh = self.fresh.wrapping_sub(1);
+            }
             next = self.next_of(gfn, following);
         }
         if any {
             self.counts.loosened = self.counts.loosened.wrapping_add(1);
             self.obsolete();
         }
-    }
-
-    /// Some table is not in step.
-    pub fn has_loose(&self) -> bool {
-        self.has_loose_tables() || self.heads[List::LooseLeaves as usize].get().is_some()
-    }
-
-    /// Some table that refers to others is not in step.
-    pub fn has_loose_tables(&self) -> bool {
-        self.heads[List::LooseTables as usize].get().is_some()
     }
 
     /// Watches the next loose table: one that refers to others, or else, if `leaves`, one of small

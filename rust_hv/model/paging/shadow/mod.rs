@@ -33,8 +33,9 @@
 //!   written, and entries with another source are dropped: [`Shadow::begin_sync`],
 //!   [`Shadow::compare`]. A new shadow is loose, so that nobody waits for a TLB flush to make one.
 //! * [`Policy::Exact`], brute force: the write is executed by the hypervisor, and the entries that
-//!   are made of what it changed are replaced at once. Nothing is loose, except what is new or what
-//!   could not be executed, until the fault is over.
+//!   are made of what it changed are replaced at once. Nothing is loose but what is new, until the
+//!   fault is over, and what was *pardoned*, until the guest invalidates: a table that is written by
+//!   an instruction which cannot be executed here.
 //!
 //! Dropping what is still valid is always right: the next access brings it back.
 //!
@@ -67,7 +68,7 @@ use chain::Node;
 pub use chain::TableId;
 use core::ops::DerefMut;
 use core::sync::atomic::{AtomicU64, Ordering};
-pub use edit::{HostPage, Installed, Neighbours, Spot};
+pub use edit::{is_used, HostPage, Installed, Neighbours, Spot};
 pub use entry::Cause;
 pub use follow::{Cursor, Syncing};
 use route::{Role, RootKey};
@@ -135,6 +136,8 @@ pub struct Slot {
     /// When it became a vCPU's root last.
     used: u64,
     loose: bool,
+    /// Loose since the guest has to write to it by itself.
+    pardoned: bool,
     orphan: bool,
     loose_hook: Hook,
     orphan_hook: Hook,
@@ -160,6 +163,7 @@ impl Slot {
             root: false,
             used: 0,
             loose: false,
+            pardoned: false,
             orphan: false,
             loose_hook: Hook::NONE,
             orphan_hook: Hook::NONE,
@@ -202,6 +206,8 @@ pub struct Shadow<S, W> {
     words: W,
     free: TableId,
     heads: [TableId; 3],
+    /// Loose tables that are not pardoned.
+    fresh: u32,
     clock: u64,
     /// Changes with everything that makes a walk obsolete.
     pub sequence: u64,
@@ -259,6 +265,7 @@ where
             words,
             free: TableId::NONE,
             heads: [TableId::NONE; 3],
+            fresh: 0,
             clock: 0,
             sequence: 0,
             stale: 0,
@@ -401,6 +408,11 @@ where
 
     fn set_loose(&mut self, id: TableId, loose: bool) {
         if self.slot(id).loose != loose {
+            let pardoned = core::mem::take(&mut self.slot_mut(id).pardoned);
+            self.fresh = match loose {
+                true => self.fresh.wrapping_add(1),
+                false => self.fresh.wrapping_sub(u32::from(!pardoned)),
+            };
             self.slot_mut(id).loose = loose;
             let list = self.loose_list(id);
             match loose {

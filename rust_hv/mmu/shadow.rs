@@ -1,0 +1,749 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Shadow tables, in place of the guest's: which VM has them, a vCPU's root, faults, and what the
+//! guest does to its own tables. The tables themselves are in `model/paging/shadow`.
+//!
+//! # Locks
+//!
+//! The tables are a part of `Mmu::state`. Nothing here is called with interrupts off: a vCPU leaves
+//! its window first.
+//!
+//! # The guest's tables are read without the lock
+//!
+//! That may fault, and sleep. A fault notes [`crate::model::paging::shadow::Shadow::sequence`]
+//! before it walks, and maps under the lock only if that is the same, and the host's page as it was
+//! (`State::is_current`).
+
+use super::paging::{Mode, Shadows};
+use super::{Mmu, Moment, Unlinked};
+use crate::host::errno::{no_such_device, unsupported};
+use crate::host::frame::Frame;
+use crate::host::notifier::HvaRange;
+use crate::host::pool::Reserve;
+use crate::host::tables::{give_back, Tables};
+use crate::host::user::{PageRun, UserPages, Wanted};
+use crate::host::{cpu, task};
+use crate::model::arch::addr::{Gfn, Gpa, Gva, Hpa, Hva, PAGE_SIZE};
+use crate::model::arch::exception::PageFaultError;
+use crate::model::emulate::Backing;
+use crate::model::exit::{NestedFault, Origin};
+use crate::model::memory::slots::{Slot, SlotFlags};
+use crate::model::paging::frames::TableFrame;
+use crate::model::paging::shadow::route::{RootKey, Route};
+use crate::model::paging::shadow::{
+    self, Cause, Cursor, HostPage, Installed, Lack, Policy, Shadow, ShadowCounts, Spot, TableId,
+};
+use crate::model::paging::state::{Access, AccessKind, PagingState, Privilege};
+use crate::model::paging::walk::{self, GuestPhys, WalkError};
+use crate::model::paging::PageSize;
+use kernel::prelude::*;
+use kernel::sync::atomic::{
+    ordering::{Acquire, Relaxed, Release},
+    Atomic,
+};
+use kernel::sync::Arc;
+
+/// How a VM's memory is virtualized.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PagingMode {
+    /// By the CPU: nested tables.
+    Nested,
+    /// By shadow tables that follow the guest's when it invalidates translations.
+    Shadow,
+    /// By shadow tables that follow each of the guest's writes to its own.
+    Trap,
+}
+
+/// Tables of a VM at least, at most, and when nothing is said.
+pub const MIN_TABLES: usize = 16;
+/// See [`MIN_TABLES`].
+pub const MAX_TABLES: usize = 8192;
+/// See [`MIN_TABLES`].
+pub const DEFAULT_TABLES: usize = 2048;
+
+/// Tables that are watched again with one flush.
+const SYNCED: usize = 8;
+/// Tries of a fault whose tables are changed by other vCPUs, before the guest tries by itself.
+const TRIES: u32 = 64;
+/// Entries behind the one of a fault that are mapped with it, if the guest has used them.
+const NEIGHBOURS: usize = 7;
+
+/// The mode, which is settled with the first vCPU. Changed with `slots_lock` held.
+pub(super) struct Choice(Atomic<u64>);
+
+impl Choice {
+    const SETTLED: u64 = 1 << 8;
+
+    pub(super) const fn new() -> Self {
+        Self(Atomic::new(PagingMode::Nested as u64))
+    }
+
+    fn mode(&self) -> PagingMode {
+        match self.0.load(Acquire) & !Self::SETTLED {
+            0 => PagingMode::Nested,
+            1 => PagingMode::Shadow,
+            _ => PagingMode::Trap,
+        }
+    }
+}
+
+/// What a fault in shadow tables came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ShadowFault {
+    /// Try the access again.
+    Mapped,
+    /// It is the guest's own fault.
+    Guest(PageFaultError),
+    /// The address is not canonical, and the CPU has said nothing of it before.
+    NonCanonical,
+    /// There is no memory for the guest there: a device's business.
+    Device(NestedFault, Backing),
+    /// A write to a table of the guest's, to be executed in software.
+    Table(NestedFault),
+    /// The guest's tables are where it has no memory.
+    NoTables,
+}
+
+/// A vCPU's part of shadow paging.
+pub struct ShadowCpu {
+    mmu: Arc<Mmu>,
+    root: Option<TableId>,
+    reserves: [Reserve; 3],
+    /// For a root below 4 GiB.
+    pointers: Option<TableFrame>,
+    /// A guest table that is being compared.
+    words: KBox<[u64; 512]>,
+}
+
+const _: () = assert!(3 * crate::host::pool::RESERVE >= shadow::RESERVE);
+
+impl ShadowCpu {
+    /// Without a root yet.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new(mmu: Arc<Mmu>) -> Result<Self> {
+        Ok(Self {
+            mmu,
+            root: None,
+            reserves: Default::default(),
+            pointers: None,
+            words: KBox::new([0; 512], GFP_KERNEL_ACCOUNT)?,
+        })
+    }
+}
+
+impl Drop for ShadowCpu {
+    fn drop(&mut self) {
+        if let (Some(root), Some(shadow)) = (self.root, self.mmu.state.lock().tree.shadow()) {
+            shadow.leave(root);
+        }
+        if let Some(frame) = self.pointers.take() {
+            give_back(self.mmu.pools, frame);
+        }
+    }
+}
+
+/// Empty tables.
+fn tables(policy: Policy, count: usize) -> Result<Shadows> {
+    let mut slots = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
+    for _ in 0..count {
+        // Within the capacity.
+        slots
+            .push_within_capacity(shadow::Slot::new())
+            .map_err(|_| ENOMEM)?;
+    }
+    let words = KVVec::from_elem(0u32, Shadows::words(count), GFP_KERNEL_ACCOUNT)?;
+    Shadow::new(policy, slots, words).ok_or(EINVAL)
+}
+
+/// What the guest's own tables have to say to a page fault of the CPU's.
+fn access_of(code: PageFaultError, cpl: u8, ac: bool) -> Access {
+    let kind = if code.contains(PageFaultError::FETCH) {
+        AccessKind::Fetch
+    } else if code.contains(PageFaultError::WRITE) {
+        AccessKind::Write
+    } else {
+        AccessKind::Read
+    };
+    let privilege = match cpl {
+        _ if code.contains(PageFaultError::USER) => Privilege::User,
+        // To a descriptor table or a TSS.
+        3 => Privilege::Implicit,
+        _ => Privilege::Supervisor { ac },
+    };
+    Access { kind, privilege }
+}
+
+/// A fault, and who made it.
+#[derive(Clone, Copy)]
+pub struct GuestFault {
+    /// Where.
+    pub gva: Gva,
+    /// What the CPU says of it.
+    pub code: PageFaultError,
+    /// Current privilege level.
+    pub cpl: u8,
+    /// RFLAGS.AC.
+    pub ac: bool,
+}
+
+/// What a fault has found before it takes the lock.
+struct Found {
+    slot: Slot,
+    moment: Moment,
+    sequence: u64,
+    hva: Hva,
+}
+
+impl Mmu {
+    /// Chooses how memory is virtualized, with so many shadow tables at most.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` when there are vCPUs; `EINVAL` for a number of tables out of range, or one for nested
+    /// tables; `ENOMEM`.
+    pub fn choose(&self, mode: PagingMode, count: usize) -> Result {
+        let _one_at_a_time = self.slots_lock.lock();
+        if self.choice.0.load(Relaxed) & Choice::SETTLED != 0 {
+            return Err(EBUSY);
+        }
+        let policy = match mode {
+            PagingMode::Nested if count != 0 => return Err(EINVAL),
+            // Once left, the nested tables are gone.
+            PagingMode::Nested if self.choice.mode() == mode => return Ok(()),
+            PagingMode::Nested => return Err(EBUSY),
+            PagingMode::Shadow => Policy::Virtual,
+            PagingMode::Trap => Policy::Exact,
+        };
+        let count = match count {
+            0 => DEFAULT_TABLES,
+            MIN_TABLES..=MAX_TABLES => count,
+            _ => return Err(EINVAL),
+        };
+        let new = Mode::Shadow(tables(policy, count)?);
+        let old = self.state.lock().tree.mode.replace(new);
+        if let Some(old) = old {
+            // No vCPU has ever walked them.
+            old.destroy(&mut Tables::existing(self.pools));
+        }
+        self.choice.0.store(mode as u64, Release);
+        Ok(())
+    }
+
+    /// The mode, which does not change any more.
+    pub fn settle(&self) -> PagingMode {
+        let _one_at_a_time = self.slots_lock.lock();
+        let mode = self.choice.mode();
+        self.choice.0.store(mode as u64 | Choice::SETTLED, Release);
+        mode
+    }
+
+    /// How memory is virtualized.
+    pub fn paging_mode(&self) -> PagingMode {
+        self.choice.mode()
+    }
+
+    /// What shadow tables have been through; zeroes without any.
+    pub fn shadow_counts(&self) -> ShadowCounts {
+        let mut state = self.state.lock();
+        let shadow = state.tree.shadow();
+        shadow.map(|shadow| shadow.counts).unwrap_or_default()
+    }
+
+    fn with_shadow<R>(&self, f: impl FnOnce(&mut Shadows) -> R) -> Result<R> {
+        self.state.lock().tree.shadow().map(f).ok_or(EIO)
+    }
+
+    /// Waits until no CPU uses what shadow tables have dropped.
+    fn flush_stale(&self, stale: Option<u64>) -> Result {
+        if let Some(stale) = stale {
+            self.tlb.flush(&self.stats);
+            self.with_shadow(|shadow| shadow.flushed(stale))?;
+        }
+        Ok(())
+    }
+
+    /// Drops all shadow tables, in steps.
+    pub(super) fn forget_shadows(&self) {
+        if self.choice.mode() == PagingMode::Nested {
+            return;
+        }
+        let mut cursor = Cursor::default();
+        loop {
+            let mut unlinked = Unlinked::new(self);
+            let memory = Tables::existing(self.pools);
+            let done = match self.state.lock().tree.shadow() {
+                Some(shadow) => {
+                    let done = shadow.clear(&memory, &mut unlinked, &mut cursor);
+                    unlinked.note(shadow);
+                    done
+                }
+                None => true,
+            };
+            // Dropped here, after the lock: flush, then free.
+            drop(unlinked);
+            if done {
+                return;
+            }
+            task::cond_resched();
+        }
+    }
+
+    /// Makes room in shadow tables.
+    fn evict(&self) -> Result {
+        let mut unlinked = Unlinked::new(self);
+        let memory = Tables::existing(self.pools);
+        let room = self.with_shadow(|shadow| {
+            let room = shadow.evict(&memory, &mut unlinked);
+            unlinked.note(shadow);
+            room
+        })?;
+        drop(unlinked);
+        task::cond_resched();
+        if room {
+            Ok(())
+        } else {
+            Err(ENOMEM)
+        }
+    }
+
+    /// Brings shadow tables in step with the guest's: those that refer to others, or all.
+    fn sync(&self, words: &mut [u64; 512], leaves: bool) -> Result {
+        // Other vCPUs may go on changing theirs.
+        for _ in 0..MAX_TABLES / SYNCED {
+            let mut syncing = [None; SYNCED];
+            let memory = Tables::existing(self.pools);
+            let stale = self.with_shadow(|shadow| {
+                for place in syncing.iter_mut() {
+                    *place = shadow.begin_sync(&memory, leaves);
+                    if place.is_none() {
+                        break;
+                    }
+                }
+                shadow.stale()
+            })?;
+            if syncing.iter().all(Option::is_none) {
+                return Ok(());
+            }
+            // Whatever the guest writes from here on is noticed.
+            self.flush_stale(stale)?;
+            for syncing in syncing.into_iter().flatten() {
+                let gpa = syncing.gfn().base().unwrap_or_default();
+                let read = self.read(gpa, words.as_mut_bytes());
+                let words = read.is_ok().then_some(&*words);
+                self.with_shadow(|shadow| shadow.compare(&memory, &syncing, words))?;
+            }
+            task::cond_resched();
+        }
+        Ok(())
+    }
+
+    /// The root of the tables that the CPU walks for these registers, in step with the guest's
+    /// tables: what MOV to CR3 does. `pointers` are those that PAE paging has loaded.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` for 5-level paging; `ENOMEM`.
+    pub fn shadow_root(
+        &self,
+        cpu: &mut ShadowCpu,
+        paging: &PagingState,
+        pointers: [u64; 4],
+    ) -> Result<Hpa> {
+        self.sync(&mut cpu.words, true)?;
+        let key = RootKey::of(paging, pointers).ok_or_else(unsupported)?;
+        loop {
+            self.fill(cpu)?;
+            if key.has_pointers() && cpu.pointers.is_none() {
+                let frame = Frame::new_below_4g(cpu::current_node())?;
+                cpu.pointers = Some(TableFrame::new(frame.into_hpa()));
+            }
+            let mut memory = Tables::with_reserves(self.pools, &mut cpu.reserves);
+            let entered = self.with_shadow(|shadow| {
+                let entered = shadow.enter(&mut memory, &key, &mut cpu.pointers);
+                if let (Ok(_), Some(old)) = (entered, cpu.root) {
+                    shadow.leave(old);
+                }
+                entered.map(|root| (root, shadow.root(root)))
+            })?;
+            match entered {
+                Ok((root, hpa)) => {
+                    cpu.root = Some(root);
+                    return hpa.ok_or(EIO);
+                }
+                Err(Lack::Room) => self.evict()?,
+                Err(Lack::Frames) => return Err(ENOMEM),
+            }
+        }
+    }
+
+    fn fill(&self, cpu: &mut ShadowCpu) -> Result {
+        let node = cpu::current_node();
+        for reserve in &mut cpu.reserves {
+            reserve.fill(self.pools, node)?;
+        }
+        Ok(())
+    }
+
+    /// INVLPG; without an address, as MOV to CR3.
+    ///
+    /// # Errors
+    ///
+    /// `EIO`.
+    pub fn shadow_invalidate(&self, cpu: &mut ShadowCpu, gva: Option<Gva>) -> Result {
+        self.sync(&mut cpu.words, gva.is_none())?;
+        if let (Some(gva), Some(root)) = (gva, cpu.root) {
+            let memory = Tables::existing(self.pools);
+            self.with_shadow(|shadow| shadow.invalidate(&memory, root, gva))?;
+        }
+        Ok(())
+    }
+
+    /// The hypervisor has written to a guest's page on the guest's behalf.
+    pub(super) fn shadow_wrote(&self, gpa: Gpa, len: usize) {
+        if self.choice.mode() == PagingMode::Nested {
+            return;
+        }
+        let gfn = gpa.gfn().raw();
+        let memory = Tables::existing(self.pools);
+        let watched = self.with_shadow(|shadow| match shadow.is_watched(gfn) {
+            true if shadow.policy() == Policy::Exact => true,
+            true => {
+                shadow.loosen(gfn);
+                false
+            }
+            false => false,
+        });
+        if watched != Ok(true) {
+            return;
+        }
+        let (first, words) = match self.words_at(gpa, len) {
+            Ok(found) => found,
+            Err(_) => return self.loosen(gfn),
+        };
+        let words = words.get(..len.div_ceil(8) + 1).unwrap_or(&words);
+        let words = words.get(..512usize.saturating_sub(first)).unwrap_or(words);
+        let _ = self.with_shadow(|shadow| shadow.written(&memory, gfn, first, words));
+    }
+
+    fn loosen(&self, gfn: u64) {
+        let _ = self.with_shadow(|shadow| shadow.loosen(gfn));
+    }
+
+    /// The words of a page around what was written there; the number of the first.
+    fn words_at(&self, gpa: Gpa, len: usize) -> Result<(usize, [u64; TOUCHED])> {
+        let first = (gpa.page_offset() / 8) as usize;
+        if len > (TOUCHED - 1) * 8 {
+            return Err(E2BIG);
+        }
+        let mut words = [0; TOUCHED];
+        let count = TOUCHED.min(512 - first);
+        let bytes = words.as_mut_bytes().get_mut(..count * 8).ok_or(EINVAL)?;
+        self.read(Gpa::new(gpa.page_base().raw() + first as u64 * 8), bytes)?;
+        Ok((first, words))
+    }
+
+    /// Resolves a page fault of the CPU's in shadow tables.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mmu::resolve`].
+    pub fn shadow_fault<M: GuestPhys<Error = Error>>(
+        &self,
+        cpu: &mut ShadowCpu,
+        run: &mut PageRun,
+        memory: &mut M,
+        paging: &PagingState,
+        fault: &GuestFault,
+    ) -> Result<ShadowFault> {
+        let access = access_of(fault.code, fault.cpl, fault.ac);
+        let pointers = paging.pointers();
+        let key = RootKey::of(paging, pointers).ok_or_else(unsupported)?;
+        for _ in 0..TRIES {
+            let sequence = self.with_shadow(|shadow| shadow.sequence)?;
+            let (page, path) = match walk::walk_traced(memory, paging, fault.gva, access) {
+                Ok(found) => found,
+                Err(WalkError::Fault(code)) => return Ok(ShadowFault::Guest(code)),
+                Err(WalkError::NonCanonical) => return Ok(ShadowFault::NonCanonical),
+                Err(WalkError::Memory { error, .. }) if error == no_such_device() => {
+                    return Ok(ShadowFault::NoTables);
+                }
+                Err(WalkError::Memory { error, .. }) => return Err(error),
+                Err(WalkError::Contended) => return Ok(ShadowFault::Mapped),
+            };
+            let nested = NestedFault {
+                gpa: page.gpa,
+                write: access.kind == AccessKind::Write,
+                fetch: access.kind == AccessKind::Fetch,
+                present: false,
+                origin: Origin::Access(Some(fault.gva)),
+            };
+            let route = Route::new(key, fault.gva, page, path);
+            let found = {
+                let state = self.state.lock();
+                let slot = state.view().find(page.gpa.gfn()).copied();
+                slot.map(|slot| (slot, state.moment()))
+            };
+            let Some((slot, moment)) = found else {
+                return Ok(ShadowFault::Device(nested, Backing::Mmio));
+            };
+            if nested.write && slot.flags.contains(SlotFlags::READ_ONLY) {
+                return Ok(ShadowFault::Device(nested, Backing::Rom));
+            }
+            let found = Found {
+                slot,
+                moment,
+                sequence,
+                hva: slot.hva_of(page.gpa.gfn()).ok_or(EFAULT)?,
+            };
+            self.fill(cpu)?;
+            match self.install(cpu, run, &route, &nested, access, &found)? {
+                Some(Installed::Done(spot)) => {
+                    self.map_neighbours(run, paging, &found, page.gpa.gfn(), spot)?;
+                    return Ok(ShadowFault::Mapped);
+                }
+                Some(Installed::Watched) => return Ok(ShadowFault::Table(nested)),
+                Some(Installed::Loose) => self.sync(&mut cpu.words, true)?,
+                Some(Installed::Lacking(Lack::Room)) => self.evict()?,
+                Some(Installed::Lacking(Lack::Frames)) => return Err(ENOMEM),
+                Some(Installed::Obsolete) | None => {
+                    self.stats.retries.add(1, Relaxed);
+                    task::cond_resched();
+                }
+            }
+        }
+        Ok(ShadowFault::Mapped)
+    }
+
+    /// Maps the page of a fault, if all is still as it was found; `None` when the host has changed
+    /// it.
+    fn install(
+        &self,
+        cpu: &mut ShadowCpu,
+        run: &mut PageRun,
+        route: &Route,
+        fault: &NestedFault,
+        access: Access,
+        found: &Found,
+    ) -> Result<Option<Installed>> {
+        let Found { slot, hva, .. } = found;
+        let gfn = fault.gpa.gfn();
+        let read_only = slot.flags.contains(SlotFlags::READ_ONLY);
+        let logged = slot.flags.log_dirty();
+        let wanted = match (read_only, fault.write) {
+            (true, _) => Wanted::ReadOnly,
+            (false, true) => Wanted::Write,
+            (false, false) => Wanted::Read,
+        };
+        let pages = UserPages::get(run, &self.mm, *hva, wanted, 1)?;
+        let shift = PageSize::Size2M.level().shift();
+        let large = !logged
+            && !read_only
+            && pages.writable()
+            && route.page().page_shift >= shift
+            && slot.fits_large(gfn, PageSize::Size2M.pages())
+            && pages
+                .mapping_shift()
+                .unwrap_or_else(|| self.mm.mapping_shift(*hva))
+                >= shift;
+        let host = HostPage {
+            hpa: pages.iter().next().ok_or(EFAULT)?,
+            writable: pages.writable() && !read_only && (fault.write || !logged),
+            large,
+        };
+        let cause = Cause {
+            write: fault.write,
+            user: access.privilege == Privilege::User,
+        };
+        let root = cpu.root.ok_or(EIO)?;
+        let mut unlinked = Unlinked::new(self);
+        let mut memory = Tables::with_reserves(self.pools, &mut cpu.reserves);
+        let mut state = self.state.lock();
+        if !state.is_current(found.moment, looked_up(*hva, large)) {
+            return Ok(None);
+        }
+        let now = &mut *state;
+        let shadow = now.tree.shadow().ok_or(EIO)?;
+        let installed = shadow.install(
+            &mut memory,
+            &mut unlinked,
+            root,
+            found.sequence,
+            route,
+            host,
+            cause,
+        );
+        if let (true, true, Installed::Done(_)) = (logged, fault.write, installed) {
+            now.logs.mark(slot, gfn);
+        }
+        drop(state);
+        drop(unlinked);
+        Ok(Some(installed))
+    }
+
+    /// Maps pages behind that of a fault which the guest's next entries refer to, as far as they
+    /// have been used, and are in one piece with it.
+    fn map_neighbours(
+        &self,
+        run: &mut PageRun,
+        paging: &PagingState,
+        found: &Found,
+        gfn: Gfn,
+        spot: Spot,
+    ) -> Result {
+        let Some(next) = self.with_shadow(|shadow| shadow.behind(spot, NEIGHBOURS))? else {
+            return Ok(());
+        };
+        let mut bytes = [0u8; NEIGHBOURS * 8];
+        let bytes = bytes.get_mut(..next.count * next.size).ok_or(EIO)?;
+        if self.read(Gpa::new(next.gpa), bytes).is_err() {
+            return Ok(());
+        }
+        let reserved = paging.reserved_in_small();
+        let entry = |index: usize| {
+            let at = index * next.size;
+            let mut word = [0; 8];
+            let entry = bytes.get(at..at + next.size).unwrap_or_default();
+            for (to, from) in word.iter_mut().zip(entry) {
+                *to = *from;
+            }
+            u64::from_le_bytes(word)
+        };
+        let used = (0..next.count).take_while(|index| shadow::is_used(entry(*index), reserved));
+        let used = used.count();
+        if used == 0 {
+            return Ok(());
+        }
+        let Found { slot, hva, .. } = found;
+        let left = slot.gfns().end.raw().saturating_sub(gfn.raw());
+        let max = left.min(used as u64 + 1) as usize;
+        let wanted = match slot.flags.contains(SlotFlags::READ_ONLY) {
+            true => Wanted::ReadOnly,
+            false => Wanted::Read,
+        };
+        let logged = slot.flags.log_dirty();
+        let pages = UserPages::get(run, &self.mm, *hva, wanted, max)?;
+        let writable = pages.writable() && wanted == Wanted::Read && !logged;
+        let memory = Tables::existing(self.pools);
+        let mut state = self.state.lock();
+        let bytes = (pages.count() as u64).wrapping_mul(PAGE_SIZE);
+        let range = HvaRange {
+            start: *hva,
+            end: hva.wrapping_add(bytes),
+        };
+        if !state.is_current(found.moment, range) {
+            return Ok(());
+        }
+        let shadow = state.tree.shadow().ok_or(EIO)?;
+        for index in 0..used {
+            let (place, source) = (next.spot.plus(index), entry(index));
+            let Some(frame) = shadow.candidate(&memory, place, source) else {
+                continue;
+            };
+            let Some(hpa) = frame
+                .checked_sub(gfn.raw())
+                .and_then(|offset| pages.iter().nth(offset as usize))
+            else {
+                continue;
+            };
+            let host = HostPage {
+                hpa,
+                writable,
+                large: false,
+            };
+            shadow.fill(&memory, place, found.sequence, source, host);
+        }
+        Ok(())
+    }
+
+    /// After a write to a guest's table was executed: maps at once what its entry refers to now.
+    ///
+    /// # Errors
+    ///
+    /// `EIO`.
+    pub fn shadow_refill(&self, run: &mut PageRun, paging: &PagingState, gpa: Gpa) -> Result {
+        let gfn = gpa.gfn().raw();
+        let sequence = self.with_shadow(|shadow| shadow.sequence)?;
+        let Ok((word, words)) = self.words_at(gpa, 1) else {
+            return Ok(());
+        };
+        let [value, ..] = words;
+        let reserved = paging.reserved_in_small();
+        let mut places = [None; 4];
+        let memory = Tables::existing(self.pools);
+        self.with_shadow(|shadow| {
+            let mut free = places.iter_mut();
+            shadow.spots(gfn, word, value, |spot, source| {
+                if shadow::is_used(source, reserved) {
+                    if let Some(place) = free.next() {
+                        *place = Some((spot, source));
+                    }
+                }
+            });
+        })?;
+        for (spot, source) in places.into_iter().flatten() {
+            let frame = self.with_shadow(|shadow| shadow.candidate(&memory, spot, source))?;
+            let Some(frame) = frame.map(Gfn::new) else {
+                continue;
+            };
+            let found = {
+                let state = self.state.lock();
+                let slot = state.view().find(frame).copied();
+                slot.map(|slot| (slot, state.moment()))
+            };
+            let Some((slot, moment)) = found else {
+                continue;
+            };
+            let Some(hva) = slot.hva_of(frame) else {
+                continue;
+            };
+            let wanted = match slot.flags.contains(SlotFlags::READ_ONLY) {
+                true => Wanted::ReadOnly,
+                false => Wanted::Read,
+            };
+            // What is not there comes with a fault.
+            let Ok(pages) = UserPages::get(run, &self.mm, hva, wanted, 1) else {
+                continue;
+            };
+            let Some(hpa) = pages.iter().next() else {
+                continue;
+            };
+            let host = HostPage {
+                hpa,
+                writable: pages.writable() && wanted == Wanted::Read && !slot.flags.log_dirty(),
+                large: false,
+            };
+            let mut state = self.state.lock();
+            if state.is_current(moment, looked_up(hva, false)) {
+                let shadow = state.tree.shadow().ok_or(EIO)?;
+                shadow.fill(&memory, spot, sequence, source, host);
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest may write to a table as if it was none, until it is next looked at: where the
+    /// instruction cannot be executed.
+    pub fn shadow_let_go(&self, gpa: Gpa) {
+        self.loosen(gpa.gfn().raw());
+    }
+}
+
+/// Words that one write of an instruction can touch, and one more.
+const TOUCHED: usize = 10;
+
+/// The host range whose page is about to be mapped.
+fn looked_up(hva: Hva, large: bool) -> HvaRange {
+    let size = if large {
+        PageSize::Size2M.bytes()
+    } else {
+        PAGE_SIZE
+    };
+    let start = Hva::new(hva.raw() & !(size - 1));
+    HvaRange {
+        start,
+        end: start.wrapping_add(size),
+    }
+}
