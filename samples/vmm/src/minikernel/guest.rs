@@ -38,6 +38,8 @@ pub struct Setup<'a> {
     pub program: &'a [u8],
     /// How the kernel starts.
     pub mode: Mode,
+    /// How the guest's memory is virtualized, where the device lets us choose.
+    pub paging: Option<Paging>,
     pub parameters: Parameters,
     pub timeout: Duration,
 }
@@ -200,6 +202,15 @@ fn create(setup: &Setup) -> Result<(VmFd, GuestMemoryMmap, Vec<VcpuFd>)> {
 
     let kvm = machine::open(setup.device)?;
     let vm = kvm.create_vm().map_err(Error::ioctl("KVM_CREATE_VM"))?;
+    if let Some(paging) = setup.paging.filter(|paging| *paging != Paging::Nested) {
+        let cap = kvm_enable_cap {
+            cap: RUSTHV_CAP_PAGING,
+            args: [paging as u64, 0, 0, 0],
+            ..Default::default()
+        };
+        vm.enable_cap(&cap)
+            .map_err(Error::ioctl("RUSTHV_CAP_PAGING"))?;
+    }
     place_host_pages(&kvm, &vm)?;
     for (slot, region) in (0..).zip(memory.iter()) {
         let host = memory

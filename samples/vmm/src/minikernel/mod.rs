@@ -28,6 +28,9 @@ pub struct Options {
     /// The kernel's form, and with it the guest's paging mode
     #[arg(long, value_enum, value_delimiter = ',', default_value = "long")]
     kernel: Vec<Form>,
+    /// How rusthv virtualizes the guest's memory; other devices do it their way
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "nested")]
+    paging: Vec<Paging>,
     /// How many vCPUs
     #[arg(long, value_delimiter = ',', default_value = "1",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VCPUS)))]
@@ -58,6 +61,27 @@ pub enum Form {
     Pae,
     /// Two levels, in protected mode
     Legacy,
+}
+
+/// How a guest's memory is virtualized, with the numbers of RUSTHV_CAP_PAGING.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Paging {
+    /// By the CPU: nested page tables
+    Nested = 0,
+    /// Shadow page tables that follow the guest's when it invalidates translations
+    Shadow = 1,
+    /// Shadow page tables that follow each write to the guest's
+    Trap = 2,
+}
+
+impl Paging {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Nested => "nested",
+            Self::Shadow => "shadow",
+            Self::Trap => "trap",
+        }
+    }
 }
 
 impl Form {
@@ -125,8 +149,12 @@ pub fn run(options: &Options, device: &Path, memory: u64, timeout: Option<Durati
             let against = options
                 .against
                 .as_deref()
-                .map(|other| (other, &options.vcpus[..1]));
-            for (device, counts) in against.into_iter().chain([(device, &options.vcpus[..])]) {
+                .map(|other| (other, None, &options.vcpus[..1]));
+            let ours = options
+                .paging
+                .iter()
+                .map(|&paging| (device, Some(paging), &options.vcpus[..]));
+            for (device, paging, counts) in against.into_iter().chain(ours) {
                 for &vcpus in counts {
                     let parameters = Parameters {
                         magic: MAGIC,
@@ -142,12 +170,14 @@ pub fn run(options: &Options, device: &Path, memory: u64, timeout: Option<Durati
                         kernel: &kernel,
                         program: &program,
                         mode: form.mode(),
+                        paging,
                         parameters,
                         timeout: timeout.unwrap_or(TIMEOUT),
                     })?;
                     standard.check(&mut report);
                     let name = Name {
                         device,
+                        paging,
                         form,
                         workload,
                         vcpus,
@@ -176,6 +206,8 @@ fn read(options: &Options, name: &str) -> Result<Vec<u8>> {
 /// Which run it was.
 struct Name<'a> {
     device: &'a Path,
+    /// As the device likes it, without.
+    paging: Option<Paging>,
     form: Form,
     workload: usize,
     vcpus: u32,
@@ -202,8 +234,8 @@ impl Printer {
         } else {
             write!(
                 out,
-                "{:<11} {:<6} {:<10} vcpus",
-                "device", "kernel", "workload"
+                "{:<11} {:<6} {:<6} {:<10} vcpus",
+                "device", "paging", "kernel", "workload"
             )?;
             write!(out, " {:<16} {:>7} {:>10}", Value::NAMES[0], "ms", "cycles")?;
             for name in &Value::NAMES[1..] {
@@ -221,13 +253,14 @@ impl Printer {
 
     fn run(&mut self, name: &Name, report: &Report) -> io::Result<()> {
         let device = name.device.display();
+        let paging = name.paging.map_or("-", Paging::name);
         if !self.tap {
             let mut out = io::stdout().lock();
             let (form, workload) = (name.form.name(), WORKLOADS[name.workload]);
             let milliseconds = report.elapsed.as_secs_f64() * 1e3;
             write!(
                 out,
-                "{device:<11} {form:<6} {workload:<10} {:>5}",
+                "{device:<11} {paging:<6} {form:<6} {workload:<10} {:>5}",
                 name.vcpus
             )?;
             write!(out, " {:016x}", report.values[0])?;
@@ -240,7 +273,7 @@ impl Printer {
             writeln!(out, " {port:>NARROWEST$} {yields:>NARROWEST$}")?;
         }
         if let Some(failure) = &report.failure {
-            let failure = format!("{device}, {} vCPUs: {failure}", name.vcpus);
+            let failure = format!("{device}, {paging}, {} vCPUs: {failure}", name.vcpus);
             self.failures.push(failure);
         }
         Ok(())
