@@ -37,9 +37,11 @@ user_data!(
     rusthv_info,
     rusthv_measurement,
     rusthv_node_stats,
+    rusthv_numa_policy,
     rusthv_paging_stats,
     rusthv_vcpu_stats,
     rusthv_vm_stats,
+    rusthv_wipe,
 );
 
 impl UserData for u32 {}

@@ -37,11 +37,12 @@ pub mod shadow;
 pub mod tlb;
 
 use crate::host::notifier::{HvaRange, MmuEvents};
-use crate::host::pool::{Pools, Reserve};
+use crate::host::pool::Reserve;
+use crate::host::supply::Supply;
 use crate::host::tables::{give_back, Tables};
 use crate::host::task;
 use crate::host::user::{self, UserMm};
-use crate::model::arch::addr::{Gfn, GfnRange, Gpa, Hpa};
+use crate::model::arch::addr::{Gfn, GfnRange, Gpa};
 use crate::model::memory::slots::{plan, Change, Limits, Request, Slot, SlotView};
 use crate::model::paging::format::Leaf;
 use crate::model::paging::frames::{Gather, TableFrame};
@@ -98,13 +99,21 @@ impl MmuStats {
 struct Tree {
     /// Some until `drop`.
     mode: Option<Mode>,
-    pools: &'static Pools,
+    supply: Arc<Supply>,
+}
+
+/// Tables that map nothing.
+fn empty_table(supply: &Supply, format: Nested) -> Result<Table<Nested>> {
+    let mut reserve = Reserve::default();
+    reserve.fill(supply)?;
+    let mut memory = Tables::with_reserve(supply, &mut reserve);
+    Table::new(&mut memory, format, format.levels()).ok_or(ENOMEM)
 }
 
 impl Drop for Tree {
     fn drop(&mut self) {
         if let Some(mode) = self.mode.take() {
-            mode.destroy(&mut Tables::existing(self.pools));
+            mode.destroy(&mut Tables::existing(&self.supply));
         }
     }
 }
@@ -190,8 +199,8 @@ pub struct Mmu {
     tlb: Tlb,
     limits: Limits,
     mm: UserMm,
-    pools: &'static Pools,
-    root: Hpa,
+    supply: Arc<Supply>,
+    format: Nested,
     large_pages: bool,
     overrules_pat: bool,
     /// How memory is virtualized.
@@ -241,7 +250,7 @@ impl<'a> Unlinked<'a> {
             self.changed = false;
         }
         for table in self.tables.iter_mut().filter_map(Option::take) {
-            give_back(self.mmu.pools, table);
+            give_back(&self.mmu.supply, table);
         }
     }
 }
@@ -287,18 +296,13 @@ impl Mmu {
         format: Nested,
         phys_bits: u32,
         mm: UserMm,
-        pools: &'static Pools,
-        node: i32,
+        supply: Arc<Supply>,
     ) -> Result<impl PinInit<Self, Error>> {
-        let mut reserve = Reserve::default();
-        reserve.fill(pools, node)?;
-        let mut memory = Tables::with_reserve(pools, &mut reserve);
         let top = format.levels();
-        let table = Table::new(&mut memory, format, top).ok_or(ENOMEM)?;
-        let root = table.root();
+        let table = empty_table(&supply, format)?;
         let tree = Tree {
             mode: Some(Mode::Nested(table)),
-            pools,
+            supply: supply.clone(),
         };
         let tlb = Tlb::new()?;
         let state = State {
@@ -323,8 +327,8 @@ impl Mmu {
             manual_log: Manual::new(),
             limits,
             mm,
-            pools,
-            root,
+            supply,
+            format,
             large_pages: format.largest() >= PageSize::Size2M,
             overrules_pat: format.overrules_pat(),
             choice: Choice::new(),
@@ -334,12 +338,39 @@ impl Mmu {
 
     /// The tables, for the hardware; they live as long as the address space.
     pub fn root(this: &Arc<Self>) -> NestedRoot {
-        NestedRoot::new(this.root, this.clone())
+        let table = this.state.lock().tree.nested().map(|table| table.root());
+        // Without nested tables nobody asks.
+        NestedRoot::new(table.unwrap_or_default(), this.clone())
+    }
+
+    /// Puts the root table where the supply says now. No vCPU has it yet.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn renew_root(&self) -> Result {
+        let new = Mode::Nested(empty_table(&self.supply, self.format)?);
+        let mut state = self.state.lock();
+        // Without a vCPU nothing was mapped, and shadow tables are made when they are needed.
+        let old = match state.tree.nested() {
+            Some(_) => state.tree.mode.replace(new),
+            None => Some(new),
+        };
+        drop(state);
+        if let Some(old) = old {
+            old.destroy(&mut Tables::existing(&self.supply));
+        }
+        Ok(())
     }
 
     /// The address space of the VMM.
     pub fn mm(&self) -> &UserMm {
         &self.mm
+    }
+
+    /// Where its frames come from.
+    pub fn supply(&self) -> &Supply {
+        &self.supply
     }
 
     /// Which CPU must forget what.
@@ -416,7 +447,7 @@ impl Mmu {
         let mut steps = Steps::new(range);
         loop {
             let mut unlinked = Unlinked::new(self);
-            let memory = Tables::existing(self.pools);
+            let memory = Tables::existing(&self.supply);
             let progress = match self.state.lock().tree.mode.as_mut() {
                 Some(mode) => mode.unmap(&memory, &mut steps, &mut unlinked),
                 None => Progress::Done,
@@ -489,7 +520,7 @@ impl MmuEvents for Mmu {
     fn young(&self, range: HvaRange, clear: bool) -> bool {
         let mut young = false;
         self.for_each_slot(range, |gfns| {
-            let memory = Tables::existing(self.pools);
+            let memory = Tables::existing(&self.supply);
             let mut steps = Steps::new(gfns);
             loop {
                 let mut state = self.state.lock();
@@ -520,7 +551,6 @@ fn everything() -> GfnRange {
 mod tests {
     use super::fault::{Faults, Resolved};
     use super::*;
-    use crate::host::cpu::current_node;
     use crate::host::frame::alive;
     use crate::host::kunit::UserMemory;
     use crate::host::notifier::Notifier;
@@ -547,8 +577,8 @@ mod tests {
             largest: PageSize::Size4K,
         });
         let mm = UserMm::current()?;
-        let pools = POOLS.get()?;
-        let mmu = Mmu::new(format, 40, mm.clone(), pools, current_node())?;
+        let supply = Arc::new(Supply::new(POOLS.get()?), GFP_KERNEL)?;
+        let mmu = Mmu::new(format, 40, mm.clone(), supply)?;
         let mmu = Arc::pin_init(mmu, GFP_KERNEL)?;
         let notifier = KBox::pin_init(Notifier::new(mm, mmu.clone()), GFP_KERNEL)?;
         Ok(Space {

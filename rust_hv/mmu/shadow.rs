@@ -21,8 +21,8 @@ use crate::host::frame::Frame;
 use crate::host::notifier::HvaRange;
 use crate::host::pool::Reserve;
 use crate::host::tables::{give_back, Tables};
+use crate::host::task;
 use crate::host::user::{PageRun, UserPages, Wanted};
-use crate::host::{cpu, task};
 use crate::model::arch::addr::{Gfn, Gpa, Gva, Hpa, Hva, PAGE_SIZE};
 use crate::model::arch::exception::PageFaultError;
 use crate::model::emulate::Backing;
@@ -140,7 +140,7 @@ impl Drop for ShadowCpu {
             shadow.leave(root);
         }
         if let Some(frame) = self.pointers.take() {
-            give_back(self.mmu.pools, frame);
+            give_back(&self.mmu.supply, frame);
         }
     }
 }
@@ -226,7 +226,7 @@ impl Mmu {
         let old = self.state.lock().tree.mode.replace(new);
         if let Some(old) = old {
             // No vCPU has ever walked them.
-            old.destroy(&mut Tables::existing(self.pools));
+            old.destroy(&mut Tables::existing(&self.supply));
         }
         self.choice.0.store(mode as u64, Release);
         Ok(())
@@ -273,7 +273,7 @@ impl Mmu {
         let mut cursor = Cursor::default();
         loop {
             let mut unlinked = Unlinked::new(self);
-            let memory = Tables::existing(self.pools);
+            let memory = Tables::existing(&self.supply);
             let done = match self.state.lock().tree.shadow() {
                 Some(shadow) => {
                     let done = shadow.clear(&memory, &mut unlinked, &mut cursor);
@@ -294,7 +294,7 @@ impl Mmu {
     /// Makes room in shadow tables.
     fn evict(&self) -> Result {
         let mut unlinked = Unlinked::new(self);
-        let memory = Tables::existing(self.pools);
+        let memory = Tables::existing(&self.supply);
         let room = self.with_shadow(|shadow| {
             let room = shadow.evict(&memory, &mut unlinked);
             unlinked.note(shadow);
@@ -314,7 +314,7 @@ impl Mmu {
         // Other vCPUs may go on changing theirs.
         for _ in 0..MAX_TABLES / SYNCED {
             let mut syncing = [None; SYNCED];
-            let memory = Tables::existing(self.pools);
+            let memory = Tables::existing(&self.supply);
             let stale = self.with_shadow(|shadow| {
                 for place in syncing.iter_mut() {
                     *place = shadow.begin_sync(&memory, leaves);
@@ -357,10 +357,10 @@ impl Mmu {
         loop {
             self.fill(cpu)?;
             if key.has_pointers() && cpu.pointers.is_none() {
-                let frame = Frame::new_below_4g(cpu::current_node())?;
+                let frame = Frame::new_below_4g(self.supply.place())?;
                 cpu.pointers = Some(TableFrame::new(frame.into_hpa()));
             }
-            let mut memory = Tables::with_reserves(self.pools, &mut cpu.reserves);
+            let mut memory = Tables::with_reserves(&self.supply, &mut cpu.reserves);
             let entered = self.with_shadow(|shadow| {
                 let entered = shadow.enter(&mut memory, &key, &mut cpu.pointers);
                 if let (Ok(_), Some(old)) = (entered, cpu.root) {
@@ -380,9 +380,8 @@ impl Mmu {
     }
 
     fn fill(&self, cpu: &mut ShadowCpu) -> Result {
-        let node = cpu::current_node();
         for reserve in &mut cpu.reserves {
-            reserve.fill(self.pools, node)?;
+            reserve.fill(&self.supply)?;
         }
         Ok(())
     }
@@ -395,7 +394,7 @@ impl Mmu {
     pub fn shadow_invalidate(&self, cpu: &mut ShadowCpu, gva: Option<Gva>) -> Result {
         self.sync(&mut cpu.words, gva.is_none())?;
         if let (Some(gva), Some(root)) = (gva, cpu.root) {
-            let memory = Tables::existing(self.pools);
+            let memory = Tables::existing(&self.supply);
             self.with_shadow(|shadow| shadow.invalidate(&memory, root, gva))?;
         }
         Ok(())
@@ -407,7 +406,7 @@ impl Mmu {
             return;
         }
         let gfn = gpa.gfn().raw();
-        let memory = Tables::existing(self.pools);
+        let memory = Tables::existing(&self.supply);
         let watched = self.with_shadow(|shadow| match shadow.is_watched(gfn) {
             true if shadow.policy() == Policy::Exact => true,
             true => {
@@ -559,7 +558,7 @@ impl Mmu {
         };
         let root = cpu.root.ok_or(EIO)?;
         let mut unlinked = Unlinked::new(self);
-        let mut memory = Tables::with_reserves(self.pools, &mut cpu.reserves);
+        let mut memory = Tables::with_reserves(&self.supply, &mut cpu.reserves);
         let mut state = self.state.lock();
         if !state.is_current(found.moment, looked_up(*hva, large)) {
             return Ok(None);
@@ -626,7 +625,7 @@ impl Mmu {
         let logged = slot.flags.log_dirty();
         let pages = UserPages::get(run, &self.mm, *hva, wanted, max)?;
         let writable = pages.writable() && wanted == Wanted::Read && !logged;
-        let memory = Tables::existing(self.pools);
+        let memory = Tables::existing(&self.supply);
         let mut state = self.state.lock();
         let bytes = (pages.count() as u64).wrapping_mul(PAGE_SIZE);
         let range = HvaRange {
@@ -672,7 +671,7 @@ impl Mmu {
         let [value, ..] = words;
         let reserved = paging.reserved_in_small();
         let mut places = [None; 4];
-        let memory = Tables::existing(self.pools);
+        let memory = Tables::existing(&self.supply);
         self.with_shadow(|shadow| {
             let mut free = places.iter_mut();
             shadow.spots(gfn, word, value, |spot, source| {

@@ -16,6 +16,7 @@ use crate::host::bindings::{self, rhv_regs};
 use crate::host::cpu::IrqsOff;
 use crate::host::debug;
 use crate::host::fpu::FpuInUse;
+use crate::host::frame::Place;
 use crate::host::msr;
 use crate::host::switch::Running;
 use crate::host::task;
@@ -96,13 +97,13 @@ impl Guest {
         svm: &'static Svm,
         translation: Translation,
         tsc_offset: u64,
-        node: i32,
+        place: Place,
     ) -> Result<Self> {
         let software = match &translation {
             Translation::Nested(_) => None,
             Translation::Software(_) => Some(Software { cr3: 0, pat: 0 }),
         };
-        let vmcb = VmcbPage::new(node)?;
+        let vmcb = VmcbPage::new(place)?;
         let mut guest = Self {
             before: vmcb.get().save,
             can_fail: false,
@@ -450,7 +451,7 @@ pub(super) fn test_guest(svm: &'static Svm) -> Result<Guest> {
         svm,
         translation,
         0x1234_5678,
-        crate::host::cpu::current_node(),
+        crate::host::cpu::current_node().into(),
     )
 }
 

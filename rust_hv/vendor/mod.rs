@@ -15,6 +15,7 @@ pub mod checks;
 
 use crate::host::cpu::{CpuEvents, IrqsOff};
 use crate::host::fpu::FpuInUse;
+use crate::host::frame::Place;
 use crate::host::switch::{HostSwitch, Leaves, Running, UserMsr};
 use crate::model::arch::addr::Hpa;
 use crate::model::arch::segment::{AccessRights, Segment};
@@ -215,7 +216,7 @@ pub trait Vendor: Sized + Send + Sync + 'static {
         &'static self,
         translation: Translation,
         tsc_offset: u64,
-        node: i32,
+        place: Place,
     ) -> Result<Self::Guest>;
 }
 

@@ -12,6 +12,7 @@ use super::Vmx;
 use crate::host::bindings::{self, rhv_regs};
 use crate::host::debug;
 use crate::host::fpu::FpuInUse;
+use crate::host::frame::Place;
 use crate::host::msr;
 use crate::host::switch::{self, Running};
 use crate::model::arch::segment::AccessRights;
@@ -98,7 +99,7 @@ impl Guest {
         vmx: &'static Vmx,
         translation: Translation,
         tsc_offset: u64,
-        node: i32,
+        place: Place,
     ) -> Result<Self> {
         let caps = &vmx.caps;
         let vpid = if caps.has(bindings::RUSTHV_FEAT_VPID) {
@@ -126,7 +127,7 @@ impl Guest {
             }
         };
         let mut guest = Self {
-            vmcs: Vmcs::new(caps.common.revision, node)?,
+            vmcs: Vmcs::new(caps.common.revision, place)?,
             vpid,
             regs: rhv_regs::default(),
             host: HostShadow::default(),

@@ -5,9 +5,9 @@
 use crate::errno::Errno;
 use crate::ioctl::{self, *};
 use crate::memory::{Memory, PAGE};
+use crate::rusthv;
 use crate::statistics::Statistics;
 use kvm_bindings::*;
-use crate::rusthv;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;

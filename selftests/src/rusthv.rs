@@ -6,11 +6,16 @@
 
 use crate::device::{Device, Vcpu, Vm};
 use crate::errno::Errno;
-use crate::ioctl::{ior, iowr};
+use crate::ioctl::{ior, iow, iowr};
 use std::ptr;
 
 pub const RUSTHV_IO: u64 = 0xB9;
 pub const RUSTHV_CAP_EXTENSIONS: u32 = 0x5248_0000;
+/// How a VM's memory is virtualized.
+pub const CAP_PAGING: u32 = 0x5248_0001;
+pub const PAGING_NESTED: u32 = 0;
+pub const PAGING_SHADOW: u32 = 1;
+pub const PAGING_TRAP: u32 = 2;
 pub const RUSTHV_EXTENSIONS_VERSION: i32 = 3;
 
 /// What the processor offers of the features that rusthv knows by name.
@@ -32,7 +37,8 @@ pub struct HostStats {
     pub frames_pooled: u64,
     pub vms: u64,
     pub vcpus: u64,
-    pub reserved: [u64; 4],
+    pub frames_wiped: u64,
+    pub reserved: [u64; 3],
 }
 
 /// What of that is on one NUMA node.
@@ -43,7 +49,27 @@ pub struct NodeStats {
     pub padding: u32,
     pub frames_in_use: u64,
     pub frames_pooled: u64,
-    pub reserved: [u64; 5],
+    pub pool_hits: u64,
+    pub pool_misses: u64,
+    pub pool_shrunk: u64,
+    pub reserved: [u64; 2],
+}
+
+/// What a VM's paging mode has done.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PagingStats {
+    pub mode: u64,
+    pub shadow_tables: u64,
+    pub mapped_4k: u64,
+    pub mapped_2m: u64,
+    pub root_hits: u64,
+    pub root_misses: u64,
+    pub evictions: u64,
+    pub loosened: u64,
+    pub compared: u64,
+    pub changed: u64,
+    pub reserved: [u64; 6],
 }
 
 #[repr(C)]
@@ -76,7 +102,10 @@ pub struct VcpuStats {
     pub exceptions: u64,
     pub other: u64,
     pub user_exits: u64,
-    pub reserved: [u64; 12],
+    pub page_faults: u64,
+    pub invalidations: u64,
+    pub table_writes: u64,
+    pub reserved: [u64; 9],
 }
 
 #[repr(C)]
@@ -88,10 +117,41 @@ pub struct Measurement {
     pub reserved: [u64; 2],
 }
 
+/// Which NUMA nodes a VM's frames come from.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct NumaPolicy {
+    pub policy: u32,
+    pub padding: u32,
+    pub nodes: u64,
+    pub reserved: [u64; 6],
+}
+
+/// What becomes of what a VM's frames hold.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Wipe {
+    pub mode: u32,
+    pub padding: u32,
+    pub reserved: [u64; 3],
+}
+
+pub const RUSTHV_CAP_NUMA_POLICY: u32 = 0x5248_0015;
+pub const RUSTHV_CAP_WIPE: u32 = 0x5248_0016;
+pub const RUSTHV_NUMA_LOCAL: u32 = 0;
+pub const RUSTHV_NUMA_BIND: u32 = 1;
+pub const RUSTHV_NUMA_INTERLEAVE: u32 = 2;
+pub const RUSTHV_WIPE_NEVER: u32 = 0;
+pub const RUSTHV_WIPE_ZEROS: u32 = 1;
+pub const RUSTHV_WIPE_RANDOM: u32 = 2;
+pub const RUSTHV_SET_NUMA_POLICY: u64 = iow::<NumaPolicy>(RUSTHV_IO, 0x56);
+pub const RUSTHV_SET_WIPE: u64 = iow::<Wipe>(RUSTHV_IO, 0x57);
+
 pub const RUSTHV_GET_INFO: u64 = ior::<Info>(RUSTHV_IO, 0x00);
 pub const RUSTHV_GET_HOST_STATS: u64 = ior::<HostStats>(RUSTHV_IO, 0x01);
 pub const RUSTHV_GET_NODE_STATS: u64 = iowr::<NodeStats>(RUSTHV_IO, 0x02);
 pub const RUSTHV_GET_VM_STATS: u64 = ior::<VmStats>(RUSTHV_IO, 0x40);
+pub const RUSTHV_GET_PAGING_STATS: u64 = ior::<PagingStats>(RUSTHV_IO, 0x50);
 pub const RUSTHV_MEASURE: u64 = iowr::<Measurement>(RUSTHV_IO, 0x41);
 pub const RUSTHV_GET_VCPU_STATS: u64 = ior::<VcpuStats>(RUSTHV_IO, 0x80);
 
@@ -121,6 +181,13 @@ impl Device {
 }
 
 impl Vm {
+    /// What the VM's paging mode has done.
+    pub fn paging_stats(&self) -> Result<PagingStats, Errno> {
+        let mut stats = PagingStats::default();
+        self.ioctl(RUSTHV_GET_PAGING_STATS, ptr::from_mut(&mut stats) as u64)?;
+        Ok(stats)
+    }
+
     pub fn stats(&self) -> Result<VmStats, Errno> {
         let mut stats = VmStats::default();
         self.ioctl(RUSTHV_GET_VM_STATS, ptr::from_mut(&mut stats) as u64)?;
@@ -134,6 +201,18 @@ impl Vm {
         let mut measurement = Measurement { gpa, size, ..Default::default() };
         self.ioctl(RUSTHV_MEASURE, ptr::from_mut(&mut measurement) as u64)?;
         Ok(measurement.sha256)
+    }
+}
+
+impl Vm {
+    pub fn set_numa_policy(&self, policy: u32, nodes: u64) -> Result<i32, Errno> {
+        let policy = NumaPolicy { policy, nodes, ..Default::default() };
+        self.ioctl(RUSTHV_SET_NUMA_POLICY, ptr::from_ref(&policy) as u64)
+    }
+
+    pub fn set_wipe(&self, mode: u32) -> Result<i32, Errno> {
+        let wipe = Wipe { mode, ..Default::default() };
+        self.ioctl(RUSTHV_SET_WIPE, ptr::from_ref(&wipe) as u64)
     }
 }
 

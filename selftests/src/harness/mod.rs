@@ -5,12 +5,13 @@
 pub mod options;
 pub mod runner;
 
-use crate::device::Device;
+use crate::device::{self, Device};
 use crate::errno::Errno;
 use crate::skip;
 use options::Options;
 use std::cell::Cell;
 use std::panic::Location;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 /// Why a test did not pass.
@@ -69,6 +70,7 @@ pub struct Context {
 
 impl Context {
     pub fn new(options: &Options) -> Self {
+        device::PAGING.store(options.paging, Relaxed);
         Self {
             device: options.device.clone(),
             scale: options.scale,

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{kvm_enable_cap, kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use minikernel_abi::report::{
     status, Value, Wait, CONSOLE_PORT, EXIT_PORT, NAME_PORT, VALUE_PORT, YIELD_PORT,
@@ -19,6 +19,7 @@ use minikernel_abi::{Parameters, KERNEL, PARAMETERS, PROGRAM};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::signal::{register_signal_handler, SIGRTMIN};
 
+use super::Paging;
 use crate::boot::Mode;
 use crate::error::{Error, Result};
 use crate::machine::{self, FOUR_GIB, IDENTITY_MAP_SIZE};
@@ -30,6 +31,8 @@ const IDLE_SLEEP: Duration = Duration::from_micros(100);
 const SHORT_SLEEP: Duration = Duration::from_micros(20);
 
 const RFLAGS_IF: u64 = 1 << 9;
+/// Of <rusthv.h>: how a VM's memory is virtualized.
+const RUSTHV_CAP_PAGING: u32 = 0x5248_0001;
 
 /// What is to run.
 pub struct Setup<'a> {
