@@ -14,6 +14,7 @@
 //! before it walks, and maps under the lock only if that is the same, and the host's page as it was
 //! (`State::is_current`).
 
+use super::access::SlotCache;
 use super::paging::{Mode, Shadows};
 use super::{Mmu, Moment, Unlinked};
 use crate::host::errno::{no_such_device, unsupported};
@@ -31,10 +32,11 @@ use crate::model::memory::slots::{Slot, SlotFlags};
 use crate::model::paging::frames::TableFrame;
 use crate::model::paging::shadow::route::{RootKey, Route};
 use crate::model::paging::shadow::{
-    self, Cause, Cursor, HostPage, Installed, Lack, Policy, Shadow, ShadowCounts, Spot, TableId,
+    self, Cause, Cursor, HostPage, Installed, Lack, Policy, Shadow, ShadowCounts, Spot, Syncing,
+    TableId,
 };
 use crate::model::paging::state::{Access, AccessKind, PagingState, Privilege};
-use crate::model::paging::walk::{self, GuestPhys, WalkError};
+use crate::model::paging::walk::{self, GuestPhys, Path, WalkError};
 use crate::model::paging::PageSize;
 use kernel::prelude::*;
 use kernel::sync::atomic::{
@@ -67,6 +69,8 @@ const SYNCED: usize = 8;
 const TRIES: u32 = 64;
 /// Entries behind the one of a fault that are mapped with it, if the guest has used them.
 const NEIGHBOURS: usize = 7;
+/// Pieces of a large page that are mapped with the first.
+const PIECES: usize = 31;
 
 /// The mode, which is settled with the first vCPU. Changed with `slots_lock` held.
 pub(super) struct Choice(Atomic<u64>);
@@ -108,7 +112,14 @@ pub enum ShadowFault {
 pub struct ShadowCpu {
     mmu: Arc<Mmu>,
     root: Option<TableId>,
+    /// The tables' sequence when it was last looked at: whatever was read since is current if it is
+    /// still the same.
+    sequence: u64,
+    /// The slot of the last fault, as of this moment.
+    slot: Option<(Slot, Moment)>,
     reserves: [Reserve; 3],
+    /// Frames have been taken from them.
+    drained: bool,
     /// For a root below 4 GiB.
     pointers: Option<TableFrame>,
     /// A guest table that is being compared.
@@ -127,7 +138,10 @@ impl ShadowCpu {
         Ok(Self {
             mmu,
             root: None,
+            sequence: 0,
+            slot: None,
             reserves: Default::default(),
+            drained: true,
             pointers: None,
             words: KBox::new([0; 512], GFP_KERNEL_ACCOUNT)?,
         })
@@ -193,8 +207,10 @@ pub struct GuestFault {
 struct Found {
     slot: Slot,
     moment: Moment,
-    sequence: u64,
     hva: Hva,
+    /// The guest's entries behind the one of the fault that are in use, and how many.
+    next: [u64; NEIGHBOURS],
+    used: usize,
 }
 
 impl Mmu {
@@ -329,9 +345,9 @@ impl Mmu {
             }
             // Whatever the guest writes from here on is noticed.
             self.flush_stale(stale)?;
+            let mut slots = SlotCache::new();
             for syncing in syncing.into_iter().flatten() {
-                let gpa = syncing.gfn().base().unwrap_or_default();
-                let read = self.read(gpa, words.as_mut_bytes());
+                let read = self.read_table(&mut slots, &syncing, words);
                 let words = read.is_ok().then_some(&*words);
                 self.with_shadow(|shadow| shadow.compare(&memory, &syncing, words))?;
             }
@@ -340,20 +356,40 @@ impl Mmu {
         Ok(())
     }
 
+    /// Reads what is compared of a guest's table.
+    fn read_table(
+        &self,
+        slots: &mut SlotCache,
+        syncing: &Syncing,
+        words: &mut [u64; 512],
+    ) -> Result {
+        let gpa = syncing.gfn().base().ok_or(EINVAL)?;
+        let Some(wanted) = syncing.words() else {
+            return self.read_cached(slots, gpa, words.as_mut_bytes());
+        };
+        for (place, mut bits) in wanted.into_iter().enumerate() {
+            while bits != 0 {
+                let index = place * 64 + bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                let at = gpa.wrapping_add(index as u64 * 8);
+                if let Some(word) = words.get_mut(index) {
+                    *word = self.read_word_cached(slots, at, 8)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// The root of the tables that the CPU walks for these registers, in step with the guest's
-    /// tables: what MOV to CR3 does. `pointers` are those that PAE paging has loaded.
+    /// tables: what MOV to CR3 does.
     ///
     /// # Errors
     ///
     /// `EOPNOTSUPP` for 5-level paging; `ENOMEM`.
-    pub fn shadow_root(
-        &self,
-        cpu: &mut ShadowCpu,
-        paging: &PagingState,
-        pointers: [u64; 4],
-    ) -> Result<Hpa> {
+    pub fn shadow_root(&self, cpu: &mut ShadowCpu, paging: &PagingState) -> Result<Hpa> {
         self.sync(&mut cpu.words, true)?;
-        let key = RootKey::of(paging, pointers).ok_or_else(unsupported)?;
+        cpu.drained = true;
+        let key = RootKey::of(paging, paging.pointers()).ok_or_else(unsupported)?;
         loop {
             self.fill(cpu)?;
             if key.has_pointers() && cpu.pointers.is_none() {
@@ -366,6 +402,7 @@ impl Mmu {
                 if let (Ok(_), Some(old)) = (entered, cpu.root) {
                     shadow.leave(old);
                 }
+                cpu.sequence = shadow.sequence;
                 entered.map(|root| (root, shadow.root(root)))
             })?;
             match entered {
@@ -380,9 +417,13 @@ impl Mmu {
     }
 
     fn fill(&self, cpu: &mut ShadowCpu) -> Result {
+        if !cpu.drained {
+            return Ok(());
+        }
         for reserve in &mut cpu.reserves {
             reserve.fill(&self.supply)?;
         }
+        cpu.drained = false;
         Ok(())
     }
 
@@ -392,12 +433,19 @@ impl Mmu {
     ///
     /// `EIO`.
     pub fn shadow_invalidate(&self, cpu: &mut ShadowCpu, gva: Option<Gva>) -> Result {
-        self.sync(&mut cpu.words, gva.is_none())?;
-        if let (Some(gva), Some(root)) = (gva, cpu.root) {
-            let memory = Tables::existing(&self.supply);
-            self.with_shadow(|shadow| shadow.invalidate(&memory, root, gva))?;
+        let memory = Tables::existing(&self.supply);
+        let (Some(gva), Some(root)) = (gva, cpu.root) else {
+            return self.sync(&mut cpu.words, true);
+        };
+        let loose = self.with_shadow(|shadow| {
+            shadow.invalidate(&memory, root, gva);
+            cpu.sequence = shadow.sequence;
+            shadow.has_loose_tables()
+        })?;
+        match loose {
+            true => self.sync(&mut cpu.words, false),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// The hypervisor has written to a guest's page on the guest's behalf.
@@ -458,10 +506,8 @@ impl Mmu {
         fault: &GuestFault,
     ) -> Result<ShadowFault> {
         let access = access_of(fault.code, fault.cpl, fault.ac);
-        let pointers = paging.pointers();
-        let key = RootKey::of(paging, pointers).ok_or_else(unsupported)?;
+        let key = RootKey::of(paging, paging.pointers()).ok_or_else(unsupported)?;
         for _ in 0..TRIES {
-            let sequence = self.with_shadow(|shadow| shadow.sequence)?;
             let (page, path) = match walk::walk_traced(memory, paging, fault.gva, access) {
                 Ok(found) => found,
                 Err(WalkError::Fault(code)) => return Ok(ShadowFault::Guest(code)),
@@ -479,45 +525,56 @@ impl Mmu {
                 present: false,
                 origin: Origin::Access(Some(fault.gva)),
             };
-            let route = Route::new(key, fault.gva, page, path);
-            let found = {
-                let state = self.state.lock();
-                let slot = state.view().find(page.gpa.gfn()).copied();
-                slot.map(|slot| (slot, state.moment()))
-            };
-            let Some((slot, moment)) = found else {
+            let Some((slot, moment)) = self.slot_now(cpu, page.gpa.gfn()) else {
                 return Ok(ShadowFault::Device(nested, Backing::Mmio));
             };
             if nested.write && slot.flags.contains(SlotFlags::READ_ONLY) {
                 return Ok(ShadowFault::Device(nested, Backing::Rom));
             }
+            let (next, used) = used_behind(memory, paging, &path);
             let found = Found {
                 slot,
                 moment,
-                sequence,
                 hva: slot.hva_of(page.gpa.gfn()).ok_or(EFAULT)?,
+                next,
+                used,
             };
+            let route = Route::new(key, fault.gva, page, path);
             self.fill(cpu)?;
             match self.install(cpu, run, &route, &nested, access, &found)? {
-                Some(Installed::Done(spot)) => {
-                    self.map_neighbours(run, paging, &found, page.gpa.gfn(), spot)?;
-                    return Ok(ShadowFault::Mapped);
-                }
+                Some(Installed::Done(_)) => return Ok(ShadowFault::Mapped),
                 Some(Installed::Watched) => return Ok(ShadowFault::Table(nested)),
                 Some(Installed::Loose) => self.sync(&mut cpu.words, true)?,
                 Some(Installed::Lacking(Lack::Room)) => self.evict()?,
-                Some(Installed::Lacking(Lack::Frames)) => return Err(ENOMEM),
+                Some(Installed::Lacking(Lack::Frames)) if !cpu.drained => return Err(ENOMEM),
+                Some(Installed::Lacking(Lack::Frames)) => {}
                 Some(Installed::Obsolete) | None => {
                     self.stats.retries.add(1, Relaxed);
                     task::cond_resched();
                 }
             }
+            // What is read from here on is as new as this.
+            cpu.sequence = self.with_shadow(|shadow| shadow.sequence)?;
+            cpu.slot = None;
         }
         Ok(ShadowFault::Mapped)
     }
 
-    /// Maps the page of a fault, if all is still as it was found; `None` when the host has changed
-    /// it.
+    /// The slot of a frame, and the moment when it was that; perhaps a past one.
+    fn slot_now(&self, cpu: &mut ShadowCpu, gfn: Gfn) -> Option<(Slot, Moment)> {
+        if let Some((slot, moment)) = cpu.slot {
+            if slot.gfns().contains(gfn) {
+                return Some((slot, moment));
+            }
+        }
+        let state = self.state.lock();
+        let slot = state.view().find(gfn).copied()?;
+        cpu.slot = Some((slot, state.moment()));
+        cpu.slot
+    }
+
+    /// Maps the page of a fault, and those behind it that are likely to be used, if all is still as
+    /// it was found; `None` when the host has changed it.
     fn install(
         &self,
         cpu: &mut ShadowCpu,
@@ -536,10 +593,15 @@ impl Mmu {
             (false, true) => Wanted::Write,
             (false, false) => Wanted::Read,
         };
-        let pages = UserPages::get(run, &self.mm, *hva, wanted, 1)?;
         let shift = PageSize::Size2M.level().shift();
-        let large = !logged
-            && !read_only
+        // Small pieces of a large page come in runs.
+        let in_pieces = route.page().page_shift > PageSize::Size4K.level().shift();
+        let behind = if in_pieces { PIECES } else { found.used };
+        let left = slot.gfns().end.raw().saturating_sub(gfn.raw());
+        let max = left.min(behind as u64 + 1) as usize;
+        let pages = UserPages::get(run, &self.mm, *hva, wanted, max)?;
+        let large = !read_only
+            && !(logged && fault.write)
             && pages.writable()
             && route.page().page_shift >= shift
             && slot.fits_large(gfn, PageSize::Size2M.pages())
@@ -547,9 +609,10 @@ impl Mmu {
                 .mapping_shift()
                 .unwrap_or_else(|| self.mm.mapping_shift(*hva))
                 >= shift;
+        let writable = pages.writable() && !read_only;
         let host = HostPage {
             hpa: pages.iter().next().ok_or(EFAULT)?,
-            writable: pages.writable() && !read_only && (fault.write || !logged),
+            writable: writable && (fault.write || !logged),
             large,
         };
         let cause = Cause {
@@ -560,101 +623,38 @@ impl Mmu {
         let mut unlinked = Unlinked::new(self);
         let mut memory = Tables::with_reserves(&self.supply, &mut cpu.reserves);
         let mut state = self.state.lock();
-        if !state.is_current(found.moment, looked_up(*hva, large)) {
+        if !state.is_current(found.moment, looked_up(*hva, pages.count(), large)) {
             return Ok(None);
         }
         let now = &mut *state;
         let shadow = now.tree.shadow().ok_or(EIO)?;
+        let tables = shadow.counts.tables;
         let installed = shadow.install(
             &mut memory,
             &mut unlinked,
             root,
-            found.sequence,
+            cpu.sequence,
             route,
             host,
             cause,
         );
-        if let (true, true, Installed::Done(_)) = (logged, fault.write, installed) {
-            now.logs.mark(slot, gfn);
+        cpu.drained |= shadow.counts.tables != tables;
+        if let Installed::Done(spot) = installed {
+            if logged && fault.write {
+                now.logs.mark(slot, gfn);
+            }
+            if !large {
+                let host = HostPage {
+                    writable: writable && !logged,
+                    ..host
+                };
+                map_behind(shadow, &memory, spot, cpu.sequence, found, &pages, host);
+            }
+            cpu.sequence = shadow.sequence;
         }
         drop(state);
         drop(unlinked);
         Ok(Some(installed))
-    }
-
-    /// Maps pages behind that of a fault which the guest's next entries refer to, as far as they
-    /// have been used, and are in one piece with it.
-    fn map_neighbours(
-        &self,
-        run: &mut PageRun,
-        paging: &PagingState,
-        found: &Found,
-        gfn: Gfn,
-        spot: Spot,
-    ) -> Result {
-        let Some(next) = self.with_shadow(|shadow| shadow.behind(spot, NEIGHBOURS))? else {
-            return Ok(());
-        };
-        let mut bytes = [0u8; NEIGHBOURS * 8];
-        let bytes = bytes.get_mut(..next.count * next.size).ok_or(EIO)?;
-        if self.read(Gpa::new(next.gpa), bytes).is_err() {
-            return Ok(());
-        }
-        let reserved = paging.reserved_in_small();
-        let entry = |index: usize| {
-            let at = index * next.size;
-            let mut word = [0; 8];
-            let entry = bytes.get(at..at + next.size).unwrap_or_default();
-            for (to, from) in word.iter_mut().zip(entry) {
-                *to = *from;
-            }
-            u64::from_le_bytes(word)
-        };
-        let used = (0..next.count).take_while(|index| shadow::is_used(entry(*index), reserved));
-        let used = used.count();
-        if used == 0 {
-            return Ok(());
-        }
-        let Found { slot, hva, .. } = found;
-        let left = slot.gfns().end.raw().saturating_sub(gfn.raw());
-        let max = left.min(used as u64 + 1) as usize;
-        let wanted = match slot.flags.contains(SlotFlags::READ_ONLY) {
-            true => Wanted::ReadOnly,
-            false => Wanted::Read,
-        };
-        let logged = slot.flags.log_dirty();
-        let pages = UserPages::get(run, &self.mm, *hva, wanted, max)?;
-        let writable = pages.writable() && wanted == Wanted::Read && !logged;
-        let memory = Tables::existing(&self.supply);
-        let mut state = self.state.lock();
-        let bytes = (pages.count() as u64).wrapping_mul(PAGE_SIZE);
-        let range = HvaRange {
-            start: *hva,
-            end: hva.wrapping_add(bytes),
-        };
-        if !state.is_current(found.moment, range) {
-            return Ok(());
-        }
-        let shadow = state.tree.shadow().ok_or(EIO)?;
-        for index in 0..used {
-            let (place, source) = (next.spot.plus(index), entry(index));
-            let Some(frame) = shadow.candidate(&memory, place, source) else {
-                continue;
-            };
-            let Some(hpa) = frame
-                .checked_sub(gfn.raw())
-                .and_then(|offset| pages.iter().nth(offset as usize))
-            else {
-                continue;
-            };
-            let host = HostPage {
-                hpa,
-                writable,
-                large: false,
-            };
-            shadow.fill(&memory, place, found.sequence, source, host);
-        }
-        Ok(())
     }
 
     /// After a write to a guest's table was executed: maps at once what its entry refers to now.
@@ -715,7 +715,7 @@ impl Mmu {
                 large: false,
             };
             let mut state = self.state.lock();
-            if state.is_current(moment, looked_up(hva, false)) {
+            if state.is_current(moment, looked_up(hva, 1, false)) {
                 let shadow = state.tree.shadow().ok_or(EIO)?;
                 shadow.fill(&memory, spot, sequence, source, host);
             }
@@ -733,16 +733,78 @@ impl Mmu {
 /// Words that one write of an instruction can touch, and one more.
 const TOUCHED: usize = 10;
 
-/// The host range whose page is about to be mapped.
-fn looked_up(hva: Hva, large: bool) -> HvaRange {
-    let size = if large {
-        PageSize::Size2M.bytes()
-    } else {
-        PAGE_SIZE
+/// The host range whose pages are about to be mapped.
+fn looked_up(hva: Hva, count: usize, large: bool) -> HvaRange {
+    let size = PageSize::Size2M.bytes();
+    let (start, bytes) = match large {
+        true => (hva.raw() & !(size - 1), size),
+        false => (hva.raw(), (count as u64).wrapping_mul(PAGE_SIZE)),
     };
-    let start = Hva::new(hva.raw() & !(size - 1));
+    let start = Hva::new(start);
     HvaRange {
         start,
-        end: start.wrapping_add(size),
+        end: start.wrapping_add(bytes),
+    }
+}
+
+/// The guest's entries behind the one that maps a small page, up to the first that it has not used.
+fn used_behind<M: GuestPhys>(
+    memory: &mut M,
+    paging: &PagingState,
+    path: &Path,
+) -> ([u64; NEIGHBOURS], usize) {
+    let mut entries = [0; NEIGHBOURS];
+    let mut used = 0;
+    let size = paging.entry_size();
+    if let Some(last) = path.leaf_of_small_page(paging) {
+        let reserved = paging.reserved_in_small();
+        for place in entries.iter_mut() {
+            let at = last.wrapping_add((used as u64 + 1) * u64::from(size.bytes()));
+            // Not in the next table.
+            let entry = match at.page_offset() {
+                0 => break,
+                _ => memory.read_entry(at, size),
+            };
+            match entry {
+                Ok(entry) if shadow::is_used(entry, reserved) => *place = entry,
+                _ => break,
+            }
+            used += 1;
+        }
+    }
+    (entries, used)
+}
+
+/// Maps pages behind that of a fault: other pieces of the same large page, or pages of the entries
+/// behind its own that are in one piece with it in the host.
+fn map_behind(
+    shadow: &mut Shadows,
+    memory: &Tables<'_>,
+    spot: Spot,
+    sequence: u64,
+    found: &Found,
+    pages: &UserPages<'_>,
+    like: HostPage,
+) {
+    let room = shadow.room_behind(spot, pages.count().saturating_sub(1));
+    if room != 0 {
+        for (index, hpa) in pages.iter().skip(1).take(room).enumerate() {
+            let spot = spot.plus(index + 1);
+            shadow.fill_direct(memory, spot, HostPage { hpa, ..like });
+        }
+        return;
+    }
+    let Some(first) = shadow.frame_at(memory, spot) else {
+        return;
+    };
+    for (index, &source) in found.next.iter().take(found.used).enumerate() {
+        let place = spot.plus(index + 1);
+        let Some(frame) = shadow.candidate(memory, place, source) else {
+            continue;
+        };
+        let offset = frame.wrapping_sub(first) as usize;
+        if let Some(hpa) = pages.iter().nth(offset) {
+            shadow.fill(memory, place, sequence, source, HostPage { hpa, ..like });
+        }
     }
 }

@@ -171,7 +171,7 @@ impl Handler<'_> {
             Exit::Memory(fault) => Ok(Action::Memory(fault)),
             Exit::PageFault { gva, code } => {
                 counters.page_faults.bump();
-                Ok(Action::GuestFault(fault_at(window, gva, code)?))
+                Ok(Action::GuestFault(fault_at(state, window, gva, code)?))
             }
             Exit::Invalidate(gva) => {
                 counters.invalidations.bump();
@@ -292,7 +292,7 @@ impl Handler<'_> {
                 }
                 if number == EFER {
                     self.skip(state, window)?;
-                    return Ok(state.after_change());
+                    return state.after_change(window);
                 }
             }
         }
@@ -432,7 +432,7 @@ impl Handler<'_> {
         match written {
             Written::Done => {
                 self.skip(state, window)?;
-                Ok(state.after_change())
+                state.after_change(window)
             }
             Written::Faulted(fault) => Ok(self.fault(state, fault)),
             Written::NeedsPdptes => Ok(Action::Control { register, value }),

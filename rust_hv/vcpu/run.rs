@@ -190,6 +190,9 @@ impl<V: Vendor> Vcpu<V> {
     ) -> Result<Turn> {
         self.follow_registers(state, guest)?;
         let mut window = guest.open()?;
+        if let Some(software) = &mut state.software {
+            software.apply(&mut window)?;
+        }
         let action = entry.in_window(state, &mut window);
         let mut action = match action {
             Ok(Some(action)) => action,
@@ -220,7 +223,7 @@ impl<V: Vendor> Vcpu<V> {
             Action::Memory(fault) => self.memory(state, mmio, guest, faults, &fault),
             Action::GuestFault(fault) => self.guest_fault(state, mmio, guest, faults, &fault),
             Action::Invalidate(gva) => {
-                self.invalidate(state, guest, gva)?;
+                self.invalidate(state, gva)?;
                 Ok(Turn::Again)
             }
             Action::Control { register, value } => {

@@ -18,9 +18,9 @@ use crate::host::switch::request_cache_flush;
 use crate::mmu::fault::Faults;
 use crate::mmu::shadow::{GuestFault, ShadowCpu, ShadowFault};
 use crate::mmu::Mmu;
-use crate::model::arch::addr::Gva;
-use crate::model::arch::exception::Vector;
-use crate::model::arch::regs::{Cr0, Rflags};
+use crate::model::arch::addr::{Gva, Hpa};
+use crate::model::arch::exception::{PageFaultError, Vector};
+use crate::model::arch::regs::Rflags;
 use crate::model::emulate::{Backing, Exception};
 use crate::model::exit::NestedFault;
 use crate::model::paging::state::{Mode, PagingState};
@@ -34,9 +34,15 @@ pub(super) struct Software {
     cpu: ShadowCpu,
     /// Page-directory pointers, as they were loaded.
     pointers: [u64; 4],
+    /// What walks depend on, as of the last exit that needs to know.
+    paging: Option<PagingState>,
     /// The root has to be looked up before the next entry: MOV to CR3, or a register that decides
     /// what tables mean.
     stale: bool,
+    /// A root for the next window.
+    root: Option<Hpa>,
+    /// The next window forgets translations.
+    flush: bool,
 }
 
 impl Software {
@@ -44,8 +50,25 @@ impl Software {
         Ok(Self {
             cpu: ShadowCpu::new(mmu)?,
             pointers: [0; 4],
+            paging: None,
             stale: true,
+            root: None,
+            flush: false,
         })
+    }
+
+    /// Brings to the CPU what was decided outside of the window.
+    #[inline]
+    pub(super) fn apply(&mut self, window: &mut impl Window) -> Result<(), HwError> {
+        if let Some(root) = self.root.take() {
+            self.flush = false;
+            return window.set_root(root);
+        }
+        if self.flush {
+            self.flush = false;
+            window.flush_guest_tables()?;
+        }
+        Ok(())
     }
 }
 
@@ -65,14 +88,22 @@ impl State {
     }
 
     /// After such a change: out of the window, without nested tables.
-    pub(super) fn after_change(&mut self) -> Action {
-        match &mut self.software {
-            None => Action::Enter,
-            Some(software) => {
-                software.stale = true;
-                Action::Leave
-            }
+    pub(super) fn after_change(&mut self, window: &impl Window) -> Result<Action, HwError> {
+        if self.software.is_none() {
+            return Ok(Action::Enter);
         }
+        self.note_paging(window)?;
+        self.translate_anew();
+        Ok(Action::Leave)
+    }
+
+    /// Keeps what walks depend on for the time outside of the window.
+    pub(super) fn note_paging(&mut self, window: &impl Window) -> Result<(), HwError> {
+        let paging = self.paging(window)?;
+        if let Some(software) = &mut self.software {
+            software.paging = Some(paging);
+        }
+        Ok(())
     }
 
     /// What a walk of the guest's tables depends on.
@@ -87,10 +118,12 @@ impl State {
 
 /// A page fault's facts, from a window.
 pub(super) fn fault_at(
+    state: &mut State,
     window: &impl Window,
     gva: Gva,
-    code: crate::model::arch::exception::PageFaultError,
+    code: PageFaultError,
 ) -> Result<GuestFault, HwError> {
+    state.note_paging(window)?;
     let (_, cpl) = window.code_rights_and_cpl()?;
     let rflags = Rflags::from_raw(window.rflags()?);
     Ok(GuestFault {
@@ -118,41 +151,33 @@ fn refuse() -> Error {
 impl<V: Vendor> Vcpu<V> {
     /// Brings the root that the CPU walks in line with the guest's registers.
     pub(super) fn follow_registers(&self, state: &mut State, guest: &mut impl Guest) -> Result {
-        if !state
-            .software
-            .as_ref()
-            .is_some_and(|software| software.stale)
-        {
-            return Ok(());
-        }
-        let window = guest.open()?;
-        let paging = state.paging(&window)?;
-        let protected = Cr0::from_raw(window.cr0()?).contains(Cr0::PE);
-        drop(window);
-        if !protected && !self.machine.vendor.caps().software_real_mode {
-            return Err(refuse());
-        }
         let Some(software) = &mut state.software else {
             return Ok(());
         };
-        let pointers = paging.pointers();
-        let root = self.mmu.shadow_root(&mut software.cpu, &paging, pointers)?;
-        guest.open()?.set_root(root)?;
-        software.stale = false;
+        if !software.stale {
+            return Ok(());
+        }
+        let paging = match software.paging.take() {
+            Some(paging) => paging,
+            None => state.paging(&guest.open()?)?,
+        };
+        if !paging.is_protected() && !self.machine.vendor.caps().software_real_mode {
+            return Err(refuse());
+        }
+        if let Some(software) = &mut state.software {
+            let root = self.mmu.shadow_root(&mut software.cpu, &paging)?;
+            software.root = Some(root);
+            software.stale = false;
+        }
         Ok(())
     }
 
     /// INVLPG, or without an address INVPCID of any kind: more may be forgotten than was asked for.
-    pub(super) fn invalidate(
-        &self,
-        state: &mut State,
-        guest: &mut impl Guest,
-        gva: Option<Gva>,
-    ) -> Result {
+    pub(super) fn invalidate(&self, state: &mut State, gva: Option<Gva>) -> Result {
         if let Some(software) = &mut state.software {
             self.mmu.shadow_invalidate(&mut software.cpu, gva)?;
+            software.flush = true;
         }
-        guest.open()?.flush_guest_tables()?;
         Ok(())
     }
 
@@ -165,7 +190,6 @@ impl<V: Vendor> Vcpu<V> {
         faults: &mut Faults,
         fault: &GuestFault,
     ) -> Result<Turn> {
-        let paging = state.paging(&guest.open()?)?;
         // Software reads what the guest points it to.
         request_cache_flush();
         let State {
@@ -177,6 +201,7 @@ impl<V: Vendor> Vcpu<V> {
             return Err(EIO);
         };
         let mut memory = GuestPhysical::new(&self.mmu, slots);
+        let paging = software.paging.take().ok_or(EIO)?;
         let run = faults.run();
         let cpu = &mut software.cpu;
         let found = self

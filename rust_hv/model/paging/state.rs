@@ -2,6 +2,7 @@
 
 //! The rules of the guest's paging: modes, reserved bits, rights (SDM Vol. 3A, "Paging").
 
+use super::walk::EntrySize;
 use super::Permissions;
 use crate::model::arch::addr::Gva;
 use crate::model::arch::exception::PageFaultError;
@@ -214,6 +215,12 @@ impl PagingState {
         }
     }
 
+    /// CR0.PE is 1.
+    #[inline]
+    pub const fn is_protected(&self) -> bool {
+        self.registers.cr0.contains(Cr0::PE)
+    }
+
     /// Long mode, whatever the size of its code.
     #[inline]
     pub const fn is_long(&self) -> bool {
@@ -229,6 +236,14 @@ impl PagingState {
     /// The page-directory pointers that are loaded; zeroes where none are.
     pub fn pointers(&self) -> [u64; 4] {
         self.pdptes.unwrap_or_default()
+    }
+
+    /// Bytes of an entry of the tables.
+    pub const fn entry_size(&self) -> EntrySize {
+        match self.mode {
+            Mode::Bits32 => EntrySize::Four,
+            _ => EntrySize::Eight,
+        }
     }
 
     /// Bits that must be 0 in an entry for a page of 4 KiB.

@@ -138,7 +138,7 @@ pub fn walk_traced<M: GuestPhys>(
     for _ in 0..RETRIES {
         let mut path = Path::new();
         let translation = translate(memory, state, gva, access, |step| path.push(step))?;
-        if path.set_flags(memory, entry_size(state.mode), access)? {
+        if path.set_flags(memory, state.entry_size(), access)? {
             return Ok((translation, path));
         }
     }
@@ -153,14 +153,6 @@ pub fn probe<M: GuestPhys>(
     access: Access,
 ) -> Result<Translation, WalkError<M::Error>> {
     translate(memory, state, gva, access, |_| ())
-}
-
-#[inline]
-const fn entry_size(mode: Mode) -> EntrySize {
-    match mode {
-        Mode::Bits32 => EntrySize::Four,
-        _ => EntrySize::Eight,
-    }
 }
 
 /// An entry that a walk has used.
@@ -207,7 +199,7 @@ fn translate<M: GuestPhys>(
         Mode::FourLevel => (gva.raw(), cr3 & physical, 39, 9, physical),
         Mode::FiveLevel => (gva.raw(), cr3 & physical, 48, 9, physical),
     };
-    let size = entry_size(state.mode);
+    let size = state.entry_size();
     let scale = match size {
         EntrySize::Four => 2,
         EntrySize::Eight => 3,
@@ -306,6 +298,18 @@ impl Path {
     #[inline]
     pub fn steps(&self) -> &[Step] {
         self.steps.get(..self.count).unwrap_or_default()
+    }
+
+    /// Where the entry is that maps a page of 4 KiB.
+    pub fn leaf_of_small_page(&self, state: &PagingState) -> Option<Gpa> {
+        let levels = match state.mode {
+            Mode::Unpaged => return None,
+            Mode::Bits32 | Mode::Pae => 2,
+            Mode::FourLevel => 4,
+            Mode::FiveLevel => 5,
+        };
+        let last = self.steps().get(levels - 1)?;
+        Some(last.at)
     }
 
     /// That of a walk which used none.

@@ -30,6 +30,7 @@ where
             }
             tables += 1;
             let (entries, gfn, role) = (slot.entries, slot.gfn, slot.role);
+            let present = slot.present;
             if !role.direct && self.first_of(gfn).is_none() {
                 return Err("a table is not found by its frame");
             }
@@ -37,6 +38,9 @@ where
             for index in 0..512 {
                 let at = Node::new(id, index);
                 let raw = self.raw(memory, at);
+                if (raw != 0) != (present[index / 64] >> (index % 64) & 1 != 0) {
+                    return Err("a table's entries are not where it says");
+                }
                 if raw == 0 {
                     continue;
                 }

@@ -139,8 +139,7 @@ where
                 *count = count.wrapping_sub(1);
             }
         }
-        let slot = self.slot_mut(at.table());
-        slot.entries = slot.entries.saturating_sub(1);
+        self.slot_mut(at.table()).note(at.index(), false);
     }
 
     pub(super) fn set_source<M: TableMemory>(&self, memory: &M, at: Node, source: u64) {
@@ -154,8 +153,7 @@ where
             // Release: whoever sees the entry sees what it leads to.
             entry.store(raw, Ordering::Release);
         }
-        let slot = self.slot_mut(at.table());
-        slot.entries = slot.entries.saturating_add(1);
+        self.slot_mut(at.table()).note(at.index(), true);
     }
 
     /// Makes an entry refer to a table.
@@ -271,8 +269,8 @@ where
             rights = role.rights;
             level = lower;
         }
-        self.reap(memory, gather);
         if self.policy == Policy::Exact && self.fresh != 0 {
+            self.reap(memory, gather);
             return Installed::Loose;
         }
         let hop = route.hop(level, last, rights);
@@ -292,23 +290,13 @@ where
         })
     }
 
-    /// Where the guest has the entries behind one that was mapped, so many of them as there are in
-    /// the same table. `None` where the table has none of the guest's beside it.
-    pub fn behind(&self, spot: Spot, count: usize) -> Option<Neighbours> {
-        let slot = self.slot(spot.table);
-        let first = spot.index + 1;
-        let count = count.min(512usize.saturating_sub(first));
-        if !slot.shadows() || slot.role.level != Level::Pt || count == 0 {
-            return None;
+    /// The frame that an entry for a small page maps.
+    pub fn frame_at<M: TableMemory>(&self, memory: &M, spot: Spot) -> Option<u64> {
+        let at = Node::new(spot.table, spot.index);
+        match self.mapped(memory, at) {
+            (frame, false) if self.raw(memory, at) != 0 => Some(frame),
+            _ => None,
         }
-        let size = route::entry_bytes(&slot.role);
-        let start = usize::from(slot.role.quadrant) * 512 + first;
-        Some(Neighbours {
-            spot: spot.plus(1),
-            gpa: (slot.gfn << 12) + (start * size) as u64,
-            size,
-            count,
-        })
     }
 
     /// The frame that an entry of the guest's refers to, in a table of small pages that has nothing
@@ -318,6 +306,33 @@ where
         let free = self.raw(memory, Node::new(spot.table, spot.index)) == 0;
         let small = slot.shadows() && slot.role.level == Level::Pt;
         (free && small).then(|| route::frame_of(&slot.role, source))
+    }
+
+    /// Where the pages behind one that was mapped go, as far as they have the same rights without
+    /// anything of the guest's beside them, and are not there yet: so many at most.
+    pub fn room_behind(&self, spot: Spot, count: usize) -> usize {
+        let slot = self.slot(spot.table);
+        if !slot.role.direct || slot.role.level != Level::Pt {
+            return 0;
+        }
+        let first = spot.index + 1;
+        let next = slot.next_entry(first).unwrap_or(512);
+        next.saturating_sub(first).min(count)
+    }
+
+    /// Maps such a page.
+    pub fn fill_direct<M: TableMemory>(&mut self, memory: &M, spot: Spot, page: HostPage) {
+        let slot = self.slot(spot.table);
+        let role = slot.role;
+        let frame = slot.gfn.wrapping_add(spot.index as u64);
+        let grant = Grant::new(role.regime, role.rights, true, Cause::NONE);
+        let watched = self.is_watched(frame);
+        let grant = Grant {
+            write: grant.write && page.writable && !watched,
+            ..grant
+        };
+        let raw = entry::leaf(page.hpa, false, grant);
+        self.map(memory, Node::new(spot.table, spot.index), raw, 0);
     }
 
     /// Maps such an entry's page. It must not be used where the guest's tables may have changed
@@ -361,10 +376,7 @@ where
 
     /// Drops all entries of a table.
     pub(super) fn empty<M: TableMemory>(&mut self, memory: &M, id: TableId) {
-        for index in 0..512 {
-            if self.slot(id).entries == 0 {
-                break;
-            }
+        while let Some(index) = self.slot(id).next_entry(0) {
             self.drop_entry(memory, Node::new(id, index));
         }
     }
@@ -405,19 +417,6 @@ where
             }
         }
     }
-}
-
-/// Entries of the guest's side by side.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Neighbours {
-    /// Where the first would go.
-    pub spot: Spot,
-    /// Where the guest has it.
-    pub gpa: u64,
-    /// Bytes of each.
-    pub size: usize,
-    /// How many.
-    pub count: usize,
 }
 
 /// True for an entry of the guest's that maps a page of 4 KiB and whose accessed flag need not be

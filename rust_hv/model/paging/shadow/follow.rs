@@ -27,6 +27,8 @@ enum Act {
 /// Frames, and tables, of one step of a long change.
 const STEP_FRAMES: usize = 512;
 const STEP_TABLES: usize = 8;
+/// Words of a table that are better read one by one than all together.
+const FEW: u32 = 48;
 
 /// Where a long change stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -37,12 +39,20 @@ pub struct Cursor(usize);
 pub struct Syncing {
     id: TableId,
     gfn: u64,
+    present: [u64; 8],
+    half_words: bool,
 }
 
 impl Syncing {
     /// Frame of the guest's table.
     pub fn gfn(&self) -> Gfn {
         Gfn::new(self.gfn)
+    }
+
+    /// The words of it that are looked at, a bit each, where that is known and not many.
+    pub fn words(&self) -> Option<[u64; 8]> {
+        let count: u32 = self.present.iter().map(|word| word.count_ones()).sum();
+        (count <= FEW && !self.half_words).then_some(self.present)
     }
 }
 
@@ -88,6 +98,11 @@ where
         }
     }
 
+    /// Some table that refers to others is not in step.
+    pub fn has_loose_tables(&self) -> bool {
+        self.heads[List::LooseTables as usize].get().is_some()
+    }
+
     /// Watches the next loose table: one that refers to others, or else, if `leaves`, one of small
     /// pages. When [`Shadow::stale`] says so, CPUs must be flushed before the guest's table is read
     /// for [`Shadow::compare`].
@@ -101,7 +116,13 @@ where
         self.set_loose(id, false);
         self.obsolete();
         self.act_on(memory, gfn, Act::Protect);
-        Some(Syncing { id, gfn })
+        let slot = self.slot(id);
+        Some(Syncing {
+            id,
+            gfn,
+            present: slot.present,
+            half_words: route::entry_bytes(&slot.role) != 8,
+        })
     }
 
     /// Drops the entries that were made of others than those in `words`, the guest's table as it was
@@ -135,11 +156,13 @@ where
         range: core::ops::Range<usize>,
     ) {
         let role = self.slot(id).role;
-        for index in range {
-            let at = Node::new(id, index);
-            if self.raw(memory, at) == 0 {
-                continue;
+        let mut next = range.start;
+        while let Some(index) = self.slot(id).next_entry(next) {
+            if index >= range.end {
+                break;
             }
+            next = index + 1;
+            let at = Node::new(id, index);
             let (word, bit) = route::source_at(&role, index);
             let Some(word) = words.get(word.wrapping_sub(first)) else {
                 continue;
@@ -223,10 +246,10 @@ where
         }
     }
 
-    /// Does something to the entries that map a small page of a frame; a large one around it goes.
+    /// Does something to the entries that map a frame, by itself or in a large page.
     fn act_on<M: TableMemory>(&mut self, memory: &M, gfn: u64, act: Act) {
         self.act_on_chain(memory, gfn, false, act);
-        self.act_on_chain(memory, gfn & !511, true, Act::Drop);
+        self.act_on_chain(memory, gfn & !511, true, act);
     }
 
     fn act_on_chain<M: TableMemory>(&mut self, memory: &M, frame: u64, large: bool, act: Act) {
@@ -276,16 +299,17 @@ where
             if entries == 0 || level > Level::Pd {
                 continue;
             }
-            for index in 0..512 {
+            let mut next = 0;
+            while let Some(index) = self.slot(id).next_entry(next) {
+                next = index + 1;
                 let at = Node::new(id, index);
-                let is_page = self.read_links(memory, at).child == TableId::NONE;
-                if self.raw(memory, at) == 0 || !is_page {
+                if self.read_links(memory, at).child != TableId::NONE {
                     continue;
                 }
                 let (frame, large) = self.mapped(memory, at);
                 let pages = if large { 512 } else { 1 };
                 if frame < range.end.raw() && range.start.raw() < frame.saturating_add(pages) {
-                    self.act(memory, at, if large { Act::Drop } else { act });
+                    self.act(memory, at, act);
                 }
             }
         }

@@ -68,7 +68,7 @@ use chain::Node;
 pub use chain::TableId;
 use core::ops::DerefMut;
 use core::sync::atomic::{AtomicU64, Ordering};
-pub use edit::{is_used, HostPage, Installed, Neighbours, Spot};
+pub use edit::{is_used, HostPage, Installed, Spot};
 pub use entry::Cause;
 pub use follow::{Cursor, Syncing};
 use route::{Role, RootKey};
@@ -127,7 +127,8 @@ pub struct Slot {
     next: TableId,
     /// First entry that refers to it.
     parents: Node,
-    /// Entries that are there.
+    /// Entries that are there, a bit each, and how many.
+    present: [u64; 8],
     entries: u16,
     /// vCPUs that run on it.
     users: u32,
@@ -158,6 +159,7 @@ impl Slot {
             gfn: 0,
             next: TableId::NONE,
             parents: Node::NONE,
+            present: [0; 8],
             entries: 0,
             users: 0,
             root: false,
@@ -168,6 +170,33 @@ impl Slot {
             loose_hook: Hook::NONE,
             orphan_hook: Hook::NONE,
         }
+    }
+
+    fn note(&mut self, index: usize, present: bool) {
+        let (word, bit) = (&mut self.present[index / 64 % 8], 1 << (index % 64));
+        match present {
+            true => *word |= bit,
+            false => *word &= !bit,
+        }
+        self.entries = match present {
+            true => self.entries.saturating_add(1),
+            false => self.entries.saturating_sub(1),
+        };
+    }
+
+    /// The first entry that is there from `index` on.
+    fn next_entry(&self, index: usize) -> Option<usize> {
+        let mut at = index / 64;
+        let mut mask = u64::MAX.checked_shl(index as u32 % 64)?;
+        while let Some(word) = self.present.get(at) {
+            let found = word & mask;
+            if found != 0 {
+                return Some(at * 64 + found.trailing_zeros() as usize);
+            }
+            mask = u64::MAX;
+            at += 1;
+        }
+        None
     }
 
     /// The guest has a table of which this is the shadow.

@@ -19,6 +19,7 @@ use minikernel_abi::{Parameters, KERNEL, PARAMETERS, PROGRAM};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::signal::{register_signal_handler, SIGRTMIN};
 
+use super::counters::Counters;
 use super::Paging;
 use crate::boot::Mode;
 use crate::error::{Error, Result};
@@ -54,6 +55,7 @@ pub struct Report {
     pub failure: Option<String>,
     pub values: [u64; Value::COUNT],
     pub exits: Exits,
+    pub counters: Counters,
     pub elapsed: Duration,
     /// Of the processor's time-stamp counter.
     pub cycles: u64,
@@ -74,6 +76,7 @@ struct Shared {
     yields: AtomicU64,
     ports: AtomicU64,
     output: Mutex<Output>,
+    counters: Mutex<Counters>,
 }
 
 /// What the guest has written so far.
@@ -118,7 +121,14 @@ pub fn run(setup: &Setup) -> Result<Report> {
         .map(|vcpu| {
             let (shared, sender) = (shared.clone(), sender.clone());
             thread::spawn(move || {
-                if let Some(end) = run_vcpu(vcpu, &shared) {
+                let mut vcpu = vcpu;
+                let end = run_vcpu(&mut vcpu, &shared);
+                shared
+                    .counters
+                    .lock()
+                    .expect("no thread has panicked")
+                    .add_vcpu(&vcpu);
+                if let Some(end) = end {
                     // When nobody listens any more, another vCPU was first.
                     let _ = sender.send(end);
                 }
@@ -131,6 +141,8 @@ pub fn run(setup: &Setup) -> Result<Report> {
     let elapsed = started.elapsed();
     let cycles = time_stamp() - cycles;
     stop(&shared, threads);
+    let mut counters = *shared.counters.lock().expect("no thread has panicked");
+    counters.add_vm(&vm);
     // In this order: the VM has the memory mapped.
     drop(vm);
     drop(memory);
@@ -155,6 +167,7 @@ pub fn run(setup: &Setup) -> Result<Report> {
             port: shared.ports.load(Ordering::Relaxed),
             yields: shared.yields.load(Ordering::Relaxed),
         },
+        counters,
         elapsed,
         cycles,
     })
@@ -273,7 +286,7 @@ fn place_host_pages(kvm: &Kvm, vm: &VmFd) -> Result<()> {
 
 /// Runs a vCPU until it ends the run, with its status or with what went wrong; `None` when another
 /// one did.
-fn run_vcpu(mut vcpu: VcpuFd, shared: &Shared) -> Option<std::result::Result<u8, String>> {
+fn run_vcpu(vcpu: &mut VcpuFd, shared: &Shared) -> Option<std::result::Result<u8, String>> {
     while !shared.stop.load(Ordering::SeqCst) {
         let why = match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
@@ -306,7 +319,7 @@ fn run_vcpu(mut vcpu: VcpuFd, shared: &Shared) -> Option<std::result::Result<u8,
             Ok(other) => format!("unexpected exit {other:?}"),
             Err(e) => format!("KVM_RUN: {e}"),
         };
-        return Some(Err(format!("{why}, at {}", place(&vcpu))));
+        return Some(Err(format!("{why}, at {}", place(vcpu))));
     }
     None
 }

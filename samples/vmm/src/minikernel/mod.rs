@@ -3,6 +3,7 @@
 //! compares what comes out: the same workload has the same checksum on every device and with any
 //! number of vCPUs.
 
+mod counters;
 mod guest;
 
 use std::io::{self, Write};
@@ -15,6 +16,7 @@ use minikernel_abi::{Parameters, MAGIC, MAX_MEMORY, MAX_VCPUS, WORKLOADS};
 
 use crate::boot::Mode;
 use crate::error::{exit_code, Error, Result};
+use counters::Counters;
 use guest::{Exits, Report, Setup};
 
 /// Without --timeout, for each run.
@@ -241,7 +243,11 @@ impl Printer {
             for name in &Value::NAMES[1..] {
                 write!(out, " {name:>NARROWEST$}")?;
             }
-            writeln!(out, " {:>NARROWEST$} {:>NARROWEST$}", "exits", "yields")?;
+            write!(out, " {:>NARROWEST$} {:>NARROWEST$}", "exits", "yields")?;
+            for name in Counters::NAMES {
+                write!(out, " {name:>NARROWEST$}")?;
+            }
+            writeln!(out)?;
         }
         Ok(Self {
             tap,
@@ -270,7 +276,11 @@ impl Printer {
                 write!(out, " {value:>width$}")?;
             }
             let Exits { port, yields } = report.exits;
-            writeln!(out, " {port:>NARROWEST$} {yields:>NARROWEST$}")?;
+            write!(out, " {port:>NARROWEST$} {yields:>NARROWEST$}")?;
+            for value in report.counters.values() {
+                write!(out, " {value:>NARROWEST$}")?;
+            }
+            writeln!(out)?;
         }
         if let Some(failure) = &report.failure {
             let failure = format!("{device}, {paging}, {} vCPUs: {failure}", name.vcpus);
