@@ -33,6 +33,8 @@ struct Run {
     gpa: u64,
     bytes: u64,
     hva: u64,
+    /// Of a slot that can be written, and does not log.
+    plain: bool,
 }
 
 /// The slots that were found last, for a caller that asks again and again.
@@ -52,6 +54,7 @@ impl SlotCache {
                 gpa: 0,
                 bytes: 0,
                 hva: 0,
+                plain: false,
             }; WAYS],
             hole: GfnRange::new(Gfn::new(0), Gfn::new(0)),
         }
@@ -65,6 +68,19 @@ impl SlotCache {
         self.runs.iter().find_map(|run| {
             let offset = gpa.raw().wrapping_sub(run.gpa);
             (offset < run.bytes).then(|| Hva::new(run.hva.wrapping_add(offset)))
+        })
+    }
+
+    /// As `find`, where a write takes no more than that.
+    #[inline]
+    fn find_plain(&self, generation: u64, gpa: Gpa) -> Option<Hva> {
+        if self.generation != generation {
+            return None;
+        }
+        self.runs.iter().find_map(|run| {
+            let offset = gpa.raw().wrapping_sub(run.gpa);
+            let found = run.plain && offset < run.bytes;
+            found.then(|| Hva::new(run.hva.wrapping_add(offset)))
         })
     }
 
@@ -84,6 +100,7 @@ impl SlotCache {
                 gpa: base.raw(),
                 bytes: slot.pages.saturating_mul(PAGE_SIZE),
                 hva: slot.hva.raw(),
+                plain: !slot.flags.contains(SlotFlags::READ_ONLY) && !slot.flags.log_dirty(),
             };
         }
     }
@@ -232,7 +249,19 @@ impl Mmu {
     /// # Errors
     ///
     /// As [`Mmu::compare_exchange`].
-    pub fn set_flags(&self, gpa: Gpa, size: u8, old: u64, new: u64) -> Result<u64> {
+    pub fn set_flags(
+        &self,
+        cache: &SlotCache,
+        gpa: Gpa,
+        size: u8,
+        old: u64,
+        new: u64,
+    ) -> Result<u64> {
+        if let Some(hva) = cache.find_plain(self.generation.load(Acquire), gpa) {
+            let result = user::compare_exchange(hva, size, old, new);
+            self.wrote_somewhere(gpa);
+            return result;
+        }
         self.change_quietly(gpa, |hva| user::compare_exchange(hva, size, old, new))
     }
 

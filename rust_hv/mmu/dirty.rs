@@ -259,6 +259,17 @@ impl Mmu {
         }
     }
 
+    /// The same, for a slot that did not log when it was looked up.
+    #[inline]
+    pub(super) fn wrote_somewhere(&self, gpa: Gpa) {
+        cpu::smp_mb();
+        if self.logged.load(Relaxed) != 0 {
+            if let Some(slot) = self.slot(gpa) {
+                self.state.lock().logs.mark(&slot, gpa.gfn());
+            }
+        }
+    }
+
     /// After logging has started, with all pages or with none, or stopped for a slot that keeps its
     /// memory. `slots_lock` is held.
     pub(super) fn log_toggled(&self, slot: &Slot, all_dirty: bool) {

@@ -245,10 +245,11 @@ impl<'a> Unlinked<'a> {
 
     /// Makes every CPU forget what was unmapped, then frees the tables.
     fn finish(&mut self) {
-        if self.changed {
-            self.mmu.tlb.flush(&self.mmu.stats);
-            self.changed = false;
+        // No table comes without a change.
+        if !core::mem::take(&mut self.changed) {
+            return;
         }
+        self.mmu.tlb.flush(&self.mmu.stats);
         for table in self.tables.iter_mut().filter_map(Option::take) {
             give_back(&self.mmu.supply, table);
         }

@@ -32,11 +32,11 @@ use crate::model::memory::slots::{Slot, SlotFlags};
 use crate::model::paging::frames::TableFrame;
 use crate::model::paging::shadow::route::{RootKey, Route};
 use crate::model::paging::shadow::{
-    self, Cause, Cursor, HostPage, Installed, Lack, Policy, Shadow, ShadowCounts, Spot, Syncing,
-    TableId,
+    self, Cause, Cursor, Filled, HostPage, Installed, Lack, LeafTable, Policy, Shadow,
+    ShadowCounts, Spot, Syncing, TableId,
 };
 use crate::model::paging::state::{Access, AccessKind, PagingState, Privilege};
-use crate::model::paging::walk::{self, GuestPhys, Path, WalkError};
+use crate::model::paging::walk::{self, GuestPhys, WalkError};
 use crate::model::paging::PageSize;
 use kernel::prelude::*;
 use kernel::sync::atomic::{
@@ -61,7 +61,7 @@ pub const MIN_TABLES: usize = 16;
 /// See [`MIN_TABLES`].
 pub const MAX_TABLES: usize = 8192;
 /// See [`MIN_TABLES`].
-pub const DEFAULT_TABLES: usize = 2048;
+pub const DEFAULT_TABLES: usize = 1024;
 
 /// Tables that are watched again with one flush.
 const SYNCED: usize = 8;
@@ -115,6 +115,8 @@ pub struct ShadowCpu {
     /// The tables' sequence when it was last looked at: whatever was read since is current if it is
     /// still the same.
     sequence: u64,
+    /// The table of the last fault.
+    leaf: Option<LeafTable>,
     /// The slot of the last fault, as of this moment.
     slot: Option<(Slot, Moment)>,
     reserves: [Reserve; 3],
@@ -139,6 +141,7 @@ impl ShadowCpu {
             mmu,
             root: None,
             sequence: 0,
+            leaf: None,
             slot: None,
             reserves: Default::default(),
             drained: true,
@@ -168,7 +171,7 @@ fn tables(policy: Policy, count: usize) -> Result<Shadows> {
             .push_within_capacity(shadow::Slot::new())
             .map_err(|_| ENOMEM)?;
     }
-    let words = KVVec::from_elem(0u32, Shadows::words(count), GFP_KERNEL_ACCOUNT)?;
+    let words = KVVec::from_elem(Shadows::WORD, Shadows::words(count), GFP_KERNEL_ACCOUNT)?;
     Shadow::new(policy, slots, words).ok_or(EINVAL)
 }
 
@@ -403,6 +406,7 @@ impl Mmu {
                     shadow.leave(old);
                 }
                 cpu.sequence = shadow.sequence;
+                cpu.leaf = None;
                 entered.map(|root| (root, shadow.root(root)))
             })?;
             match entered {
@@ -506,6 +510,9 @@ impl Mmu {
         fault: &GuestFault,
     ) -> Result<ShadowFault> {
         let access = access_of(fault.code, fault.cpl, fault.ac);
+        if self.quick_fault(cpu, run, memory, paging, fault.gva, access)? {
+            return Ok(ShadowFault::Mapped);
+        }
         let key = RootKey::of(paging, paging.pointers()).ok_or_else(unsupported)?;
         for _ in 0..TRIES {
             let (page, path) = match walk::walk_traced(memory, paging, fault.gva, access) {
@@ -531,7 +538,8 @@ impl Mmu {
             if nested.write && slot.flags.contains(SlotFlags::READ_ONLY) {
                 return Ok(ShadowFault::Device(nested, Backing::Rom));
             }
-            let (next, used) = used_behind(memory, paging, &path);
+            let last = path.leaf_of_small_page(paging);
+            let (next, used) = used_behind(memory, paging, last);
             let found = Found {
                 slot,
                 moment,
@@ -558,6 +566,96 @@ impl Mmu {
             cpu.slot = None;
         }
         Ok(ShadowFault::Mapped)
+    }
+
+    /// A fault in a table whose way from the root is known: only the guest's entry for the page is
+    /// read. False when there is more to it.
+    fn quick_fault<M: GuestPhys<Error = Error>>(
+        &self,
+        cpu: &mut ShadowCpu,
+        run: &mut PageRun,
+        memory: &mut M,
+        paging: &PagingState,
+        gva: Gva,
+        access: Access,
+    ) -> Result<bool> {
+        let leaf = match cpu.leaf.filter(|leaf| leaf.covers(gva)) {
+            Some(leaf) => leaf,
+            None => {
+                let Some(root) = cpu.root else {
+                    return Ok(false);
+                };
+                let tables = Tables::existing(&self.supply);
+                cpu.leaf = self.with_shadow(|shadow| {
+                    cpu.sequence = shadow.sequence;
+                    shadow.leaf_table(&tables, root, gva)
+                })?;
+                let Some(leaf) = cpu.leaf else {
+                    return Ok(false);
+                };
+                leaf
+            }
+        };
+        let (at, spot) = leaf.place(gva);
+        let Ok(entry) = memory.read_entry(at, paging.entry_size()) else {
+            return Ok(false);
+        };
+        let Some((gfn, rights)) = leaf.look(paging, entry) else {
+            return Ok(false);
+        };
+        if paging.check(&rights, access).is_err() {
+            return Ok(false);
+        }
+        let Some((slot, moment)) = self.slot_now(cpu, gfn) else {
+            return Ok(false);
+        };
+        let plain = !slot.flags.contains(SlotFlags::READ_ONLY) && !slot.flags.log_dirty();
+        let (true, Some(hva)) = (plain, slot.hva_of(gfn)) else {
+            return Ok(false);
+        };
+        let Some(source) = walk::mark_used(memory, paging, at, entry, access)? else {
+            return Ok(false);
+        };
+        let (next, used) = used_behind(memory, paging, Some(at));
+        let write = access.kind == AccessKind::Write;
+        let wanted = if write { Wanted::Write } else { Wanted::Read };
+        let left = slot.gfns().end.raw().saturating_sub(gfn.raw());
+        let max = left.min(used as u64 + 1) as usize;
+        let pages = UserPages::get(run, &self.mm, hva, wanted, max)?;
+        let host = HostPage {
+            hpa: pages.iter().next().ok_or(EFAULT)?,
+            writable: pages.writable(),
+            large: false,
+        };
+        let cause = Cause {
+            write,
+            user: access.privilege == Privilege::User,
+        };
+        let tables = Tables::existing(&self.supply);
+        let mut state = self.state.lock();
+        if !state.is_current(moment, looked_up(hva, pages.count(), false)) {
+            drop(state);
+            cpu.slot = None;
+            return Ok(false);
+        }
+        let shadow = state.tree.shadow().ok_or(EIO)?;
+        let filled = shadow.fill(&tables, spot, cpu.sequence, source, host, cause);
+        if filled != Filled::Done {
+            cpu.leaf = None;
+            return Ok(false);
+        }
+        let behind = next.get(..used).unwrap_or_default();
+        map_entries(
+            shadow,
+            &tables,
+            spot,
+            cpu.sequence,
+            behind,
+            gfn,
+            &pages,
+            host,
+        );
+        Ok(true)
     }
 
     /// The slot of a frame, and the moment when it was that; perhaps a past one.
@@ -717,7 +815,7 @@ impl Mmu {
             let mut state = self.state.lock();
             if state.is_current(moment, looked_up(hva, 1, false)) {
                 let shadow = state.tree.shadow().ok_or(EIO)?;
-                shadow.fill(&memory, spot, sequence, source, host);
+                shadow.fill(&memory, spot, sequence, source, host, Cause::NONE);
             }
         }
         Ok(())
@@ -751,12 +849,12 @@ fn looked_up(hva: Hva, count: usize, large: bool) -> HvaRange {
 fn used_behind<M: GuestPhys>(
     memory: &mut M,
     paging: &PagingState,
-    path: &Path,
+    last: Option<Gpa>,
 ) -> ([u64; NEIGHBOURS], usize) {
     let mut entries = [0; NEIGHBOURS];
     let mut used = 0;
     let size = paging.entry_size();
-    if let Some(last) = path.leaf_of_small_page(paging) {
+    if let Some(last) = last {
         let reserved = paging.reserved_in_small();
         for place in entries.iter_mut() {
             let at = last.wrapping_add((used as u64 + 1) * u64::from(size.bytes()));
@@ -794,17 +892,34 @@ fn map_behind(
         }
         return;
     }
-    let Some(first) = shadow.frame_at(memory, spot) else {
-        return;
-    };
-    for (index, &source) in found.next.iter().take(found.used).enumerate() {
+    if let Some(first) = shadow.frame_at(memory, spot) {
+        let behind = found.next.get(..found.used).unwrap_or_default();
+        let first = Gfn::new(first);
+        map_entries(shadow, memory, spot, sequence, behind, first, pages, like);
+    }
+}
+
+/// Maps pages that the guest's entries behind one refer to which maps `first`.
+#[allow(clippy::too_many_arguments)]
+fn map_entries(
+    shadow: &mut Shadows,
+    memory: &Tables<'_>,
+    spot: Spot,
+    sequence: u64,
+    behind: &[u64],
+    first: Gfn,
+    pages: &UserPages<'_>,
+    like: HostPage,
+) {
+    for (index, &source) in behind.iter().enumerate() {
         let place = spot.plus(index + 1);
         let Some(frame) = shadow.candidate(memory, place, source) else {
             continue;
         };
-        let offset = frame.wrapping_sub(first) as usize;
+        let offset = frame.wrapping_sub(first.raw()) as usize;
         if let Some(hpa) = pages.iter().nth(offset) {
-            shadow.fill(memory, place, sequence, source, HostPage { hpa, ..like });
+            let page = HostPage { hpa, ..like };
+            shadow.fill(memory, place, sequence, source, page, Cause::NONE);
         }
     }
 }

@@ -145,6 +145,21 @@ pub fn walk_traced<M: GuestPhys>(
     Err(WalkError::Contended)
 }
 
+/// Sets the flags that an access of an entry for a page sets, which has passed all checks. What the
+/// entry says then; `None` when it has changed since it was read.
+pub fn mark_used<M: GuestPhys>(
+    memory: &mut M,
+    state: &PagingState,
+    at: Gpa,
+    entry: u64,
+    access: Access,
+) -> Result<Option<u64>, M::Error> {
+    let dirty = if access.is_write() { DIRTY } else { 0 };
+    let new = entry | ACCESSED | dirty;
+    let set = new == entry || memory.cmpxchg_entry(at, state.entry_size(), entry, new)?;
+    Ok(set.then_some(new))
+}
+
 /// Translates an address without a trace: for debuggers and for `KVM_TRANSLATE`.
 pub fn probe<M: GuestPhys>(
     memory: &mut M,

@@ -46,7 +46,7 @@ struct Vm {
 impl Vm {
     fn new(guest: Guest, policy: Policy, slots: usize) -> Self {
         let room = (0..slots).map(|_| Slot::new()).collect();
-        let shadow = Shadow::new(policy, room, vec![0; Tables::words(slots)]).unwrap();
+        let shadow = Shadow::new(policy, room, vec![Tables::WORD; Tables::words(slots)]).unwrap();
         Self {
             guest,
             shadow,

@@ -19,8 +19,9 @@ impl Node {
         Self((table.0 as u32) << 9 | (index as u32 & 511))
     }
 
+    /// What [`Node::raw`] has given, or all ones for none.
     pub(super) const fn from_raw(raw: u32) -> Self {
-        Self(raw)
+        Self(raw & Self::NONE.0)
     }
 
     pub(super) const fn raw(self) -> u32 {

@@ -6,9 +6,9 @@ use super::chain::{Links, Node, TableId};
 use super::entry::{self, Cause, Grant};
 use super::route::{self, Role, Route, Target};
 use super::{Lack, List, Policy, Shadow, Slot};
-use crate::model::arch::addr::Hpa;
+use crate::model::arch::addr::{Gfn, Gpa, Gva, Hpa};
 use crate::model::paging::frames::{Gather, TableMemory};
-use crate::model::paging::state::{Rights, ACCESSED, DIRTY, PRESENT};
+use crate::model::paging::state::{PagingState, Rights, ACCESSED, DIRTY, PRESENT};
 use crate::model::paging::Level;
 use core::ops::DerefMut;
 use core::sync::atomic::Ordering;
@@ -251,7 +251,7 @@ where
             }
             self.loosen(gfn);
         }
-        let large = page.large && route.largest() >= Level::Pd && *self.region_of(gfn) == 0;
+        let large = page.large && route.largest() >= Level::Pd && self.is_free_of_tables(gfn);
         let last = if large { Level::Pd } else { Level::Pt };
         let mut rights = Rights::ALL;
         let mut level = route.key.regime.top();
@@ -335,8 +335,8 @@ where
         self.map(memory, Node::new(spot.table, spot.index), raw, 0);
     }
 
-    /// Maps such an entry's page. It must not be used where the guest's tables may have changed
-    /// since `sequence`.
+    /// Maps the page of an entry of the guest's in a table of small pages. It must not be used where
+    /// the guest's tables may have changed since `sequence`.
     pub fn fill<M: TableMemory>(
         &mut self,
         memory: &M,
@@ -344,23 +344,60 @@ where
         sequence: u64,
         source: u64,
         page: HostPage,
-    ) -> bool {
+        cause: Cause,
+    ) -> Filled {
         let slot = self.slot(spot.table);
         if sequence != self.sequence || !slot.shadows() || slot.role.level != Level::Pt {
-            return false;
+            return Filled::Obsolete;
         }
         let role = slot.role;
+        let watched = self.is_watched(route::frame_of(&role, source));
+        if watched && cause.write {
+            return Filled::Watched;
+        }
         let dirty = source & DIRTY != 0;
         let rights = route::rights_of(&role, source);
-        let grant = Grant::new(role.regime, rights, dirty, Cause::NONE);
-        let watched = self.is_watched(route::frame_of(&role, source));
+        let grant = Grant::new(role.regime, rights, dirty, cause);
         let grant = Grant {
             write: grant.write && page.writable && !watched,
             ..grant
         };
         let raw = entry::leaf(page.hpa, false, grant);
         self.map(memory, Node::new(spot.table, spot.index), raw, source);
-        true
+        Filled::Done
+    }
+
+    /// The table of small pages that an address is translated by, as far as the guest's tables above
+    /// it are known: they may be others by now, as a CPU may find that keeps them in a cache of its
+    /// own until it is told to forget them.
+    pub fn leaf_table<M: TableMemory>(
+        &self,
+        memory: &M,
+        root: TableId,
+        gva: Gva,
+    ) -> Option<LeafTable> {
+        let mut id = root;
+        loop {
+            let slot = self.slot(id);
+            let level = slot.role.level;
+            if level == Level::Pt {
+                let size = route::entry_bytes(&slot.role) as u64;
+                let first = u64::from(slot.role.quadrant) * 512 * size;
+                return slot.shadows().then_some(LeafTable {
+                    table: id,
+                    region: gva.raw() >> Level::Pd.shift(),
+                    gpa: Gpa::new((slot.gfn << 12) + first),
+                    size,
+                    rights: slot.role.rights,
+                });
+            }
+            let pointers = slot.role.regime.has_pointers();
+            let at = Node::new(id, route::index(gva.raw(), level, pointers));
+            if self.raw(memory, at) == 0 {
+                return None;
+            }
+            id = self.read_links(memory, at).child.get()?;
+        }
     }
 
     /// Drops the entries of some tables that nothing refers to, and gives up these.
@@ -416,6 +453,56 @@ where
                 }
             }
         }
+    }
+}
+
+/// What came of [`Shadow::fill`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Filled {
+    /// The page is mapped.
+    Done,
+    /// The guest has changed something.
+    Obsolete,
+    /// It is a table's, and to be written.
+    Watched,
+}
+
+/// A table of small pages, and the guest's beside it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeafTable {
+    table: TableId,
+    region: u64,
+    /// Where the guest has the entry beside the first one.
+    gpa: Gpa,
+    size: u64,
+    /// What the tables above allow.
+    rights: Rights,
+}
+
+impl LeafTable {
+    /// It is the one for this address, in the same address space.
+    pub fn covers(&self, gva: Gva) -> bool {
+        gva.raw() >> Level::Pd.shift() == self.region
+    }
+
+    /// Where the guest's entry for an address is, and where its shadow is.
+    pub fn place(&self, gva: Gva) -> (Gpa, Spot) {
+        let index = (gva.raw() >> 12) % 512;
+        let spot = Spot {
+            table: self.table,
+            index: index as usize,
+        };
+        (self.gpa.wrapping_add(index * self.size), spot)
+    }
+
+    /// The frame that an entry of the table refers to, and what accesses may do there.
+    pub fn look(&self, state: &PagingState, entry: u64) -> Option<(Gfn, Rights)> {
+        let usable = entry & PRESENT != 0 && entry & state.reserved(12, true) == 0;
+        let rights = Rights {
+            key: 0,
+            ..route::narrowed(self.rights, entry)
+        };
+        usable.then(|| (Gfn::new(state.page(entry, 12) >> 12), rights))
     }
 }
 

@@ -68,7 +68,7 @@ use chain::Node;
 pub use chain::TableId;
 use core::ops::DerefMut;
 use core::sync::atomic::{AtomicU64, Ordering};
-pub use edit::{is_used, HostPage, Installed, Spot};
+pub use edit::{is_used, Filled, HostPage, Installed, LeafTable, Spot};
 pub use entry::Cause;
 pub use follow::{Cursor, Syncing};
 use route::{Role, RootKey};
@@ -233,6 +233,8 @@ pub struct Shadow<S, W> {
     /// Heads of the chains of frames, heads of the hash of tables, and how many watched tables
     /// there are in a region of 2 MiB: three arrays whose sizes are powers of two.
     words: W,
+    /// Slots from here on were never used.
+    unused: usize,
     free: TableId,
     heads: [TableId; 3],
     /// Loose tables that are not pardoned.
@@ -276,22 +278,26 @@ where
     S: DerefMut<Target = [Slot]>,
     W: DerefMut<Target = [u32]>,
 {
+    /// What words are before they are used.
+    pub const WORD: u32 = u32::MAX;
+
     /// Words that go with so many slots.
     pub const fn words(slots: usize) -> usize {
         chain_words(slots) + hash_words(slots) + REGION_WORDS
     }
 
-    /// Without a table. `None` for no slots, too many of them, or another number of words than
-    /// [`Shadow::words`].
+    /// Without a table. The slots are [`Slot::new`], the words [`Shadow::WORD`], all of them.
+    /// `None` for no slots, too many of them, or another number of words than [`Shadow::words`].
     pub fn new(policy: Policy, slots: S, words: W) -> Option<Self> {
         let count = slots.len();
         if count == 0 || count > TableId::LIMIT || words.len() != Self::words(count) {
             return None;
         }
-        let mut shadow = Self {
+        Some(Self {
             policy,
             slots,
             words,
+            unused: 0,
             free: TableId::NONE,
             heads: [TableId::NONE; 3],
             fresh: 0,
@@ -300,23 +306,7 @@ where
             stale: 0,
             flushed: 0,
             counts: ShadowCounts::default(),
-        };
-        for (number, slot) in shadow.slots.iter_mut().enumerate().rev() {
-            *slot = Slot::new();
-            slot.next = shadow.free;
-            shadow.free = TableId(number as u16);
-        }
-        let regions = chain_words(count) + hash_words(count);
-        for (place, word) in shadow.words.iter_mut().enumerate() {
-            *word = if place < chain_words(count) {
-                Node::NONE.raw()
-            } else if place < regions {
-                u32::from(TableId::NONE.0)
-            } else {
-                0
-            };
-        }
-        Some(shadow)
+        })
     }
 
     /// What a write to a watched table does.
@@ -389,10 +379,16 @@ where
         &mut self.words[place]
     }
 
+    /// One less than there are.
     fn region_of(&mut self, gfn: u64) -> &mut u32 {
         let count = self.slots.len();
         let regions = chain_words(count) + hash_words(count);
         &mut self.words[regions + scatter(gfn >> 9, REGION_WORDS)]
+    }
+
+    /// No table is in a frame's 2 MiB, nor in others that share its count.
+    fn is_free_of_tables(&mut self, gfn: u64) -> bool {
+        *self.region_of(gfn) == Self::WORD
     }
 
     // Lists.
@@ -504,7 +500,10 @@ where
         role: &Role,
         special: Option<TableFrame>,
     ) -> Result<TableId, Lack> {
-        let room = self.free.get();
+        let room = self.free.get().or_else(|| {
+            let never_used = self.unused < self.slots.len();
+            never_used.then_some(TableId(self.unused as u16))
+        });
         let take = |memory: &mut M| memory.alloc();
         let frames = match room {
             None => [special, None, None],
@@ -525,7 +524,10 @@ where
             }
         };
         let id = room.ok_or(Lack::Room)?;
-        self.free = self.slot(id).next;
+        match self.free.get() {
+            Some(_) => self.free = self.slot(id).next,
+            None => self.unused += 1,
+        }
         let head = self.hash_of(gfn);
         let next = TableId(*head as u16);
         *head = id.0.into();
@@ -549,6 +551,8 @@ where
 
     /// Gives up a table without entries to which nothing refers.
     fn discard<G: Gather>(&mut self, gather: &mut G, id: TableId) {
+        // Its number may become another's.
+        self.sequence = self.sequence.wrapping_add(1);
         let gfn = self.slot(id).gfn;
         self.set_loose(id, false);
         if self.slot(id).shadows() {

@@ -302,7 +302,7 @@ impl Route {
 }
 
 /// The rights that are left below an entry.
-const fn narrowed(rights: Rights, entry: u64) -> Rights {
+pub(super) const fn narrowed(rights: Rights, entry: u64) -> Rights {
     Rights {
         user: rights.user && entry & USER != 0,
         writable: rights.writable && entry & WRITABLE != 0,
