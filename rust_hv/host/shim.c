@@ -527,8 +527,12 @@ unsigned int rhv_host_pages(struct mm_struct *mm, unsigned long addr, u64 *phys,
 	if (pmd_leaf(pmd)) {
 		if (pmd_access_permitted(pmd, true) && pmd_dirty(pmd) &&
 		    !pmd_special(pmd) && rhv_is_anon(pmd_pfn(pmd))) {
-			*phys = PFN_PHYS(pmd_pfn(pmd)) + (addr & ~PMD_MASK);
-			count = 1;
+			u64 first = PFN_PHYS(pmd_pfn(pmd)) + (addr & ~PMD_MASK);
+
+			max = min_t(unsigned int, max,
+				    PTRS_PER_PTE - pte_index(addr));
+			for (; count < max; count++)
+				phys[count] = first + count * PAGE_SIZE;
 		}
 		goto out;
 	}
