@@ -169,8 +169,8 @@ impl Handler<'_> {
             // Counted when it is known what it is.
             Exit::Fetch => Ok(Action::Fetch),
             Exit::Memory(fault) => Ok(Action::Memory(fault)),
+            // Counted when it is known what it is.
             Exit::PageFault { gva, code } => {
-                counters.page_faults.bump();
                 Ok(Action::GuestFault(fault_at(state, window, gva, code)?))
             }
             Exit::Invalidate(gva) => {

@@ -208,8 +208,12 @@ impl<V: Vendor> Vcpu<V> {
             .mmu
             .shadow_fault(cpu, run, &mut memory, &paging, fault)?;
         match found {
-            ShadowFault::Mapped => Ok(Turn::Again),
+            ShadowFault::Mapped => {
+                self.counters.page_faults.bump();
+                Ok(Turn::Again)
+            }
             ShadowFault::Guest(code) => {
+                self.counters.page_faults.bump();
                 let exception = Exception {
                     vector: Vector::PF,
                     error_code: Some(code.raw()),
@@ -219,6 +223,7 @@ impl<V: Vendor> Vcpu<V> {
                 Ok(Turn::Again)
             }
             ShadowFault::NonCanonical => {
+                self.counters.page_faults.bump();
                 let exception = Exception {
                     vector: Vector::GP,
                     error_code: Some(0),
@@ -231,7 +236,10 @@ impl<V: Vendor> Vcpu<V> {
             ShadowFault::Table(fault) => {
                 self.table_write(state, mmio, guest, faults, &paging, &fault)
             }
-            ShadowFault::NoTables => Ok(Turn::User(UserExit::UNKNOWN_INSTRUCTION)),
+            ShadowFault::NoTables => {
+                self.counters.page_faults.bump();
+                Ok(Turn::User(UserExit::UNKNOWN_INSTRUCTION))
+            }
         }
     }
 

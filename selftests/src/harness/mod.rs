@@ -88,6 +88,14 @@ impl Context {
         Ok(device)
     }
 
+    /// For tests of what nested tables do: how many there are, where they go, what the CPU's own walk is like.
+    pub fn nested(&self) -> Outcome {
+        if !crate::emulator::is_nested() {
+            skip!("is about nested tables");
+        }
+        Ok(())
+    }
+
     /// For tests that other users of the machine would notice, or be noticed by.
     pub fn exclusive(&self) -> Outcome {
         if !self.exclusive {

@@ -15,6 +15,7 @@ const TABLES: u64 = 32;
 const CAPACITY: u64 = 128;
 
 fn run(t: &Context) -> Outcome {
+    t.nested()?;
     t.exclusive()?;
     let device = t.rusthv()?;
     let all = || -> Result<NodeStats, Errno> {
