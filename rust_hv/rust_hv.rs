@@ -30,12 +30,14 @@ mod tests;
 
 use device::{Platform, PLATFORM};
 use host::cpu::CpuWatch;
-use host::debugfs::Dir;
+use host::debugfs::{Dir, File};
 use host::file::DeviceNode;
 use host::global::{Global, GlobalGuard};
-use host::pool::{Pools, POOLS};
+use host::pool::{Pools, PoolsFile, POOLS};
+use host::shrinker::Shrinker;
 use host::switch::NotifiersOn;
 use kernel::prelude::*;
+use kernel::sync::Arc;
 use svm::{Svm, SVM};
 use vcpu::Machine;
 use vendor::Vendor;
@@ -56,6 +58,8 @@ struct RustHv {
     _device: DeviceNode,
     _hardware: Hardware,
     _notifiers: NotifiersOn,
+    _shrinker: Shrinker<Pools>,
+    _pools_file: File<PoolsFile>,
     _pools: GlobalGuard<Pools>,
     _files: GlobalGuard<Dir>,
 }
@@ -78,6 +82,9 @@ impl kernel::Module for RustHv {
         // Each stage is undone by its drop when a later one fails.
         let files = debugfs::ROOT.set(KBox::new(Dir::new(debugfs::NAME)?, GFP_KERNEL)?);
         let pools = POOLS.set(KBox::new(Pools::new()?, GFP_KERNEL)?);
+        let shrinker = Shrinker::new(c"rust_hv-pools", POOLS.get()?)?;
+        let content = Arc::new(PoolsFile(POOLS.get()?), GFP_KERNEL)?;
+        let pools_file = debugfs::ROOT.get()?.file(c"pools", content);
         let hardware = if host::cpu::is_amd() {
             Hardware::Svm {
                 _on: switch_on(&SVM, Svm::new()?)?,
@@ -94,6 +101,8 @@ impl kernel::Module for RustHv {
             _device: device,
             _hardware: hardware,
             _notifiers: notifiers,
+            _shrinker: shrinker,
+            _pools_file: pools_file,
             _pools: pools,
             _files: files,
         })

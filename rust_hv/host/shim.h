@@ -11,9 +11,12 @@
 
 struct dentry;
 struct file_operations;
+struct fpu_guest;
 struct mm_struct;
 struct mutex;
 struct page;
+struct shrink_control;
+struct shrinker;
 struct vm_area_struct;
 
 /*
@@ -109,7 +112,7 @@ void rhv_machine_check(void);
 int rhv_enter_guest(struct rhv_regs *regs, bool launched, u32 *reason);
 
 /* Memory */
-struct page *rhv_alloc_page(int node, bool sleep);
+struct page *rhv_alloc_page(int node, u64 among);
 void rhv_free_page(struct page *page);
 void *rhv_page_address(struct page *page);
 u64 rhv_page_to_phys(struct page *page);
@@ -118,6 +121,7 @@ int rhv_page_node(struct page *page);
 enum { RHV_MAX_NODES = MAX_NUMNODES };
 unsigned int rhv_max_nodes(void);
 bool rhv_node_has_memory(unsigned int node);
+int rhv_node_distance(int from, int to);
 void *rhv_phys_to_virt(u64 phys);
 void rhv_put_user_page(struct page *page, bool dirty);
 unsigned int rhv_host_mapping_shift(struct mm_struct *mm, unsigned long addr);
@@ -143,6 +147,20 @@ struct dentry *rhv_debugfs_file(const char *name, unsigned int mode,
 				struct dentry *parent, void *data,
 				const struct file_operations *fops);
 void rhv_debugfs_remove(struct dentry *entry);
+
+/* Memory that is freed, and memory pressure */
+bool rhv_free_pages_keep(void);
+u64 rhv_peek(unsigned long addr);
+u64 rhv_vmalloc_to_phys(const void *addr);
+void *rhv_fpu_memory(struct fpu_guest *fpu, unsigned int *size);
+enum { RHV_MAPPED = 1, RHV_WRITABLE = 2, RHV_EXECUTABLE = 4 };
+unsigned int rhv_kernel_mapping(unsigned long addr);
+struct shrinker *rhv_shrinker(const char *name,
+			      unsigned long (*count)(struct shrinker *shrinker,
+						     struct shrink_control *sc),
+			      unsigned long (*scan)(struct shrinker *shrinker,
+						    struct shrink_control *sc),
+			      void *private);
 
 /* Contiguous memory */
 struct page *rhv_alloc_pages(int node, unsigned int order);

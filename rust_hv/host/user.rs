@@ -37,8 +37,10 @@ user_data!(
     rusthv_info,
     rusthv_measurement,
     rusthv_node_stats,
+    rusthv_numa_policy,
     rusthv_vcpu_stats,
     rusthv_vm_stats,
+    rusthv_wipe,
 );
 
 impl UserData for u32 {}

@@ -25,6 +25,7 @@ pub mod ksm;
 pub mod machine;
 pub mod memory;
 pub mod module;
+pub mod numa;
 pub mod random;
 pub mod rusthv;
 pub mod spin;
