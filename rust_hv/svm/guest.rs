@@ -22,6 +22,7 @@ use crate::host::switch::Running;
 use crate::host::task;
 use crate::model::arch::regs::{Efer, Rflags, DR6_RESET};
 use crate::model::arch::segment::AccessRights;
+use crate::vendor::flush::FlushKind;
 use crate::vendor::{self, HwError, ResetRights, Translation};
 use kernel::prelude::*;
 
@@ -74,7 +75,7 @@ pub struct Guest {
     pub(super) offered: (bool, bool),
     /// Without nested tables.
     pub(super) software: Option<Software>,
-    translation: Translation,
+    pub(super) translation: Translation,
     tsc_offset: u64,
     host_xcr0: u64,
     host_debugctl: u64,
@@ -350,6 +351,11 @@ impl GuestWindow<'_> {
             dirty |= clean::ASID;
         }
         vmcb.control.tlb_control = tag.control;
+        match tag.control {
+            tlb_control::NOTHING => {}
+            tlb_control::ASID => guest.translation.count(FlushKind::Tag),
+            _ => guest.translation.count(FlushKind::AllTags),
+        }
         vmcb.save.rax = rax;
         if vmcb.save.cr2 != cr2 {
             vmcb.save.cr2 = cr2;
@@ -443,7 +449,12 @@ const NO_TABLES: u64 = 0x1000;
 #[cfg(CONFIG_KUNIT = "y")]
 pub(super) fn test_guest(svm: &'static Svm) -> Result<Guest> {
     struct Nothing;
-    impl vendor::KeepAlive for Nothing {}
+    impl vendor::KeepAlive for Nothing {
+        fn flushes(&self) -> &vendor::flush::Flushes {
+            static FLUSHES: vendor::flush::Flushes = vendor::flush::Flushes::new();
+            &FLUSHES
+        }
+    }
     let keep = kernel::sync::Arc::new(Nothing, GFP_KERNEL)?;
     let root = vendor::NestedRoot::new(crate::model::arch::addr::Hpa::new(NO_TABLES), keep);
     let translation = Translation::Nested(root);

@@ -41,8 +41,16 @@ pub(super) struct Software {
     stale: bool,
     /// A root for the next window.
     root: Option<Hpa>,
-    /// The next window forgets translations.
-    flush: bool,
+    /// What the next window forgets.
+    flush: Flush,
+}
+
+/// Translations to be forgotten.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flush {
+    Nothing,
+    Address(Gva),
+    Everything,
 }
 
 impl Software {
@@ -53,22 +61,20 @@ impl Software {
             paging: None,
             stale: true,
             root: None,
-            flush: false,
+            flush: Flush::Nothing,
         })
     }
 
     /// Brings to the CPU what was decided outside of the window.
     #[inline]
     pub(super) fn apply(&mut self, window: &mut impl Window) -> Result<(), HwError> {
-        if let Some(root) = self.root.take() {
-            self.flush = false;
-            return window.set_root(root);
+        let flush = core::mem::replace(&mut self.flush, Flush::Nothing);
+        match (self.root.take(), flush) {
+            (Some(root), _) => window.set_root(root),
+            (None, Flush::Nothing) => Ok(()),
+            (None, Flush::Address(gva)) => window.flush_address(gva),
+            (None, Flush::Everything) => window.flush_guest_tables(),
         }
-        if self.flush {
-            self.flush = false;
-            window.flush_guest_tables()?;
-        }
-        Ok(())
     }
 }
 
@@ -176,7 +182,10 @@ impl<V: Vendor> Vcpu<V> {
     pub(super) fn invalidate(&self, state: &mut State, gva: Option<Gva>) -> Result {
         if let Some(software) = &mut state.software {
             self.mmu.shadow_invalidate(&mut software.cpu, gva)?;
-            software.flush = true;
+            software.flush = match (software.flush, gva) {
+                (Flush::Nothing, Some(gva)) => Flush::Address(gva),
+                _ => Flush::Everything,
+            };
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ use crate::host::msr;
 use crate::host::switch::{self, Running};
 use crate::model::arch::segment::AccessRights;
 use crate::model::paging::Level;
+use crate::vendor::flush::FlushKind;
 use crate::vendor::{self, Guest as _, HwError, ResetRights, Translation};
 use kernel::prelude::*;
 
@@ -64,7 +65,7 @@ pub struct Guest {
     host: HostShadow,
     caps: &'static Caps,
     eptp: u64,
-    _translation: Translation,
+    translation: Translation,
     software: Option<Software>,
     entry_controls: u32,
     primary_controls: u32,
@@ -80,6 +81,7 @@ pub struct GuestWindow<'a> {
     pub(super) caps: &'static Caps,
     pub(super) eptp: u64,
     pub(super) software: Option<&'a mut Software>,
+    pub(super) translation: &'a Translation,
     pub(super) entry_controls: &'a mut u32,
     pub(super) primary_controls: &'a mut u32,
     pub(super) secondary_controls: &'a mut u32,
@@ -133,7 +135,7 @@ impl Guest {
             host: HostShadow::default(),
             caps,
             eptp,
-            _translation: translation,
+            translation,
             software,
             entry_controls: caps.entry,
             primary_controls,
@@ -164,6 +166,7 @@ impl vendor::Guest for Guest {
             if let Some(vpid) = &self.vpid {
                 // Translations from when the vCPU was here last would be stale.
                 vpid.flush(window.irqs())?;
+                self.translation.count(FlushKind::Tag);
             }
         }
         let mut window = GuestWindow {
@@ -173,6 +176,7 @@ impl vendor::Guest for Guest {
             caps: self.caps,
             eptp: self.eptp,
             software: self.software.as_mut(),
+            translation: &self.translation,
             entry_controls: &mut self.entry_controls,
             primary_controls: &mut self.primary_controls,
             secondary_controls: &mut self.secondary_controls,

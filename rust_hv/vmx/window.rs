@@ -12,10 +12,11 @@ use crate::host::debug;
 use crate::host::fpu::FpuInUse;
 use crate::host::switch::{self, HostSwitch, Running, UserMsr};
 use crate::host::tsc;
-use crate::model::arch::addr::Hpa;
+use crate::model::arch::addr::{Gva, Hpa};
 use crate::model::arch::regs::{Cr0, Cr4, Efer};
 use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::exit::{Event, Exit};
+use crate::vendor::flush::FlushKind;
 use crate::vendor::{HwError, SegmentRegister, TableRegister, Visit, Window};
 use kernel::prelude::*;
 
@@ -449,7 +450,18 @@ impl Window for GuestWindow<'_> {
             // Without a VPID every entry flushes.
             return Ok(());
         }
-        tlb::flush_vpid(self.window.irqs(), self.vpid)
+        tlb::flush_vpid(self.window.irqs(), self.vpid)?;
+        self.translation.count(FlushKind::Tag);
+        Ok(())
+    }
+
+    fn flush_address(&mut self, address: Gva) -> Result<(), HwError> {
+        if self.vpid != 0 {
+            let irqs = self.window.irqs();
+            let kind = tlb::flush_address(self.caps, irqs, self.vpid, address)?;
+            self.translation.count(kind);
+        }
+        Ok(())
     }
 
     /// INVEPT reaches every VPID: once for each change is enough for all vCPUs. Without EPT it is
@@ -465,7 +477,8 @@ impl Window for GuestWindow<'_> {
             return Ok(true);
         }
         if visit.stale {
-            tlb::flush_ept(self.caps, self.window.irqs(), self.eptp)?;
+            let kind = tlb::flush_ept(self.caps, self.window.irqs(), self.eptp)?;
+            self.translation.count(kind);
         }
         Ok(visit.stale)
     }
@@ -483,6 +496,7 @@ mod tests {
     use crate::host::cpu::current_node;
     use crate::model::arch::addr::Hpa;
     use crate::model::exit::EventKind;
+    use crate::vendor::flush::Flushes;
     use crate::vendor::{checks, Guest as _, KeepAlive, NestedRoot, Translation, Vendor};
     use crate::vmx::guest::{Guest, EXCEPTIONS};
     use crate::vmx::vmx_or_skip;
@@ -494,7 +508,12 @@ mod tests {
 
     struct Nothing;
 
-    impl KeepAlive for Nothing {}
+    impl KeepAlive for Nothing {
+        fn flushes(&self) -> &Flushes {
+            static FLUSHES: Flushes = Flushes::new();
+            &FLUSHES
+        }
+    }
 
     fn guest() -> Result<Guest> {
         let root = NestedRoot::new(Hpa::new(NO_TABLES), Arc::new(Nothing, GFP_KERNEL)?);
