@@ -698,8 +698,8 @@ impl Mmu {
         let left = slot.gfns().end.raw().saturating_sub(gfn.raw());
         let max = left.min(behind as u64 + 1) as usize;
         let pages = UserPages::get(run, &self.mm, *hva, wanted, max)?;
-        let large = !read_only
-            && !(logged && fault.write)
+        let logs_write = logged && fault.write;
+        let large = !(read_only || logs_write)
             && pages.writable()
             && route.page().page_shift >= shift
             && slot.fits_large(gfn, PageSize::Size2M.pages())

@@ -54,15 +54,20 @@ impl Device {
     }
 
     pub fn vm(&self) -> Result<Vm, Errno> {
-        let fd = self.ioctl(KVM_CREATE_VM, 0)?;
-        let run_size = self.ioctl(KVM_GET_VCPU_MMAP_SIZE, 0)? as usize;
-        // SAFETY: the descriptor is new, so it is ours.
-        let vm = Vm { fd: unsafe { OwnedFd::from_raw_fd(fd) }, run_size };
+        let vm = self.plain_vm()?;
         let paging = PAGING.load(Relaxed);
         if paging != rusthv::PAGING_NESTED && self.has_extensions() {
             vm.enable_cap(rusthv::CAP_PAGING, 0, paging.into())?;
         }
         Ok(vm)
+    }
+
+    /// A VM whose memory is virtualized as it is by default.
+    pub fn plain_vm(&self) -> Result<Vm, Errno> {
+        let fd = self.ioctl(KVM_CREATE_VM, 0)?;
+        let run_size = self.ioctl(KVM_GET_VCPU_MMAP_SIZE, 0)? as usize;
+        // SAFETY: the descriptor is new, so it is ours.
+        Ok(Vm { fd: unsafe { OwnedFd::from_raw_fd(fd) }, run_size })
     }
 
     /// KVM_GET_SUPPORTED_CPUID with room for `room` entries.

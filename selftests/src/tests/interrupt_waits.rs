@@ -31,6 +31,10 @@ const VECTOR: usize = 0x51;
 fn run(t: &Context) -> Outcome {
     // KVM injects it at once, and the entry fails.
     let device = t.rusthv()?;
+    if emulator::is_tcg() && !emulator::is_nested() {
+        // For the page of the gate, in the shadow of STI; see below.
+        skip!("QEMU's TCG forgets the shadow when there is an exit in it");
+    }
     let machine = Machine::long(&device, interrupt_waits())?;
     let vcpu = &machine.vcpu;
     machine.memory.write(layout::DATA, interrupt_waits_handler());
@@ -51,12 +55,9 @@ fn run(t: &Context) -> Outcome {
     check!(matches!(exit, Exit::Io { port: 0x20, .. }), "the handler, not {exit:x?}");
     let regs = vcpu.regs()?;
     // CLI, OUT, MOV, NOP, STI and MOV SS are 1, 2, 2, 1, 1 and 2 bytes.
-    // QEMU's TCG forgets the shadow of MOV SS, and that of STI, when there is an exit in it: for the instruction behind
-    // it or, without nested tables, for the page of the interrupt's gate.
+    // QEMU's TCG forgets the shadow of MOV SS when there is an exit in it.
     let behind_mov_ss = if emulator::is_tcg() { 0 } else { 1 };
-    let place = regs.rax.wrapping_sub(layout::CODE as u64);
-    let early = emulator::is_tcg() && !emulator::is_nested() && place == 7;
-    check!(early || place == 9 + behind_mov_ss, "it came at {place}");
+    check_eq!(regs.rax, layout::CODE as u64 + 9 + behind_mov_ss, "where it came");
     check_eq!(regs.rbx, 0, "before the next instruction");
     check_eq!(regs.rcx & 0x200, 0x200, "with interrupts on");
     check_eq!(vcpu.sregs()?.interrupt_bitmap, [0; 4], "delivered");

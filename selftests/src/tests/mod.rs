@@ -144,6 +144,7 @@ mod oom_kill;
 mod other_process;
 mod page_migration;
 mod paging_32;
+mod paging_modes;
 mod paging_pae;
 mod pending_io;
 mod pool_shrinks;

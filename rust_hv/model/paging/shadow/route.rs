@@ -217,7 +217,7 @@ impl Route {
 
     /// The page may be written as far as its dirty flag goes: only a write sets it.
     pub(super) fn is_dirty(&self) -> bool {
-        self.leaf().map_or(true, |step| step.entry & DIRTY != 0)
+        self.leaf().is_none_or(|step| step.entry & DIRTY != 0)
     }
 
     /// The largest level whose entries can map the guest's page in one piece.
