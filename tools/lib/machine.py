@@ -31,6 +31,8 @@ HOST, TEST = "host", "test"
 
 # What Bochs' BIOS says when it starts, in the emulator's log.
 BIOS_STARTS = "Starting rombios32"
+# Seconds from the end of the command to the end of the machine; a debug kernel in Bochs takes its time.
+POWER_OFF_LIMIT = 120
 
 CONSOLE = "console=ttyS0,115200"
 # Quiet until init says otherwise: each line on the console costs the emulated CPU
@@ -259,8 +261,8 @@ class Machine:
                     result.stopped = f"not finished after {ui.duration(limit)}"
                 elif self._hurry and now > self._hurry:
                     result.stopped = "the host kernel is stuck"
-                elif exited_at and now - exited_at > 30:
-                    result.stopped = "did not power off within 30 s"
+                elif exited_at and now - exited_at > POWER_OFF_LIMIT:
+                    result.stopped = f"did not power off within {POWER_OFF_LIMIT} s"
                 elif idle_limit and result.ready_after and now - heard > idle_limit:
                     result.stopped = f"nothing heard for {ui.duration(idle_limit)}"
                 self._wait(terminal)

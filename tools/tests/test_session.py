@@ -193,7 +193,7 @@ class Sessions(unittest.TestCase):
         self.assertEqual(self.last, "1 passed, 1 failed, 0 skipped")
 
     def test_ending_that_hangs(self):
-        self.ending("power_off", self.TOLD, stopped="did not power off within 30 s")
+        self.ending("power_off", self.TOLD, stopped="did not power off within 120 s")
         self.assertEqual(self.last, "1 passed, 2 failed, 0 skipped")
 
 
