@@ -5,16 +5,25 @@
 
 use crate::machine::{CR0_PG, CR4_PAE, EFER_LME};
 use kvm_bindings::kvm_sregs;
-use std::arch::x86_64::__cpuid;
+use std::arch::x86_64::{__cpuid, CpuidResult};
 use std::sync::LazyLock;
 
 /// CPUID leaf where a hypervisor or an emulator says its name.
 const NAME: u32 = 0x4000_0000;
 
 static TCG: LazyLock<bool> = LazyLock::new(|| {
-    let found = __cpuid(NAME);
+    let found = cpuid(NAME);
     is_name_of_tcg([found.ebx, found.ecx, found.edx])
 });
+
+/// What the processor says of itself.
+fn cpuid(leaf: u32) -> CpuidResult {
+    // SAFETY: Every processor with 64 bits has it. Later compilers know, and need no block.
+    #[allow(unused_unsafe)]
+    unsafe {
+        __cpuid(leaf)
+    }
+}
 
 /// True where QEMU's TCG emulates the processor.
 pub fn is_tcg() -> bool {
@@ -113,7 +122,7 @@ pub fn walk_quirks() -> WalkQuirks {
 /// not say that there is a hypervisor.
 pub fn is_bochs() -> bool {
     let table = std::fs::read("/sys/firmware/acpi/tables/FACP").unwrap_or_default();
-    let hypervisor = __cpuid(1).ecx >> 31 & 1 != 0;
+    let hypervisor = cpuid(1).ecx >> 31 & 1 != 0;
     is_firmware_of_bochs(&table) && !hypervisor
 }
 
