@@ -358,6 +358,7 @@ impl Handler<'_> {
             }
             let lowered = value < state.cr8;
             state.cr8 = value;
+            window.set_task_priority(value)?;
             self.skip(state, window)?;
             // User space has the interrupt controller: it wants to know of a lower priority.
             return Ok(if lowered {

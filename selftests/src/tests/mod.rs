@@ -148,6 +148,7 @@ mod sregs_round_trip;
 mod statistics;
 mod suspend;
 mod system_instructions;
+mod task_priority;
 mod translate;
 mod triple_fault;
 mod tsc;
