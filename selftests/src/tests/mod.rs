@@ -27,6 +27,7 @@ mod compare_sregs;
 mod compare_tables;
 mod concurrent_calls;
 mod concurrent_run;
+mod control_register_reads;
 mod control_registers;
 mod cpu_hotplug;
 mod cpuid_after_run;
