@@ -30,6 +30,7 @@ mod tests;
 
 use device::{Platform, PLATFORM};
 use host::cpu::CpuWatch;
+use host::debugfs::Dir;
 use host::file::DeviceNode;
 use host::global::{Global, GlobalGuard};
 use host::pool::{Pools, POOLS};
@@ -38,6 +39,7 @@ use kernel::prelude::*;
 use svm::{Svm, SVM};
 use vcpu::Machine;
 use vendor::Vendor;
+use vm::debugfs;
 use vmx::{Vmx, VMX};
 
 module! {
@@ -55,6 +57,7 @@ struct RustHv {
     _hardware: Hardware,
     _notifiers: NotifiersOn,
     _pools: GlobalGuard<Pools>,
+    _files: GlobalGuard<Dir>,
 }
 
 /// The virtualization that this machine's CPUs have.
@@ -73,6 +76,7 @@ struct Switched<V: Vendor> {
 impl kernel::Module for RustHv {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         // Each stage is undone by its drop when a later one fails.
+        let files = debugfs::ROOT.set(KBox::new(Dir::new(debugfs::NAME)?, GFP_KERNEL)?);
         let pools = POOLS.set(KBox::new(Pools::new()?, GFP_KERNEL)?);
         let hardware = if host::cpu::is_amd() {
             Hardware::Svm {
@@ -91,6 +95,7 @@ impl kernel::Module for RustHv {
             _hardware: hardware,
             _notifiers: notifiers,
             _pools: pools,
+            _files: files,
         })
     }
 }

@@ -114,12 +114,14 @@ pub(crate) fn check_extension(number: usize) -> isize {
         | bindings::KVM_CAP_READONLY_MEM
         | bindings::KVM_CAP_SET_IDENTITY_MAP_ADDR
         | bindings::KVM_CAP_INTERNAL_ERROR_DATA
+        | bindings::KVM_CAP_ENABLE_CAP_VM
         | bindings::KVM_CAP_BINARY_STATS_FD
         | bindings::KVM_CAP_CHECK_EXTENSION_VM => YES,
         bindings::KVM_CAP_NR_VCPUS => (cpu::max_cpus().min(machines::MAX_VCPUS)) as isize,
         bindings::KVM_CAP_MAX_VCPUS => machines::MAX_VCPUS as isize,
         bindings::KVM_CAP_MAX_VCPU_ID => machines::MAX_VCPU_IDS as isize,
         bindings::KVM_CAP_NR_MEMSLOTS => crate::model::memory::slots::USER_SLOTS as isize,
+        bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => crate::mmu::dirty::Manual::ALL as isize,
         bindings::RUSTHV_CAP_EXTENSIONS => bindings::RUSTHV_EXTENSIONS_VERSION as isize,
         _ => 0,
     }

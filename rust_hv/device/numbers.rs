@@ -6,9 +6,9 @@
 //! type letters and structures that it does generate.
 
 use crate::host::bindings::{
-    kvm_cpuid2, kvm_dirty_log, kvm_interrupt, kvm_regs, kvm_sregs, kvm_translation,
-    kvm_userspace_memory_region, rusthv_host_stats, rusthv_info, rusthv_measurement,
-    rusthv_node_stats, rusthv_vcpu_stats, rusthv_vm_stats, KVMIO, RUSTHV_IO,
+    kvm_clear_dirty_log, kvm_cpuid2, kvm_dirty_log, kvm_enable_cap, kvm_interrupt, kvm_regs,
+    kvm_sregs, kvm_translation, kvm_userspace_memory_region, rusthv_host_stats, rusthv_info,
+    rusthv_measurement, rusthv_node_stats, rusthv_vcpu_stats, rusthv_vm_stats, KVMIO, RUSTHV_IO,
 };
 use kernel::ioctl::{_IO, _IOR, _IOW, _IOWR};
 
@@ -31,6 +31,8 @@ numbers! {
     KVM_SET_USER_MEMORY_REGION = _IOW::<kvm_userspace_memory_region>(KVMIO, 0x46);
     KVM_SET_TSS_ADDR = _IO(KVMIO, 0x47);
     KVM_SET_IDENTITY_MAP_ADDR = _IOW::<u64>(KVMIO, 0x48);
+    KVM_ENABLE_CAP = _IOW::<kvm_enable_cap>(KVMIO, 0xa3);
+    KVM_CLEAR_DIRTY_LOG = _IOWR::<kvm_clear_dirty_log>(KVMIO, 0xc0);
 
     KVM_RUN = _IO(KVMIO, 0x80);
     KVM_GET_REGS = _IOR::<kvm_regs>(KVMIO, 0x81);

@@ -6,7 +6,7 @@
 //! KVM, and nothing has to be stopped for it: each counter is right by itself.
 
 use crate::host::file::{FdObject, Reader};
-use crate::model::stats::Kind::{Cumulative, Instant};
+use crate::model::stats::Kind::Cumulative;
 use crate::model::stats::{self, Stat};
 use crate::vcpu::Vcpu;
 use crate::vendor::Vendor;
@@ -38,18 +38,9 @@ impl<V: Vendor> FdObject for VmStats<V> {
     const READABLE: bool = true;
 
     fn read(&self, reader: &mut Reader) -> Result {
-        let now = self.vm.stats();
-        let stats = [
-            Stat("remote_tlb_flush", Cumulative, now.flushes),
-            Stat("remote_tlb_flush_ipis", Cumulative, now.flush_ipis),
-            Stat("tlb_invalidations", Cumulative, now.invept),
-            Stat("mmu_notifications", Cumulative, now.unmap_notifications),
-            Stat("mmu_fault_retries", Cumulative, now.fault_retries),
-            Stat("table_pages", Instant, now.table_frames),
-            Stat("pages_4k", Instant, now.mapped_4k),
-            Stat("pages_2m", Instant, now.mapped_2m),
-        ];
-        stats::write(self.id.to_bytes(), &stats, |piece| reader.put(piece))
+        stats::write(self.id.to_bytes(), &self.vm.counts().read(), |piece| {
+            reader.put(piece)
+        })
     }
 }
 

@@ -6,7 +6,9 @@ use super::check_extension;
 use super::numbers::*;
 use super::stats::VmStats;
 use super::vcpu::VcpuFile;
-use crate::host::bindings::{kvm_userspace_memory_region, rusthv_measurement};
+use crate::host::bindings::{
+    self, kvm_enable_cap, kvm_userspace_memory_region, rusthv_measurement,
+};
 use crate::host::errno::not_a_typewriter;
 use crate::host::file::{install, FdObject};
 use crate::host::user;
@@ -57,6 +59,11 @@ impl<V: Vendor> FdObject for VmFile<V> {
                 let (slot, bitmap) = user::read_dirty_log(arg)?;
                 vm.dirty_log(slot, bitmap).map(|()| 0)
             }
+            KVM_CLEAR_DIRTY_LOG => {
+                let wanted = user::read_clear_log(arg)?;
+                vm.clear_dirty_log(&wanted).map(|()| 0)
+            }
+            KVM_ENABLE_CAP => enable_cap(vm, arg),
             KVM_CHECK_EXTENSION => Ok(check_extension(arg)),
             // Where older CPUs need three pages of guest-physical memory for real mode. Ours run
             // it as it is; the address is checked and not used.
@@ -71,6 +78,18 @@ impl<V: Vendor> FdObject for VmFile<V> {
             RUSTHV_GET_VM_STATS => user::write(arg, &vm.stats()).map(|()| 0),
             _ => Err(not_a_typewriter()),
         }
+    }
+}
+
+/// KVM API section 4.37, for a VM.
+#[inline(never)]
+fn enable_cap(vm: &Vm<impl Vendor>, arg: usize) -> Result<isize> {
+    let wanted: kvm_enable_cap = user::read(arg)?;
+    let [value, ..] = wanted.args;
+    match wanted.cap {
+        _ if wanted.flags != 0 => Err(EINVAL),
+        bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => vm.set_manual_log(value).map(|()| 0),
+        _ => Err(EINVAL),
     }
 }
 

@@ -15,7 +15,7 @@ use kernel::types::{ForeignOwnable, Opaque};
 use kernel::uaccess::{UserPtr, UserSlice, UserSliceWriter};
 
 /// The module's own `struct module`, for `owner` fields.
-const THIS_MODULE: *mut host::module = (&raw const host::__this_module).cast_mut();
+pub(super) const THIS_MODULE: *mut host::module = (&raw const host::__this_module).cast_mut();
 
 /// An object behind an anonymous file descriptor.
 pub trait FdObject: Send + Sync + Sized + 'static {

@@ -9,6 +9,7 @@ pub mod bindings;
 pub mod cpu;
 pub mod cpuid;
 pub mod debug;
+pub mod debugfs;
 pub mod digest;
 pub mod errno;
 pub mod file;

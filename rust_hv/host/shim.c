@@ -4,6 +4,7 @@
  */
 #include <linux/anon_inodes.h>
 #include <linux/cpu.h>
+#include <linux/debugfs.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/hw_breakpoint.h>
@@ -686,4 +687,21 @@ struct page *rhv_alloc_pages(int node, unsigned int order)
 void rhv_free_pages(struct page *page, unsigned int order)
 {
 	__free_pages(page, order);
+}
+
+struct dentry *rhv_debugfs_dir(const char *name, struct dentry *parent)
+{
+	return debugfs_create_dir(name, parent);
+}
+
+struct dentry *rhv_debugfs_file(const char *name, unsigned int mode,
+				struct dentry *parent, void *data,
+				const struct file_operations *fops)
+{
+	return debugfs_create_file(name, mode, parent, data, fops);
+}
+
+void rhv_debugfs_remove(struct dentry *entry)
+{
+	debugfs_remove(entry);
 }

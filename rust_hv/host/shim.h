@@ -9,6 +9,8 @@
 #include <linux/list.h>
 #include <linux/types.h>
 
+struct dentry;
+struct file_operations;
 struct mm_struct;
 struct mutex;
 struct page;
@@ -134,6 +136,13 @@ int rhv_put_user(u64 addr, u32 size, u64 value);
 void rhv_get_page(struct page *page);
 void rhv_kunit_skip(const char *why);
 int rhv_cmpxchg_user(u64 addr, u32 size, u64 *old, u64 new);
+
+/* debugfs; without CONFIG_DEBUG_FS everything is an error that remove ignores */
+struct dentry *rhv_debugfs_dir(const char *name, struct dentry *parent);
+struct dentry *rhv_debugfs_file(const char *name, unsigned int mode,
+				struct dentry *parent, void *data,
+				const struct file_operations *fops);
+void rhv_debugfs_remove(struct dentry *entry);
 
 /* Contiguous memory */
 struct page *rhv_alloc_pages(int node, unsigned int order);

@@ -24,8 +24,10 @@ macro_rules! user_data {
 }
 
 user_data!(
+    kvm_clear_dirty_log,
     kvm_cpuid_entry2,
     kvm_dirty_log,
+    kvm_enable_cap,
     kvm_interrupt,
     kvm_regs,
     kvm_sregs,
@@ -63,6 +65,36 @@ pub fn read_dirty_log(arg: usize) -> Result<(u32, Hva)> {
     // SAFETY: An integer and a pointer, both of 64 bits, and any bits are a value.
     let address = unsafe { log.__bindgen_anon_1.padding2 };
     Ok((log.slot, Hva::new(address)))
+}
+
+/// What `KVM_CLEAR_DIRTY_LOG` is asked for.
+#[derive(Clone, Copy)]
+pub struct ClearLog {
+    /// Number of the slot.
+    pub slot: u32,
+    /// Page of the slot that bit 0 stands for.
+    pub first: u64,
+    /// Bits.
+    pub pages: u32,
+    /// Where the bits are.
+    pub bitmap: Hva,
+}
+
+/// A `struct kvm_clear_dirty_log`.
+///
+/// # Errors
+///
+/// `EFAULT`.
+pub fn read_clear_log(arg: usize) -> Result<ClearLog> {
+    let log: bindings::kvm_clear_dirty_log = read(arg)?;
+    // SAFETY: An integer and a pointer, both of 64 bits, and any bits are a value.
+    let address = unsafe { log.__bindgen_anon_1.padding2 };
+    Ok(ClearLog {
+        slot: log.slot,
+        first: log.first_page,
+        pages: log.num_pages,
+        bitmap: Hva::new(address),
+    })
 }
 
 /// Copies one structure out.

@@ -19,7 +19,12 @@
 //!   ([`Mmu::wrote`]), whatever the slot was when they were begun: one that is under way when
 //!   logging starts sees the log, or user space sees what it wrote.
 //! * When logging starts, faults log from the exchange of the slots on; mappings from before are
-//!   tracked and flushed before the call returns.
+//!   tracked and flushed before the call returns. Where all pages are dirty to begin with
+//!   (`KVM_DIRTY_LOG_INITIALLY_SET`) they are left alone: what is written through them has its bit.
+//! * Where user space clears the log itself (`KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`),
+//!   `KVM_GET_DIRTY_LOG` changes nothing, and `KVM_CLEAR_DIRTY_LOG` does what it does otherwise, for
+//!   the bits that user space names. A bit of a page that was written again meanwhile goes with
+//!   them: user space copies pages after it has cleared their bits.
 //!
 //! # Why not the dirty flags of the tables
 //!
@@ -32,16 +37,17 @@
 use super::{Mmu, State, STEP};
 use crate::host::pool::Pools;
 use crate::host::tables::Tables;
-use crate::host::{cpu, task, user};
+use crate::host::user::{self, ClearLog};
+use crate::host::{bindings, cpu, task};
 use crate::model::arch::addr::{Gfn, GfnRange, Gpa, Hva};
-use crate::model::memory::dirty::{words_for, DirtyBitmap, WORD_PAGES};
+use crate::model::memory::dirty::{valid_bits, words_for, DirtyBitmap, WORD_PAGES};
 use crate::model::memory::slots::{Change, Slot, SlotFlags, USER_SLOTS};
 use crate::model::paging::sweep::{Progress, Sweep};
 use crate::model::paging::track::Allowed;
 use crate::model::paging::PageSize;
 use core::sync::atomic::AtomicU64;
 use kernel::prelude::*;
-use kernel::sync::atomic::ordering::Relaxed;
+use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 
 /// Words of a bitmap that go to user space at once.
 const CHUNK: usize = 512;
@@ -49,14 +55,55 @@ const LARGE: u64 = PageSize::Size2M.pages();
 
 type Bitmap = DirtyBitmap<KVVec<AtomicU64>>;
 
-/// A clean bitmap. May sleep.
-fn clean_bitmap(pages: u64) -> Result<Bitmap> {
+/// What `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` was set to, for the logs of a VM.
+pub struct Manual(Atomic<u64>);
+
+impl Manual {
+    const ENABLE: u64 = bindings::KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE as u64;
+    const INITIALLY_SET: u64 = bindings::KVM_DIRTY_LOG_INITIALLY_SET as u64;
+    /// What there is to set.
+    pub const ALL: u64 = Self::ENABLE | Self::INITIALLY_SET;
+
+    pub(super) const fn new() -> Self {
+        Self(Atomic::new(0))
+    }
+
+    fn set(&self, flags: u64) -> Result {
+        // The second is for those who have the first.
+        let known = match flags & Self::ENABLE {
+            0 => 0,
+            _ => Self::ALL,
+        };
+        if flags & !known != 0 {
+            return Err(EINVAL);
+        }
+        self.0.store(flags, Relaxed);
+        Ok(())
+    }
+
+    /// Reading a log leaves it as it is.
+    fn enabled(&self) -> bool {
+        self.0.load(Relaxed) & Self::ENABLE != 0
+    }
+
+    /// Every page of a new log is dirty.
+    pub(super) fn initially_set(&self) -> bool {
+        self.0.load(Relaxed) & Self::INITIALLY_SET != 0
+    }
+}
+
+/// A new bitmap. May sleep.
+fn new_bitmap(pages: u64, all_dirty: bool) -> Result<Bitmap> {
     let count = words_for(pages) as usize;
     let mut words = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
     for index in 0..count {
+        let bits = match all_dirty {
+            true => valid_bits(pages, index),
+            false => 0,
+        };
         // Within the capacity.
         words
-            .push_within_capacity(AtomicU64::new(0))
+            .push_within_capacity(AtomicU64::new(bits))
             .map_err(|_| ENOMEM)?;
         if index % STEP == 0 {
             task::cond_resched();
@@ -107,12 +154,12 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    /// For a change of a VM that has `count` logs.
+    /// For a change of a VM that has `count` logs; a new one begins with all pages or none.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(super) fn new(change: &Change, count: usize) -> Result<Self> {
+    pub(super) fn new(change: &Change, count: usize, all_dirty: bool) -> Result<Self> {
         let logs = |slot: &Slot| slot.flags.log_dirty();
         let (before, after) = (change.before(), change.after());
         // A slot that moves, and logs before and after, keeps its bitmap.
@@ -123,7 +170,7 @@ impl Prepared {
         let fresh = match begins {
             Some(slot) => Some(Log {
                 slot: slot.id,
-                bitmap: clean_bitmap(slot.pages)?,
+                bitmap: new_bitmap(slot.pages, all_dirty)?,
             }),
             None => None,
         };
@@ -212,14 +259,24 @@ impl Mmu {
         }
     }
 
-    /// After logging has started or stopped for a slot that keeps its memory. `slots_lock` is held.
-    pub(super) fn log_toggled(&self, slot: &Slot) {
+    /// After logging has started, with all pages or with none, or stopped for a slot that keeps its
+    /// memory. `slots_lock` is held.
+    pub(super) fn log_toggled(&self, slot: &Slot, all_dirty: bool) {
         cpu::smp_mb();
-        if slot.flags.log_dirty() {
-            self.track(slot.gfns());
-        } else {
+        if !slot.flags.log_dirty() {
             self.untrack(slot);
+        } else if !all_dirty {
+            self.track(slot.gfns());
         }
+    }
+
+    /// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for flags that there are not, or not together.
+    pub fn set_manual_log(&self, flags: u64) -> Result {
+        self.manual_log.set(flags)
     }
 
     /// From here on no guest writes to the range unnoticed.
@@ -293,17 +350,14 @@ impl Mmu {
 
     /// The slot that logs under a number from user space.
     fn logging_slot(&self, number: u32) -> Result<Slot> {
-        let id = number as u16;
-        // There is one address space.
-        if number >> 16 != 0 || id >= USER_SLOTS {
-            return Err(EINVAL);
-        }
+        let id = check_slot(number)?;
         let slot = self.state.lock().view().find_id(id).copied();
         slot.filter(|slot| slot.flags.contains(SlotFlags::LOG_DIRTY))
             .ok_or(ENOENT)
     }
 
-    /// `KVM_GET_DIRTY_LOG`: copies the bitmap of a slot to user space and begins a new one.
+    /// `KVM_GET_DIRTY_LOG`: copies the bitmap of a slot to user space and begins a new one, unless
+    /// user space does that itself.
     ///
     /// # Errors
     ///
@@ -314,6 +368,9 @@ impl Mmu {
         let slot = self.logging_slot(number)?;
         let count = words_for(slot.pages) as usize;
         let mut buffer = KVec::from_elem(0u64, CHUNK.min(count), GFP_KERNEL_ACCOUNT)?;
+        if self.manual_log.enabled() {
+            return self.show_log(&slot, count, &mut buffer, to);
+        }
         // Before `slots_lock` is dropped, and before the call returns.
         let mut flush = FlushLater::new(self);
         let mut at = 0;
@@ -339,6 +396,94 @@ impl Mmu {
             task::cond_resched();
         }
         Ok(())
+    }
+
+    /// Copies a bitmap of so many words as it is.
+    fn show_log(&self, slot: &Slot, count: usize, buffer: &mut [u64], to: Hva) -> Result {
+        let mut at = 0;
+        while at < count {
+            let left = buffer.len().min(count - at);
+            let words = buffer.get_mut(..left).ok_or(EIO)?;
+            {
+                let state = self.state.lock();
+                let log = state.logs.find(slot.id).ok_or(ENOENT)?;
+                for (index, word) in words.iter_mut().enumerate() {
+                    *word = log.look(at + index);
+                }
+            }
+            let hva = to.checked_add(at as u64 * 8).ok_or(EFAULT)?;
+            user::copy_to(hva, words.as_bytes())?;
+            at += left;
+            task::cond_resched();
+        }
+        Ok(())
+    }
+
+    /// `KVM_CLEAR_DIRTY_LOG`: begins anew for the pages whose bit is set in user space's bitmap.
+    ///
+    /// # Errors
+    ///
+    /// As KVM: `EINVAL` for a number that no slot can have, and for pages that are no whole words of
+    /// the slot's bitmap; `ENOENT` for a slot that does not log; `EFAULT`: nothing is cleared.
+    /// `ENOMEM`.
+    pub fn clear_dirty_log(&self, wanted: &ClearLog) -> Result {
+        let _one_at_a_time = self.slots_lock.lock();
+        check_slot(wanted.slot)?;
+        if wanted.first % WORD_PAGES != 0 {
+            return Err(EINVAL);
+        }
+        let slot = self.logging_slot(wanted.slot)?;
+        let pages = u64::from(wanted.pages);
+        let left = slot.pages.checked_sub(wanted.first).ok_or(EINVAL)?;
+        if pages > left || (pages < left && pages % WORD_PAGES != 0) {
+            return Err(EINVAL);
+        }
+        // All of it first: a bad address clears nothing. No more than the bitmap has.
+        let count = words_for(pages) as usize;
+        let mut masks = KVVec::from_elem(0u64, count, GFP_KERNEL_ACCOUNT)?;
+        user::copy_from(wanted.bitmap, masks.as_mut_bytes())?;
+        // Before `slots_lock` is dropped, and before the call returns.
+        let mut flush = FlushLater::new(self);
+        let mut word = (wanted.first / WORD_PAGES) as usize;
+        let mut masks = masks.as_slice();
+        while !masks.is_empty() {
+            let done = self.clear_words(&slot, word, masks, &mut flush.needed)?;
+            word += done;
+            masks = masks.get(done..).unwrap_or_default();
+            task::cond_resched();
+        }
+        Ok(())
+    }
+
+    /// Clears bits of words from `at` on, and tracks their pages again: at least one word, and as
+    /// many more as one step may. Tells how many.
+    fn clear_words(
+        &self,
+        slot: &Slot,
+        at: usize,
+        masks: &[u64],
+        changed: &mut bool,
+    ) -> Result<usize> {
+        let memory = Tables::existing(self.pools);
+        let mut state = self.state.lock();
+        let now = &mut *state;
+        let log = now.logs.find(slot.id).ok_or(ENOENT)?;
+        let table = now.tree.table.as_mut().ok_or(EIO)?;
+        let mut budget = STEP as u32;
+        for (index, &mask) in masks.iter().take(CHUNK).enumerate() {
+            let bits = log.take_some(at + index, mask);
+            if bits == 0 {
+                continue;
+            }
+            let first = (at + index) as u64 * WORD_PAGES;
+            let first = Gfn::new(slot.base.raw().wrapping_add(first));
+            *changed |= table.track_pages(&memory, first, bits);
+            budget = budget.saturating_sub(bits.count_ones());
+            if budget == 0 {
+                return Ok(index + 1);
+            }
+        }
+        Ok(masks.len().min(CHUNK))
     }
 
     /// Takes words of a bitmap, at least one, and as many more as fit and one step may take; their
@@ -373,6 +518,16 @@ impl Mmu {
         }
         Ok(taken)
     }
+}
+
+/// The id of a slot, from a number from user space.
+fn check_slot(number: u32) -> Result<u16> {
+    let id = number as u16;
+    // There is one address space.
+    if number >> 16 != 0 || id >= USER_SLOTS {
+        return Err(EINVAL);
+    }
+    Ok(id)
 }
 
 /// What a step has taken.
@@ -517,6 +672,82 @@ mod tests {
         memory.unmap(6, 1)?;
         assert!(space.mmu.write(Gpa::new(gpa(6)), b"lost").is_err());
         assert_eq!(log(&space, 0), Ok(1 << 6));
+        Ok(())
+    }
+
+    fn clear(space: &Space, first: u64, pages: u32, bits: u64) -> Result {
+        let buffer = UserMemory::new(1)?;
+        user::copy_to(buffer.start(), &bits.to_ne_bytes())?;
+        space.mmu.clear_dirty_log(&ClearLog {
+            slot: 0,
+            first,
+            pages,
+            bitmap: buffer.start(),
+        })
+    }
+
+    #[test]
+    fn what_user_space_clears_waits_again() -> Result {
+        let memory = UserMemory::new(6)?;
+        let space = space()?;
+        space.mmu.set_manual_log(Manual::ENABLE)?;
+        space.mmu.set_slot(&request(0, LOG, BASE, &memory))?;
+        let waiting = Some((Permissions::RX, true));
+        let writable = Some((Permissions::RWX, false));
+        for page in [1, 2, 4] {
+            fault(&space, gpa(page), true)?;
+        }
+        // Looked at, and as before.
+        for _ in 0..2 {
+            assert_eq!(log(&space, 0), Ok(0b10110));
+        }
+        assert_eq!(leaf(&space, 2), writable);
+        // Bits that are not set, and those of pages that are not there, are no matter.
+        clear(&space, 0, 6, !(1 << 4))?;
+        assert_eq!((leaf(&space, 1), leaf(&space, 2)), (waiting, waiting));
+        assert_eq!((leaf(&space, 4), log(&space, 0)), (writable, Ok(1 << 4)));
+        fault(&space, gpa(2), true)?;
+        assert_eq!((leaf(&space, 2), log(&space, 0)), (writable, Ok(0b10100)));
+        // Nothing is cleared of what cannot be read.
+        let wanted = ClearLog {
+            slot: 0,
+            first: 0,
+            pages: 6,
+            bitmap: Hva::new(8),
+        };
+        assert_eq!(space.mmu.clear_dirty_log(&wanted).err(), Some(EFAULT));
+        for (first, pages) in [(1, 5), (64, 1), (0, 5), (0, 7), (0, u32::MAX), (!63, 6)] {
+            assert_eq!(clear(&space, first, pages, !0).err(), Some(EINVAL));
+        }
+        assert_eq!(clear(&space, 0, 0, !0), Ok(()));
+        assert_eq!(log(&space, 0), Ok(0b10100));
+        // It can be used without the capability, too.
+        space.mmu.set_manual_log(0)?;
+        clear(&space, 0, 6, 1 << 2)?;
+        assert_eq!((leaf(&space, 2), log(&space, 0)), (waiting, Ok(1 << 4)));
+        assert_eq!((leaf(&space, 4), log(&space, 0)), (waiting, Ok(0)));
+        Ok(())
+    }
+
+    #[test]
+    fn a_log_may_begin_with_all_pages() -> Result {
+        let memory = UserMemory::new(6)?;
+        let space = space()?;
+        for flags in [Manual::INITIALLY_SET, 4, Manual::ALL | 4, !0] {
+            assert_eq!(space.mmu.set_manual_log(flags).err(), Some(EINVAL));
+        }
+        space.mmu.set_slot(&request(0, 0, BASE, &memory))?;
+        fault(&space, gpa(1), true)?;
+        fault(&space, gpa(3), true)?;
+        space.mmu.set_manual_log(Manual::ALL)?;
+        let writable = Some((Permissions::RWX, false));
+        space.mmu.set_slot(&request(0, LOG, BASE, &memory))?;
+        // What was mapped is left alone until it is cleared.
+        assert_eq!((leaf(&space, 1), log(&space, 0)), (writable, Ok(0b111111)));
+        clear(&space, 0, 6, 0b11)?;
+        let waiting = Some((Permissions::RX, true));
+        assert_eq!((leaf(&space, 1), leaf(&space, 3)), (waiting, writable));
+        assert_eq!(log(&space, 0), Ok(0b111100));
         Ok(())
     }
 

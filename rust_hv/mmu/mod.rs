@@ -46,7 +46,7 @@ use crate::model::paging::sweep::{Progress, Sweep};
 use crate::model::paging::table::Table;
 use crate::model::paging::PageSize;
 use crate::vendor::{KeepAlive, NestedRoot};
-use dirty::{Logs, Prepared};
+use dirty::{Logs, Manual, Prepared};
 use kernel::prelude::*;
 use kernel::sync::atomic::{
     ordering::{Relaxed, Release},
@@ -159,6 +159,8 @@ pub struct Mmu {
     generation: Atomic<u64>,
     /// Number of `State::logs`, to be looked at without the lock.
     logged: Atomic<u64>,
+    /// Who clears the logs.
+    manual_log: Manual,
     tlb: Tlb,
     limits: Limits,
     mm: UserMm,
@@ -274,6 +276,7 @@ impl Mmu {
             // A cache that was never filled is never current.
             generation: Atomic::new(1),
             logged: Atomic::new(0),
+            manual_log: Manual::new(),
             limits,
             mm,
             pools,
@@ -333,7 +336,8 @@ impl Mmu {
             return Ok(());
         }
         let mut slots = KVec::with_capacity(count + 1, GFP_KERNEL_ACCOUNT)?;
-        let mut logs = Prepared::new(&change, logs)?;
+        let all_dirty = self.manual_log.initially_set();
+        let mut logs = Prepared::new(&change, logs, all_dirty)?;
         {
             let mut state = self.state.lock();
             for slot in change.applied(SlotView::new(&state.slots)) {
@@ -353,7 +357,7 @@ impl Mmu {
         // Here the bitmap of a log that was goes, after the lock.
         drop(logs);
         if let Change::Flags { new, .. } = change {
-            self.log_toggled(&new);
+            self.log_toggled(&new, all_dirty);
         }
         Ok(())
     }

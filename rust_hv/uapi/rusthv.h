@@ -14,7 +14,7 @@
 
 #define RUSTHV_IO			0xB9
 #define RUSTHV_CAP_EXTENSIONS		0x52480000
-#define RUSTHV_EXTENSIONS_VERSION	2
+#define RUSTHV_EXTENSIONS_VERSION	3
 
 /* Hardware features that rusthv knows by name (struct rusthv_info). */
 #define RUSTHV_FEAT_EPT			(1U << 0)
@@ -77,7 +77,8 @@ struct rusthv_vm_stats {
 	__u64 invept;		/* INVEPT executed for this VM */
 	__u64 unmap_notifications; /* MMU-notifier ranges that met a slot */
 	__u64 fault_retries;	/* faults repeated since the host changed the range */
-	__u64 reserved[8];
+	__u64 id;		/* the VM's own number, from version 3: debugfs rust_hv/PID-id */
+	__u64 reserved[7];
 };
 
 #define RUSTHV_GET_VM_STATS	_IOR(RUSTHV_IO, 0x40, struct rusthv_vm_stats)

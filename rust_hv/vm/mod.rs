@@ -11,14 +11,17 @@
 //!
 //! A VM lives as long as its file, or the file of one of its vCPUs, is open. vCPUs live as long as
 //! their VM, as in KVM: an id is never free again. When the VM goes, its memory is
-//! unmapped in steps, then the notifier goes (it waits for callbacks under way), then the vCPUs,
+//! unmapped in steps, then its files in debugfs go, then the notifier goes (it waits for callbacks under way), then the vCPUs,
 //! then the tables.
+
+pub mod debugfs;
+pub mod stats;
 
 use crate::host::bindings::rusthv_vm_stats;
 use crate::host::digest::Sha256;
 use crate::host::notifier::Notifier;
 use crate::host::tsc;
-use crate::host::user::UserMm;
+use crate::host::user::{ClearLog, UserMm};
 use crate::host::{bindings, cpu, task};
 use crate::mmu::Mmu;
 use crate::model::arch::addr::Hva;
@@ -37,6 +40,8 @@ pub const MAX_VCPU_IDS: u64 = 4096;
 
 static VMS: Atomic<i64> = Atomic::new(0);
 static VCPUS: Atomic<i64> = Atomic::new(0);
+/// VMs that there have been.
+static NUMBERS: Atomic<i64> = Atomic::new(0);
 
 /// VM and vCPU objects alive.
 pub fn alive() -> (u64, u64) {
@@ -71,6 +76,7 @@ struct Member<V: Vendor> {
 /// A virtual machine. Fields are dropped in the order in which they stand here.
 #[pin_data(PinnedDrop)]
 pub struct Vm<V: Vendor> {
+    _files: debugfs::Files,
     notifier: Pin<KBox<Notifier<Mmu>>>,
     #[pin]
     vcpus: Mutex<KVec<Member<V>>>,
@@ -80,6 +86,8 @@ pub struct Vm<V: Vendor> {
     tsc_offset: u64,
     /// Number of the task that created it, for people.
     owner: i32,
+    /// No other VM has it, before the module is loaded again.
+    id: u64,
     _census: Census,
 }
 
@@ -100,14 +108,19 @@ impl<V: Vendor> Vm<V> {
         )?;
         let mmu = Arc::pin_init(mmu, GFP_KERNEL_ACCOUNT)?;
         let notifier = KBox::pin_init(Notifier::new(mm, mmu.clone()), GFP_KERNEL_ACCOUNT)?;
+        let owner = kernel::current!().pid();
+        let id = NUMBERS.fetch_add(1, Relaxed) as u64 + 1;
+        let files = debugfs::Files::new(owner, id, stats::Counts::new(mmu.clone()))?;
         Arc::pin_init(
             try_pin_init!(Self {
+                _files: files,
                 notifier,
                 vcpus <- new_mutex!(KVec::new()),
                 mmu,
                 machine,
                 tsc_offset: tsc::now().wrapping_neg(),
-                owner: kernel::current!().pid(),
+                owner,
+                id,
                 _census: Census::new(&VMS),
             }? Error),
             GFP_KERNEL_ACCOUNT,
@@ -148,6 +161,24 @@ impl<V: Vendor> Vm<V> {
     /// As KVM: `EINVAL`, `ENOENT`, `EFAULT`; `ENOMEM`.
     pub fn dirty_log(&self, slot: u32, bitmap: Hva) -> Result {
         self.mmu.dirty_log(slot, bitmap)
+    }
+
+    /// `KVM_CLEAR_DIRTY_LOG`.
+    ///
+    /// # Errors
+    ///
+    /// As KVM: `EINVAL`, `ENOENT`, `EFAULT`; `ENOMEM`.
+    pub fn clear_dirty_log(&self, wanted: &ClearLog) -> Result {
+        self.mmu.clear_dirty_log(wanted)
+    }
+
+    /// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL`.
+    pub fn set_manual_log(&self, flags: u64) -> Result {
+        self.mmu.set_manual_log(flags)
     }
 
     /// True once a vCPU was created: what concerns all of them is settled then.
@@ -238,8 +269,14 @@ impl<V: Vendor> Vm<V> {
             invept: stats.invalidations.load(Relaxed),
             unmap_notifications: stats.notifications.load(Relaxed),
             fault_retries: stats.retries.load(Relaxed),
-            reserved: [0; 8],
+            id: self.id,
+            reserved: [0; 7],
         }
+    }
+
+    /// For `KVM_GET_STATS_FD`.
+    pub fn counts(&self) -> stats::Counts {
+        stats::Counts::new(self.mmu.clone())
     }
 }
 

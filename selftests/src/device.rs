@@ -172,6 +172,35 @@ impl Vm {
         Ok((0..words.len() * 64).filter(|page| words[page / 64] >> (page % 64) & 1 != 0).collect())
     }
 
+    /// KVM_CLEAR_DIRTY_LOG of `pages` pages from `first` on, by the bitmap at an address of the
+    /// caller's choice.
+    pub fn clear_log_by(&self, slot: u32, first: u64, pages: u32, address: u64) -> Result<i32, Errno> {
+        let log = kvm_clear_dirty_log {
+            slot,
+            num_pages: pages,
+            first_page: first,
+            __bindgen_anon_1: kvm_clear_dirty_log__bindgen_ty_1 { padding2: address },
+        };
+        self.ioctl(KVM_CLEAR_DIRTY_LOG, ptr::from_ref(&log) as u64)
+    }
+
+    /// The same, with the words of the bitmap, whose last one may have bits to spare.
+    pub fn clear_log(&self, slot: u32, first: u64, pages: u32, words: &[u64]) -> Result<i32, Errno> {
+        assert!(words.len() >= pages.div_ceil(64) as usize, "too few words for {pages} pages");
+        self.clear_log_by(slot, first, pages, words.as_ptr() as u64)
+    }
+
+    /// KVM_ENABLE_CAP, with one argument.
+    pub fn enable_cap(&self, capability: u32, flags: u32, argument: u64) -> Result<i32, Errno> {
+        let cap = kvm_enable_cap { cap: capability, flags, args: [argument, 0, 0, 0], ..Default::default() };
+        self.ioctl(KVM_ENABLE_CAP, ptr::from_ref(&cap) as u64)
+    }
+
+    /// Whether, and how, user space clears dirty logs itself.
+    pub fn set_manual_log(&self, flags: u32) -> Result<i32, Errno> {
+        self.enable_cap(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, 0, flags.into())
+    }
+
     pub fn vcpu(&self, id: u64) -> Result<Vcpu, Errno> {
         let fd = self.ioctl(KVM_CREATE_VCPU, id)?;
         // SAFETY: the descriptor is new, so it is ours.

@@ -2,12 +2,11 @@
 
 //! Allocation failures on demand: the n-th one of this thread (debug kernels, CONFIG_FAULT_INJECTION).
 
+use crate::debugfs::{self, MOUNT};
 use crate::errno::Errno;
-use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::ptr;
 
 const FAIL_NTH: &str = "/proc/thread-self/fail-nth";
 
@@ -16,10 +15,7 @@ pub fn enable() -> Result<(), String> {
     if fs::metadata(FAIL_NTH).is_err() {
         return Err("the kernel has no fault injection".into());
     }
-    let debugfs = "/sys/kernel/debug";
-    let names = [debugfs, "debugfs"].map(|text| CString::new(text).unwrap_or_default());
-    // SAFETY: C strings that outlive the call. Where it is mounted already this fails, and is no matter.
-    unsafe { libc::mount(names[1].as_ptr(), names[0].as_ptr(), names[1].as_ptr(), 0, ptr::null()) };
+    debugfs::mount();
     // By default only allocations that may not sleep fail, and most of ours may.
     for (kind, setting, value) in [
         ("failslab", "ignore-gfp-wait", "N"),
@@ -29,7 +25,7 @@ pub fn enable() -> Result<(), String> {
         ("failslab", "verbose", "0"),
         ("fail_page_alloc", "verbose", "0"),
     ] {
-        let path = format!("{debugfs}/{kind}/{setting}");
+        let path = format!("{MOUNT}/{kind}/{setting}");
         if fs::write(&path, value).is_err() && setting == "ignore-gfp-wait" {
             return Err(format!("{path} cannot be written"));
         }

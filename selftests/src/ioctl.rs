@@ -40,6 +40,8 @@ pub const KVM_GET_DIRTY_LOG: u64 = iow::<kvm_dirty_log>(KVMIO, 0x42);
 pub const KVM_SET_USER_MEMORY_REGION: u64 = iow::<kvm_userspace_memory_region>(KVMIO, 0x46);
 pub const KVM_SET_TSS_ADDR: u64 = io(KVMIO, 0x47);
 pub const KVM_SET_IDENTITY_MAP_ADDR: u64 = iow::<u64>(KVMIO, 0x48);
+pub const KVM_ENABLE_CAP: u64 = iow::<kvm_enable_cap>(KVMIO, 0xA3);
+pub const KVM_CLEAR_DIRTY_LOG: u64 = iowr::<kvm_clear_dirty_log>(KVMIO, 0xC0);
 pub const KVM_CREATE_IRQCHIP: u64 = io(KVMIO, 0x60);
 
 // On a vCPU.

@@ -8,6 +8,7 @@
 pub mod balance;
 pub mod bench;
 pub mod compare;
+pub mod debugfs;
 pub mod device;
 pub mod differential;
 pub mod emulator;

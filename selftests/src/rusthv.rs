@@ -11,7 +11,7 @@ use std::ptr;
 
 pub const RUSTHV_IO: u64 = 0xB9;
 pub const RUSTHV_CAP_EXTENSIONS: u32 = 0x5248_0000;
-pub const RUSTHV_EXTENSIONS_VERSION: i32 = 2;
+pub const RUSTHV_EXTENSIONS_VERSION: i32 = 3;
 
 /// What the processor offers of the features that rusthv knows by name.
 #[repr(C)]
@@ -57,7 +57,8 @@ pub struct VmStats {
     pub invept: u64,
     pub unmap_notifications: u64,
     pub fault_retries: u64,
-    pub reserved: [u64; 8],
+    pub id: u64,
+    pub reserved: [u64; 7],
 }
 
 #[repr(C)]

@@ -38,6 +38,7 @@ fn mirror_matches_the_header() {
         invept,
         unmap_notifications,
         fault_retries,
+        id,
         reserved
     );
     layout!(

@@ -26,6 +26,17 @@ pub const fn words_for(pages: u64) -> u64 {
     pages.div_ceil(WORD_PAGES)
 }
 
+/// The bits of a word that belong to pages, in a bitmap of so many of them.
+#[inline]
+pub const fn valid_bits(pages: u64, word: usize) -> u64 {
+    let pages = pages.saturating_sub((word as u64).saturating_mul(WORD_PAGES));
+    if pages < WORD_PAGES {
+        (1 << pages) - 1
+    } else {
+        u64::MAX
+    }
+}
+
 /// The bitmap of one slot, in whatever memory the words are.
 #[derive(Debug)]
 pub struct DirtyBitmap<W> {
@@ -102,13 +113,9 @@ impl<W: Deref<Target = [AtomicU64]>> DirtyBitmap<W> {
 
     /// Gives back bits that were taken and have not reached whom they were for.
     pub fn put_back(&self, word: usize, bits: u64) {
-        let pages = self.pages.saturating_sub(word as u64 * WORD_PAGES);
-        let valid = match 1u64.checked_shl(pages.min(WORD_PAGES) as u32) {
-            Some(end) => end - 1,
-            None => u64::MAX,
-        };
-        if let (Some(word), true) = (self.words.get(word), bits & valid != 0) {
-            word.fetch_or(bits & valid, Ordering::AcqRel);
+        let bits = bits & valid_bits(self.pages, word);
+        if let (Some(word), true) = (self.words.get(word), bits != 0) {
+            word.fetch_or(bits, Ordering::AcqRel);
         }
     }
 }

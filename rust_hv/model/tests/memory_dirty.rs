@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use proptest::prelude::*;
-use rusthv_model::memory::dirty::{words_for, DirtyBitmap, WORD_PAGES};
+use rusthv_model::memory::dirty::{valid_bits, words_for, DirtyBitmap, WORD_PAGES};
 
 fn bitmap(pages: u64) -> DirtyBitmap<Vec<AtomicU64>> {
     let words = (0..words_for(pages)).map(|_| AtomicU64::new(0)).collect();
@@ -29,6 +29,23 @@ fn as_many_words_as_kvm_copies() {
     assert!(DirtyBitmap::new(Vec::<AtomicU64>::new(), 1).is_none());
     assert!(DirtyBitmap::new(vec![AtomicU64::new(0)], 65).is_none());
     assert!(DirtyBitmap::new(vec![AtomicU64::new(0)], 0).is_none());
+}
+
+#[test]
+fn as_many_bits_as_pages() {
+    for (pages, word, bits) in [
+        (0, 0, 0),
+        (1, 0, 1),
+        (63, 0, u64::MAX >> 1),
+        (64, 0, u64::MAX),
+        (64, 1, 0),
+        (65, 0, u64::MAX),
+        (65, 1, 1),
+        (65, 2, 0),
+        (u64::MAX, usize::MAX, 0),
+    ] {
+        assert_eq!(valid_bits(pages, word), bits, "{pages} pages, word {word}");
+    }
 }
 
 #[test]

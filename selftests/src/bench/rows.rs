@@ -44,6 +44,7 @@ pub const ROWS: &[Row] = &[
     Row { name: "memory taken back by the host (MADV_DONTNEED), per page", round: take_back, compared: true },
     Row { name: "first write to a logged page, per page", round: logged_write, compared: true },
     Row { name: "reading the dirty log, per dirty page", round: log_read, compared: true },
+    Row { name: "clearing the dirty log, per dirty page", round: log_clear, compared: true },
     Row { name: "reading the dirty log of 64 GiB, clean", round: log_clean, compared: true },
     Row { name: "VM + vCPU create and destroy, 64 MiB slot", round: create_destroy, compared: true },
 ];
@@ -332,6 +333,27 @@ fn log_read(device: &Device) -> Result<Sample, Failure> {
         Ok(())
     })?;
     expect_all(&words)?;
+    Ok(Sample { cost, exits: None })
+}
+
+/// What KVM_CLEAR_DIRTY_LOG costs, where user space has read the log before.
+fn log_clear(device: &Device) -> Result<Sample, Failure> {
+    let memory = small_pages()?;
+    touch(&memory);
+    let machine = logger(device, &memory)?;
+    machine.vm.set_manual_log(kvm_bindings::KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE)?;
+    sweep(&machine, SWEEP_GPA, SWEEP_PAGES)?;
+    all_dirty(&machine)?;
+    let words = vec![!0; (SWEEP_PAGES / 64) as usize];
+    let cost = timed(SWEEP_PAGES, || {
+        machine.vm.clear_log(1, 0, SWEEP_PAGES as u32, &words)?;
+        Ok(())
+    })?;
+    let mut words = faulted_in(SWEEP_PAGES);
+    machine.vm.dirty_log_to(1, words.as_mut_ptr() as u64)?;
+    if words.iter().any(|&word| word != 0) {
+        return Err(Failure::failed("a page is dirty that was cleared"));
+    }
     Ok(Sample { cost, exits: None })
 }
 

@@ -28,6 +28,8 @@ const VM: &[u64] = &[
     KVM_SET_USER_MEMORY_REGION,
     KVM_SET_USER_MEMORY_REGION,
     KVM_GET_DIRTY_LOG,
+    KVM_CLEAR_DIRTY_LOG,
+    KVM_ENABLE_CAP,
     KVM_SET_TSS_ADDR,
     KVM_SET_IDENTITY_MAP_ADDR,
     RUSTHV_GET_VM_STATS,
@@ -125,6 +127,26 @@ impl Sandbox {
         let slot = if random.one_in(10) { random.edge() as u32 } else { random.below(6) as u32 };
         self.0.write_u64(0, slot.into());
         self.0.write_u64(8, self.address(random));
+    }
+
+    /// A `kvm_clear_dirty_log` at the start of the sandbox, mostly of one of the small slots.
+    pub fn clear_log(&self, random: &mut Random) {
+        let slot = if random.one_in(10) { random.edge() as u32 } else { random.below(6) as u32 };
+        let edge = random.one_in(4);
+        let pages = if edge { random.edge() as u32 } else { random.below(9) as u32 };
+        self.0.write_u64(0, u64::from(slot) | u64::from(pages) << 32);
+        self.0.write_u64(8, if random.one_in(6) { random.edge() } else { 0 });
+        self.0.write_u64(16, self.address(random));
+    }
+
+    /// A `kvm_enable_cap` at the start of the sandbox: who clears the dirty logs, as a rule.
+    pub fn capability(&self, random: &mut Random) {
+        let known = kvm_bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2;
+        let capability = if random.one_in(6) { random.edge() as u32 } else { known };
+        let flags = if random.one_in(8) { random.edge() as u32 } else { 0 };
+        self.0.write_u64(0, u64::from(capability) | u64::from(flags) << 32);
+        let argument = if random.one_in(4) { random.edge() } else { random.below(5) };
+        self.0.write_u64(8, argument);
     }
 
     /// A `kvm_userspace_memory_region` at the start of the sandbox.

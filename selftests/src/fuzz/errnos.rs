@@ -17,7 +17,10 @@ pub fn documented(request: u64) -> &'static [Errno] {
         KVM_GET_SUPPORTED_CPUID => &[Errno::E2BIG, Errno::EFAULT, Errno::ENOMEM],
         KVM_CREATE_VCPU => &[Errno::EINVAL, Errno::EEXIST, Errno::ENOMEM, Errno::EMFILE],
         KVM_SET_USER_MEMORY_REGION => &[Errno::EINVAL, Errno::EEXIST, Errno::EFAULT, Errno::ENOMEM],
-        KVM_GET_DIRTY_LOG => &[Errno::EINVAL, Errno::ENOENT, Errno::EFAULT, Errno::ENOMEM],
+        KVM_GET_DIRTY_LOG | KVM_CLEAR_DIRTY_LOG => {
+            &[Errno::EINVAL, Errno::ENOENT, Errno::EFAULT, Errno::ENOMEM]
+        }
+        KVM_ENABLE_CAP => &[Errno::EINVAL, Errno::EFAULT],
         KVM_SET_TSS_ADDR => &[Errno::EINVAL, Errno::EEXIST, Errno::ENOMEM],
         KVM_SET_IDENTITY_MAP_ADDR => &[Errno::EINVAL, Errno::EFAULT],
         KVM_RUN => &[Errno::EINVAL, Errno::EINTR, Errno::EFAULT, Errno::ENOMEM],

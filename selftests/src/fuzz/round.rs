@@ -245,6 +245,15 @@ fn call(
             let bad = random.one_in(4);
             argument = if bad { sandbox.bad_address(random) } else { sandbox.0.address() };
         }
+        KVM_CLEAR_DIRTY_LOG => {
+            sandbox.clear_log(random);
+            let bad = random.one_in(8);
+            argument = if bad { sandbox.bad_address(random) } else { sandbox.0.address() };
+        }
+        KVM_ENABLE_CAP if random.one_in(2) => {
+            sandbox.capability(random);
+            argument = sandbox.0.address();
+        }
         KVM_RUN | KVM_GET_API_VERSION | KVM_CHECK_EXTENSION | KVM_GET_VCPU_MMAP_SIZE | KVM_SET_TSS_ADDR => {
             argument = if random.one_in(2) { 0 } else { random.edge() };
         }
@@ -267,9 +276,10 @@ fn call(
 
 fn belongs(target: Target, request: u64) -> bool {
     let number = request & 0xFF;
+    let late = matches!(request, KVM_ENABLE_CAP | KVM_CLEAR_DIRTY_LOG);
     match target {
         Target::Device => number < 0x40,
-        Target::Vm => (0x40..0x80).contains(&number),
-        Target::Vcpu => number >= 0x80,
+        Target::Vm => (0x40..0x80).contains(&number) || late,
+        Target::Vcpu => number >= 0x80 && !late,
     }
 }

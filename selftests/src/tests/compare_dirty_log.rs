@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The same writes, readings, toggles and moves of a logged slot give the same bitmaps as on KVM.
+//! The same writes, readings, clearings, toggles and moves of a logged slot give the same bitmaps as on KVM.
 
 use crate::compare::{compare, Log};
 use crate::memory::PAGE;
@@ -47,6 +47,12 @@ fn scenario(device: &Device, log: &mut Log, count: u64) -> Outcome {
                 note!(log, "{step} gone: {:?}", machine.vm.set_slot(SLOT, 0, 0, 0, 0));
                 there = false;
             }
+            // Who clears the log, and what a new one begins with.
+            3 if random.one_in(6) => {
+                let manual = random.pick(&[0, 1, 1, 2, 3, 3, 4]);
+                note!(log, "{step} manual {manual}: {:?}", machine.vm.set_manual_log(manual));
+            }
+            4 => clear(&machine, &mut random, log, step),
             2..=5 => note!(log, "{step} log: {:?}", machine.vm.dirty_pages(SLOT, PAGES)),
             kind if there => write(&machine, &mut random, PLACES[place], kind)?,
             _ => {}
@@ -57,6 +63,24 @@ fn scenario(device: &Device, log: &mut Log, count: u64) -> Outcome {
 
 fn set(machine: &Machine, flags: u32, place: usize, memory: &Memory) -> Result<i32, Errno> {
     machine.vm.set_slot(SLOT, flags, PLACES[place], memory.size() as u64, memory.address())
+}
+
+/// Some pages or all, mostly as many as there may be.
+fn clear(machine: &Machine, random: &mut Random, log: &mut Log, step: u64) {
+    let first = 64 * random.below(4);
+    let left = PAGES as u64 - first;
+    let pages = match random.below(6) {
+        0 => random.below(PAGES as u64 + 64),
+        1 => 64.min(left),
+        _ => left,
+    };
+    let words = [0; 5].map(|_: u64| match random.below(3) {
+        0 => random.word(),
+        1 => random.word() & random.word(),
+        _ => !0,
+    });
+    let cleared = machine.vm.clear_log(SLOT, first, pages as u32, &words);
+    note!(log, "{step} clear {pages} from {first}: {cleared:?}");
 }
 
 fn write(machine: &Machine, random: &mut Random, base: u64, kind: u64) -> Outcome {

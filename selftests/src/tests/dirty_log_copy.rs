@@ -12,7 +12,7 @@ use std::time::Duration;
 pub const TEST: Test = Test::new(240, run);
 
 const GPA: u64 = 0x4000_0000;
-const SIZE: usize = 2 * LARGE_PAGE;
+pub const SIZE: usize = 2 * LARGE_PAGE;
 const PAGES: usize = SIZE / PAGE;
 const PAGE_WORDS: usize = PAGE / 8;
 /// The guest writes to this much at a time; at R8.
@@ -57,17 +57,30 @@ fn run(t: &Context) -> Outcome {
     let small = Memory::aligned(SIZE, LARGE_PAGE)?;
     // Not known where there are no huge pages: then they are small anyway.
     let _ = small.advise(0, SIZE, libc::MADV_NOHUGEPAGE);
-    copy(&device, &small, trials)?;
+    copy(&device, &small, trials, Reading::Get)?;
     let large = Memory::aligned(SIZE, LARGE_PAGE)?;
     if large.advise(0, SIZE, libc::MADV_HUGEPAGE).is_ok() {
-        copy(&device, &large, trials)?;
+        copy(&device, &large, trials, Reading::Get)?;
     }
     Ok(())
 }
 
-fn copy(device: &Device, memory: &Memory, trials: u64) -> Outcome {
+/// How pages that were written are found and made clean.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Reading {
+    /// By one call, all of them.
+    Get,
+    /// Found by one call, and made clean a chunk of so many pages at a time, before they are copied.
+    /// A log begins with all pages.
+    Clear(usize),
+}
+
+pub fn copy(device: &Device, memory: &Memory, trials: u64, reading: Reading) -> Outcome {
     memory.fill(0, SIZE, 0);
     let machine = Machine::long(device, dirty_log_copy())?;
+    if reading != Reading::Get {
+        machine.vm.set_manual_log(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET)?;
+    }
     machine.vm.map(1, GPA, memory)?;
     let second = machine.vm.vcpu(1)?;
     second.set_cpuid(&device.supported_cpuid(256)?)?;
@@ -78,7 +91,7 @@ fn copy(device: &Device, memory: &Memory, trials: u64) -> Outcome {
         (regs.r9, regs.r10, regs.r11) = (8 * index as u64, 0x9E37_79B9_7F4A_7C15 << index, 0);
         vcpu.set_regs(&regs)?;
     }
-    let mut copy = Copy { vm: &machine.vm, memory, words: vec![0; SIZE / 8], pages: 0 };
+    let mut copy = Copy { vm: &machine.vm, memory, words: vec![0; SIZE / 8], pages: 0, reading };
     let cpus = host::online_cpus();
     for trial in 0..trials {
         // Somewhere else each time, across the ends of pages, words of the log and large pages.
@@ -136,6 +149,7 @@ struct Copy<'a> {
     words: Vec<u64>,
     /// Pages that were copied since they were dirty.
     pages: u64,
+    reading: Reading,
 }
 
 impl Copy<'_> {
@@ -146,7 +160,15 @@ impl Copy<'_> {
             self.vm.set_slot(1, 0, GPA, SIZE as u64, self.memory.address())?;
             thread::sleep(Duration::from_millis(2));
             self.vm.set_slot(1, LOG, GPA, SIZE as u64, self.memory.address())?;
-            self.memory.copy_words(0, &mut self.words);
+            match self.reading {
+                Reading::Get => self.memory.copy_words(0, &mut self.words),
+                // The log has all of them.
+                Reading::Clear(_) => {
+                    self.words.fill(!0);
+                    self.dirty()?;
+                    self.pages -= PAGES as u64;
+                }
+            }
         }
         for round in 0..3 {
             thread::sleep(Duration::from_micros(300 * (round + trial % 3)));
@@ -157,10 +179,23 @@ impl Copy<'_> {
 
     /// What the log says.
     fn dirty(&mut self) -> Result<(), Errno> {
-        for page in self.vm.dirty_pages(1, PAGES)? {
-            let words = page * PAGE_WORDS..(page + 1) * PAGE_WORDS;
-            self.memory.copy_words(page * PAGE, &mut self.words[words]);
-            self.pages += 1;
+        let mut bits = vec![0u64; PAGES / 64];
+        self.vm.dirty_log_to(1, bits.as_mut_ptr() as u64)?;
+        let chunk = match self.reading {
+            Reading::Get => PAGES,
+            Reading::Clear(pages) => pages,
+        };
+        for first in (0..PAGES).step_by(chunk) {
+            let bits = &bits[first / 64..(first + chunk) / 64];
+            if self.reading != Reading::Get {
+                self.vm.clear_log(1, first as u64, chunk as u32, bits)?;
+            }
+            for page in (0..chunk).filter(|page| bits[page / 64] >> (page % 64) & 1 != 0) {
+                let page = first + page;
+                let words = page * PAGE_WORDS..(page + 1) * PAGE_WORDS;
+                self.memory.copy_words(page * PAGE, &mut self.words[words]);
+                self.pages += 1;
+            }
         }
         Ok(())
     }

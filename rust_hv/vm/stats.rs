@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A VM's counters, for whoever shows them. Counters that KVM has, too, have KVM's names.
+
+use crate::mmu::Mmu;
+use crate::model::stats::Kind::{Cumulative, Instant};
+use crate::model::stats::Stat;
+use kernel::sync::atomic::ordering::Relaxed;
+use kernel::sync::Arc;
+
+/// Where the counters are.
+pub struct Counts {
+    mmu: Arc<Mmu>,
+}
+
+impl Counts {
+    /// Of the VM with this memory.
+    pub fn new(mmu: Arc<Mmu>) -> Self {
+        Self { mmu }
+    }
+
+    /// All of them as they are now. Nothing has to be stopped for it: each is right by itself.
+    pub fn read(&self) -> [Stat; 8] {
+        let (stats, tables) = (&self.mmu.stats, self.mmu.counts());
+        let [small, large, _] = tables.leaves;
+        let value = |counter: &kernel::sync::atomic::Atomic<u64>| counter.load(Relaxed);
+        [
+            Stat("remote_tlb_flush", Cumulative, value(&stats.flushes)),
+            Stat(
+                "remote_tlb_flush_ipis",
+                Cumulative,
+                value(&stats.flush_ipis),
+            ),
+            Stat("tlb_invalidations", Cumulative, value(&stats.invalidations)),
+            Stat("mmu_notifications", Cumulative, value(&stats.notifications)),
+            Stat("mmu_fault_retries", Cumulative, value(&stats.retries)),
+            Stat("table_pages", Instant, tables.tables),
+            Stat("pages_4k", Instant, small),
+            Stat("pages_2m", Instant, large),
+        ]
+    }
+}
