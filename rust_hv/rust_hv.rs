@@ -33,9 +33,12 @@ use host::cpu::CpuWatch;
 use host::debugfs::Dir;
 use host::file::DeviceNode;
 use host::global::{Global, GlobalGuard};
+use host::inverted::{InvertedTable, INVERTED};
 use host::pool::{Pools, POOLS};
 use host::switch::NotifiersOn;
 use kernel::prelude::*;
+use mmu::owners::{Owners, OWNERS};
+use mmu::show::MachineFiles;
 use svm::{Svm, SVM};
 use vcpu::Machine;
 use vendor::Vendor;
@@ -54,8 +57,11 @@ module! {
 /// come in any more, then the CPUs' virtualization goes off, then what VMs shared is freed.
 struct RustHv {
     _device: DeviceNode,
+    _show: MachineFiles,
     _hardware: Hardware,
     _notifiers: NotifiersOn,
+    _owners: GlobalGuard<Owners>,
+    _inverted: GlobalGuard<InvertedTable>,
     _pools: GlobalGuard<Pools>,
     _files: GlobalGuard<Dir>,
 }
@@ -78,6 +84,8 @@ impl kernel::Module for RustHv {
         // Each stage is undone by its drop when a later one fails.
         let files = debugfs::ROOT.set(KBox::new(Dir::new(debugfs::NAME)?, GFP_KERNEL)?);
         let pools = POOLS.set(KBox::new(Pools::new()?, GFP_KERNEL)?);
+        let inverted = INVERTED.set(KBox::new(InvertedTable::new(POOLS.get()?)?, GFP_KERNEL)?);
+        let owners = OWNERS.set(KBox::new(Owners::new()?, GFP_KERNEL)?);
         let hardware = if host::cpu::is_amd() {
             Hardware::Svm {
                 _on: switch_on(&SVM, Svm::new()?)?,
@@ -88,12 +96,16 @@ impl kernel::Module for RustHv {
             }
         };
         let notifiers = NotifiersOn::new();
+        let show = MachineFiles::new(debugfs::ROOT.get()?)?;
         let device = DeviceNode::new::<device::RustHvDevice>()?;
         pr_info!("ready at /dev/rusthv\n");
         Ok(Self {
             _device: device,
+            _show: show,
             _hardware: hardware,
             _notifiers: notifiers,
+            _owners: owners,
+            _inverted: inverted,
             _pools: pools,
             _files: files,
         })

@@ -7,18 +7,13 @@ use kernel::prelude::*;
 #[kunit_tests(rusthv_vm)]
 mod objects {
     use super::*;
-    use crate::host::frame;
     use crate::host::kunit::UserMemory;
-    use crate::host::pool::{self, POOLS};
+    use crate::host::pool::{in_use, POOLS};
     use crate::svm::SVM;
     use crate::vcpu::Machine;
     use crate::vendor::Vendor;
     use crate::vm::{alive, Vm, MAX_VCPU_IDS};
     use crate::vmx::VMX;
-
-    fn in_use() -> u64 {
-        frame::alive().saturating_sub(pool::pooled())
-    }
 
     /// Runs a generic function on the machine.
     macro_rules! on_this_machine {

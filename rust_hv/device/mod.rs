@@ -166,10 +166,9 @@ fn info(arg: usize) -> Result<isize> {
 #[inline(never)]
 fn host_stats(arg: usize) -> Result<isize> {
     let (vms, vcpus) = machines::alive();
-    let pooled = pool::pooled();
     let stats = rusthv_host_stats {
-        frames_in_use: frame::alive().saturating_sub(pooled),
-        frames_pooled: pooled,
+        frames_in_use: pool::in_use(),
+        frames_pooled: pool::pooled(),
         vms,
         vcpus,
         reserved: [0; 4],

@@ -15,8 +15,9 @@ use kernel::sync::{new_spinlock, SpinLock};
 
 /// Frames that one node's pool keeps at most.
 pub const CAPACITY: usize = 128;
-/// Frames that a fault can need: one table for each level below the root of five.
-pub const RESERVE: usize = 4;
+/// Frames that a fault can need: one table for each level below the root of five, and two for the
+/// inverted page table, which takes one for each 63 entries.
+pub const RESERVE: usize = 6;
 
 /// The pools of the machine, while the module is loaded.
 pub static POOLS: Global<Pools> = Global::new();
@@ -29,9 +30,19 @@ pub fn pooled() -> u64 {
     POOLED.all()
 }
 
-/// Frames alive on a node that do not wait.
+/// Frames that the inverted page table is made of: it is nobody's, and stays.
+pub static INVERTED: NodeCounts = NodeCounts::new();
+
+/// Frames alive on a node that do not wait and are not the inverted page table's.
 pub fn in_use_on(node: usize) -> u64 {
-    ALIVE.on(node).saturating_sub(POOLED.on(node))
+    let others = POOLED.on(node).saturating_add(INVERTED.on(node));
+    ALIVE.on(node).saturating_sub(others)
+}
+
+/// The same on all nodes.
+pub fn in_use() -> u64 {
+    let others = POOLED.all().saturating_add(INVERTED.all());
+    ALIVE.all().saturating_sub(others)
 }
 
 #[pin_data]

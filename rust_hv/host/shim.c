@@ -8,9 +8,11 @@
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/hw_breakpoint.h>
+#include <linux/hugetlb.h>
 #include <linux/entry-virt.h>
 #include <linux/mm.h>
 #include <linux/pgtable.h>
+#include <linux/random.h>
 #include <linux/sched/mm.h>
 #include <linux/smp.h>
 #include <linux/uaccess.h>
@@ -704,4 +706,51 @@ struct dentry *rhv_debugfs_file(const char *name, unsigned int mode,
 void rhv_debugfs_remove(struct dentry *entry)
 {
 	debugfs_remove(entry);
+}
+
+u64 rhv_random(void)
+{
+	return get_random_u64();
+}
+
+/* The page of zeroes that reads of untouched memory find. */
+u64 rhv_zero_page(void)
+{
+	return page_to_phys(ZERO_PAGE(0));
+}
+
+int rhv_phys_to_node(u64 phys)
+{
+	unsigned long pfn = PHYS_PFN(phys);
+
+	return pfn_valid(pfn) ? pfn_to_nid(pfn) : NUMA_NO_NODE;
+}
+
+/*
+ * What a page that somebody has mapped is to the host. Flags of a page that
+ * stays mapped meanwhile; of any other, a guess.
+ */
+enum rhv_page_kind rhv_page_kind(u64 phys)
+{
+	unsigned long pfn = PHYS_PFN(phys);
+	struct page *page;
+	struct folio *folio;
+
+	if (!pfn_valid(pfn))
+		return RHV_PAGE_NONE;
+	page = pfn_to_page(pfn);
+	folio = page_folio(page);
+	if (is_zero_pfn(pfn))
+		return RHV_PAGE_ZERO;
+	if (folio_test_ksm(folio))
+		return RHV_PAGE_KSM;
+	if (folio_test_anon(folio)) {
+		if (folio_test_hugetlb(folio))
+			page = &folio->page;
+		/* PageAnonExclusive(), which insists that nothing changes */
+		return test_bit(PG_anon_exclusive, &page->flags.f) ?
+			       RHV_PAGE_PRIVATE :
+			       RHV_PAGE_COPIED_ON_WRITE;
+	}
+	return RHV_PAGE_SHARED;
 }

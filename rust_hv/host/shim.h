@@ -144,6 +144,21 @@ struct dentry *rhv_debugfs_file(const char *name, unsigned int mode,
 				const struct file_operations *fops);
 void rhv_debugfs_remove(struct dentry *entry);
 
+/* Pages that guests have mapped */
+enum rhv_page_kind {
+	RHV_PAGE_NONE,		/* not memory that the host keeps a struct page of */
+	RHV_PAGE_PRIVATE,	/* anonymous, of one process alone */
+	RHV_PAGE_COPIED_ON_WRITE,	/* anonymous, after a fork */
+	RHV_PAGE_KSM,
+	RHV_PAGE_ZERO,
+	RHV_PAGE_SHARED,	/* of a file, shared memory, a device */
+};
+
+u64 rhv_random(void);
+u64 rhv_zero_page(void);
+int rhv_phys_to_node(u64 phys);
+enum rhv_page_kind rhv_page_kind(u64 phys);
+
 /* Contiguous memory */
 struct page *rhv_alloc_pages(int node, unsigned int order);
 void rhv_free_pages(struct page *page, unsigned int order);

@@ -139,6 +139,11 @@ impl UserMm {
         self.mm.as_ptr() == unsafe { bindings::rhv_current_mm() }
     }
 
+    /// What tells it from all others that exist.
+    pub fn id(&self) -> usize {
+        self.mm.as_ptr().addr()
+    }
+
     pub(super) fn as_raw(&self) -> *mut kernel::bindings::mm_struct {
         self.mm.as_ptr()
     }

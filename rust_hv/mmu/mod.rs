@@ -10,6 +10,9 @@
 //! | `tlb` | which CPU must forget what, and when a frame may be freed |
 //! | `access` | reads and writes of guest memory by the hypervisor |
 //! | `dirty` | which pages of a slot were written: the dirty log |
+//! | `owners` | which VM has a host frame mapped, and where: the inverted page table |
+//! | `verify` | the inverted page table compared with the VMs' own |
+//! | `show` | what of that is to be seen in debugfs |
 //!
 //! # Locks
 //!
@@ -30,8 +33,12 @@
 pub mod access;
 pub mod dirty;
 pub mod fault;
+pub mod owners;
+pub mod show;
 pub mod tlb;
+pub mod verify;
 
+use crate::host::inverted::{InvertedTable, INVERTED};
 use crate::host::notifier::{HvaRange, MmuEvents};
 use crate::host::pool::{Pools, Reserve};
 use crate::host::tables::{give_back, Tables};
@@ -53,6 +60,7 @@ use kernel::sync::atomic::{
     Atomic,
 };
 use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock};
+use owners::{Notes, OwnerId};
 use tlb::Tlb;
 
 /// Entries that one step of a long change looks at before the lock is dropped.
@@ -93,12 +101,17 @@ struct Tree {
     /// Some until `drop`.
     table: Option<Table<Nested>>,
     pools: &'static Pools,
+    notes: Notes,
 }
 
 impl Drop for Tree {
     fn drop(&mut self) {
         if let Some(table) = self.table.take() {
-            table.destroy(&mut Tables::existing(self.pools), |_, _| {});
+            let notes = &mut self.notes;
+            table.destroy(&mut Tables::existing(self.pools), |gfn, leaf| {
+                notes.unmapped(gfn, &leaf);
+            });
+            notes.settle();
         }
     }
 }
@@ -168,6 +181,9 @@ pub struct Mmu {
     root: Hpa,
     large_pages: bool,
     overrules_pat: bool,
+    inverted: &'static InvertedTable,
+    /// After `state`: no number is given to another VM while something is mapped.
+    owner: OwnerId,
     /// Counters, for `RUSTHV_GET_VM_STATS`.
     pub stats: MmuStats,
 }
@@ -180,10 +196,12 @@ pub struct TableCounts {
     pub leaves: [u64; 3],
 }
 
-/// Tables that were unlinked, until it is safe to free them.
+/// Tables that were unlinked, until it is safe to free them; and what the inverted page table has
+/// to be told before the lock is dropped.
 struct Unlinked<'a> {
     tables: [Option<TableFrame>; STEP_TABLES],
     changed: bool,
+    notes: Notes,
     mmu: &'a Mmu,
 }
 
@@ -192,6 +210,7 @@ impl<'a> Unlinked<'a> {
         Self {
             tables: [const { None }; STEP_TABLES],
             changed: false,
+            notes: Notes::new(mmu.inverted, &mmu.owner),
             mmu,
         }
     }
@@ -209,9 +228,10 @@ impl<'a> Unlinked<'a> {
 }
 
 impl Gather for Unlinked<'_> {
-    fn leaf(&mut self, _gfn: Gfn, _leaf: Leaf) {
+    fn leaf(&mut self, gfn: Gfn, leaf: Leaf) {
         // The page was marked dirty when it was mapped writable.
         self.changed = true;
+        self.notes.unmapped(gfn, &leaf);
     }
 
     fn table(&mut self, frame: TableFrame) {
@@ -252,9 +272,11 @@ impl Mmu {
         let top = format.levels();
         let table = Table::new(&mut memory, format, top).ok_or(ENOMEM)?;
         let root = table.root();
+        let (inverted, owner) = (INVERTED.get()?, OwnerId::new()?);
         let tree = Tree {
             table: Some(table),
             pools,
+            notes: Notes::new(inverted, &owner),
         };
         let tlb = Tlb::new()?;
         let state = State {
@@ -283,6 +305,8 @@ impl Mmu {
             root,
             large_pages: format.largest() >= PageSize::Size2M,
             overrules_pat: format.overrules_pat(),
+            inverted,
+            owner,
             stats: MmuStats::new(),
         }))
     }
@@ -379,7 +403,11 @@ impl Mmu {
             let mut unlinked = Unlinked::new(self);
             let memory = Tables::existing(self.pools);
             let progress = match self.state.lock().tree.table.as_mut() {
-                Some(table) => table.zap(&memory, &mut sweep, STEP, &mut unlinked),
+                Some(table) => {
+                    let progress = table.zap(&memory, &mut sweep, STEP, &mut unlinked);
+                    unlinked.notes.settle();
+                    progress
+                }
                 None => Progress::Done,
             };
             // Dropped here, after the lock: flush, then free.
@@ -485,10 +513,9 @@ mod tests {
     use super::fault::{Faults, Resolved};
     use super::*;
     use crate::host::cpu::current_node;
-    use crate::host::frame::alive;
     use crate::host::kunit::UserMemory;
     use crate::host::notifier::Notifier;
-    use crate::host::pool::{pooled, POOLS};
+    use crate::host::pool::{in_use, POOLS};
     use crate::model::arch::addr::PAGE_SIZE;
     use crate::model::emulate::Backing;
     use crate::model::exit::{NestedFault, Origin};
@@ -545,11 +572,6 @@ mod tests {
     fn mapped(space: &Space) -> u64 {
         let [small, _, _] = space.mmu.counts().leaves;
         small
-    }
-
-    /// What must be as before when a test has cleaned up.
-    fn in_use() -> u64 {
-        alive().saturating_sub(pooled())
     }
 
     /// KUnit's threads have no address space of their own, and so no VM.

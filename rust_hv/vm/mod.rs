@@ -23,6 +23,7 @@ use crate::host::notifier::Notifier;
 use crate::host::tsc;
 use crate::host::user::{ClearLog, UserMm};
 use crate::host::{bindings, cpu, task};
+use crate::mmu::owners::Listed;
 use crate::mmu::Mmu;
 use crate::model::arch::addr::Hva;
 use crate::model::arch::addr::{Gpa, PAGE_SIZE};
@@ -80,6 +81,7 @@ pub struct Vm<V: Vendor> {
     notifier: Pin<KBox<Notifier<Mmu>>>,
     #[pin]
     vcpus: Mutex<KVec<Member<V>>>,
+    _listed: Listed,
     mmu: Arc<Mmu>,
     machine: Machine<V>,
     /// Added to the host's TSC: the guest's starts at 0 with the VM.
@@ -110,12 +112,13 @@ impl<V: Vendor> Vm<V> {
         let notifier = KBox::pin_init(Notifier::new(mm, mmu.clone()), GFP_KERNEL_ACCOUNT)?;
         let owner = kernel::current!().pid();
         let id = NUMBERS.fetch_add(1, Relaxed) as u64 + 1;
-        let files = debugfs::Files::new(owner, id, stats::Counts::new(mmu.clone()))?;
+        let files = debugfs::Files::new(owner, id, stats::Counts::new(mmu.clone()), mmu.clone())?;
         Arc::pin_init(
             try_pin_init!(Self {
                 _files: files,
                 notifier,
                 vcpus <- new_mutex!(KVec::new()),
+                _listed: Listed::new(mmu.clone(), owner, id),
                 mmu,
                 machine,
                 tsc_offset: tsc::now().wrapping_neg(),

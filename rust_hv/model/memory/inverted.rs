@@ -310,6 +310,12 @@ impl Inverted {
         }
     }
 
+    /// Pages there are: no group has more chains.
+    #[inline]
+    pub fn pages(&self) -> u32 {
+        self.pages.load(Ordering::Acquire)
+    }
+
     /// True when [`Inverted::grow`] should be called soon.
     #[inline]
     pub fn is_short(&self) -> bool {
@@ -703,9 +709,9 @@ impl Inverted {
         }
     }
 
-    /// Frees everything, whatever is in the table.
-    pub fn destroy<M: TableMemory, L: Locks>(self, memory: &mut M, locks: &L) {
-        for number in (0..self.pages.load(Ordering::Relaxed) as usize).rev() {
+    /// Frees everything, whatever is in the table. It is as new then; nobody may use it meanwhile.
+    pub fn destroy<M: TableMemory, L: Locks>(&mut self, memory: &mut M, locks: &L) {
+        for number in (0..self.pages.swap(0, Ordering::Relaxed) as usize).rev() {
             self.free_page(memory, number);
         }
         let spare = locks.spare(core::mem::take);

@@ -488,11 +488,22 @@ impl<F: Format> LeafTable<'_, F> {
         like: Leaf,
         run: impl IntoIterator<Item = Option<(Hpa, Permissions)>>,
     ) -> Result<u64, MapError> {
+        self.fill_telling(gpa, like, run, |_| ())
+    }
+
+    /// [`LeafTable::fill`], which tells of each page of the run that it maps, by its number.
+    pub fn fill_telling(
+        &mut self,
+        gpa: Gpa,
+        like: Leaf,
+        run: impl IntoIterator<Item = Option<(Hpa, Permissions)>>,
+        mut on_set: impl FnMut(usize),
+    ) -> Result<u64, MapError> {
         self.check_region(gpa)?;
         let first = index(gpa.raw(), Level::Pt);
         let mut added = 0u64;
         let mut result = Ok(());
-        for (entry, page) in self.entries.iter().skip(first).zip(run) {
+        for (number, (entry, page)) in self.entries.iter().skip(first).zip(run).enumerate() {
             let Some((hpa, perms)) = page else { continue };
             if entry.load(Ordering::Relaxed) != 0 {
                 continue;
@@ -506,7 +517,10 @@ impl<F: Format> LeafTable<'_, F> {
             match encode(self.format, gpa.page_base(), &leaf) {
                 Ok(raw) => {
                     let set = entry.compare_exchange(0, raw, Ordering::AcqRel, Ordering::Relaxed);
-                    added = added.wrapping_add(u64::from(set.is_ok()));
+                    if set.is_ok() {
+                        added = added.wrapping_add(1);
+                        on_set(number);
+                    }
                 }
                 Err(error) => {
                     result = Err(error);

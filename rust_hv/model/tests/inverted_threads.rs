@@ -60,7 +60,7 @@ fn churn(table: &Inverted, locks: &TestLocks, shared: &Shared, owner: u16) {
 
 #[test]
 fn threads_do_not_disturb_each_other() {
-    let (table, locks, shared) = (
+    let (mut table, locks, shared) = (
         Inverted::new(0x1234_5678_9abc_def1),
         TestLocks::new(),
         Shared::new(),

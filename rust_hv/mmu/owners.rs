@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Who owns a frame: the inverted page table kept in step with the VMs' own tables, and what it is
+//! good for.
+//!
+//! # In step
+//!
+//! Whoever sets or clears a leaf of a VM's tables notes that in a [`Notes`], and settles it before
+//! `Mmu::state` is dropped. So under a VM's `Mmu::state` its leaves and its entries in the inverted
+//! table say the same; and an entry is gone before the MMU notifier tells the host that a page is
+//! unmapped. [`Mmu::verify_owners`] compares the two.
+//!
+//! # Isolation
+//!
+//! A frame may be mapped by two VMs when both have it from the same process, or when the host says
+//! that it is shared: of a file or shared memory, merged (KSM), or anonymous and not yet copied
+//! after a fork, which then nobody may write. Anything else is a page that one VMM has and another
+//! VM sees. Whenever a fault maps a page that another VM has mapped, too, that is looked at.
+//!
+//! # Locks
+//!
+//! `list` (mutex) → `Mmu::state` (spinlock) → a group of the inverted table (spinlock).
+
+use super::Mmu;
+use crate::host::frame::PageKind;
+use crate::host::global::Global;
+use crate::host::inverted::InvertedTable;
+use crate::host::tables::Tables;
+use crate::model::arch::addr::{Gfn, Hpa};
+use crate::model::memory::inverted::{Owner, Run, MAX_OWNERS};
+use crate::model::paging::format::Leaf;
+use crate::model::paging::PageSize;
+use kernel::prelude::*;
+use kernel::sync::atomic::{ordering::Relaxed, Atomic};
+use kernel::sync::{new_mutex, Arc, Mutex};
+
+/// The owners of the machine, while the module is loaded.
+pub static OWNERS: Global<Owners> = Global::new();
+
+/// A VM as an owner of frames.
+#[derive(Clone)]
+pub struct Member {
+    /// Number of the task that created it.
+    pub pid: i32,
+    /// The VM's own number.
+    pub id: u64,
+    /// Its address space.
+    pub mmu: Arc<Mmu>,
+}
+
+/// A number that is taken, and the VM that has it as soon as that is made and as long as it is
+/// there.
+struct Place {
+    taken: bool,
+    member: Option<Member>,
+}
+
+/// The VMs, by their number as owners.
+pub struct Owners {
+    list: Pin<KBox<Mutex<KVec<Place>>>>,
+    /// Frames that were found mapped by two VMs without being shared.
+    violations: Atomic<u64>,
+}
+
+impl Owners {
+    /// None.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new() -> Result<Self> {
+        Ok(Self {
+            list: KBox::pin_init(new_mutex!(KVec::new()), GFP_KERNEL)?,
+            violations: Atomic::new(0),
+        })
+    }
+
+    /// A number that nobody has.
+    fn take(&self) -> Result<Owner> {
+        let mut list = self.list.lock();
+        let index = match list.iter().position(|place| !place.taken) {
+            Some(index) => index,
+            None if list.len() < MAX_OWNERS => {
+                let place = Place {
+                    taken: false,
+                    member: None,
+                };
+                list.push(place, GFP_KERNEL_ACCOUNT)?;
+                list.len() - 1
+            }
+            None => return Err(ENOSPC),
+        };
+        if let Some(place) = list.get_mut(index) {
+            place.taken = true;
+        }
+        Ok(Owner::new(index as u16))
+    }
+
+    fn set(&self, owner: Owner, member: Option<Member>) {
+        let old = {
+            let mut list = self.list.lock();
+            let place = list.get_mut(usize::from(owner.number()));
+            place.and_then(|place| core::mem::replace(&mut place.member, member))
+        };
+        // After the lock: it may be the last reference.
+        drop(old);
+    }
+
+    fn give_back(&self, owner: Owner) {
+        let mut list = self.list.lock();
+        if let Some(place) = list.get_mut(usize::from(owner.number())) {
+            place.taken = false;
+        }
+    }
+
+    /// The VM of a number.
+    pub fn find(&self, owner: Owner) -> Option<Member> {
+        let list = self.list.lock();
+        list.get(usize::from(owner.number()))?.member.clone()
+    }
+
+    /// The first VM from a number on, and its number.
+    pub fn next(&self, from: usize) -> Option<(usize, Member)> {
+        let list = self.list.lock();
+        let rest = list.iter().enumerate().skip(from);
+        rest.into_iter()
+            .find_map(|(index, place)| Some((index, place.member.clone()?)))
+    }
+
+    /// Frames that were found mapped by two VMs without being shared.
+    pub fn violations(&self) -> u64 {
+        self.violations.load(Relaxed)
+    }
+
+    /// Looks whether a frame is mapped by VMs that should not share it. May sleep.
+    pub fn check(&self, table: &InvertedTable, hpa: Hpa) -> bool {
+        // Numbers stay with their VMs as long as it is held.
+        let list = self.list.lock();
+        let mm = |owner: Owner| {
+            let place = list.get(usize::from(owner.number()))?;
+            place.member.as_ref().map(|member| member.mmu.mm().id())
+        };
+        let (mut first, mut several, mut kind) = (None, false, PageKind::Shared);
+        table.for_each_alias(hpa, |alias| {
+            // Mapped here and now: what the host says of the page holds.
+            kind = PageKind::of(hpa);
+            match (first, mm(alias.owner)) {
+                (None, found) => first = found,
+                (Some(one), Some(other)) => several |= one != other,
+                (Some(_), None) => {}
+            }
+        });
+        drop(list);
+        if !several || kind != PageKind::Private {
+            return true;
+        }
+        self.violations.add(1, Relaxed);
+        pr_err!(
+            "frame {:#x} is one VMM's own and mapped by several\n",
+            hpa.raw()
+        );
+        false
+    }
+}
+
+impl Mmu {
+    /// Its number as an owner of frames.
+    #[inline]
+    pub fn number(&self) -> Owner {
+        self.owner.owner
+    }
+
+    /// How guests of this address space are paged, in a word.
+    pub fn mode(&self) -> &'static str {
+        match self.overrules_pat {
+            true => "ept",
+            false => "npt",
+        }
+    }
+}
+
+/// The number of an address space that exists.
+pub(super) struct OwnerId {
+    pub(super) owner: Owner,
+    owners: &'static Owners,
+}
+
+impl OwnerId {
+    pub(super) fn new() -> Result<Self> {
+        let owners = OWNERS.get()?;
+        Ok(Self {
+            owner: owners.take()?,
+            owners,
+        })
+    }
+}
+
+impl Drop for OwnerId {
+    fn drop(&mut self) {
+        self.owners.give_back(self.owner);
+    }
+}
+
+/// An address space that others can find by its number, until this is dropped.
+pub struct Listed {
+    owner: Owner,
+    owners: &'static Owners,
+    table: &'static InvertedTable,
+}
+
+impl Listed {
+    /// Lists an address space with the VM that it is of.
+    pub fn new(mmu: Arc<Mmu>, pid: i32, id: u64) -> Self {
+        let (owner, owners, table) = (mmu.owner.owner, mmu.owner.owners, mmu.inverted);
+        owners.set(owner, Some(Member { pid, id, mmu }));
+        Self {
+            owner,
+            owners,
+            table,
+        }
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.owners.set(self.owner, None);
+        // Its pages were unmapped before.
+        self.table.trim();
+    }
+}
+
+/// What was done to a VM's leaves and is not in the inverted table yet. To be settled before
+/// `Mmu::state` is dropped.
+pub(super) struct Notes {
+    owner: Owner,
+    table: &'static InvertedTable,
+    gone: Option<Run>,
+    /// A page that another VM has mapped, too.
+    shared: Option<Hpa>,
+}
+
+impl Notes {
+    pub(super) fn new(table: &'static InvertedTable, owner: &OwnerId) -> Self {
+        Self {
+            owner: owner.owner,
+            table,
+            gone: None,
+            shared: None,
+        }
+    }
+
+    /// A page is no longer mapped.
+    #[inline]
+    pub(super) fn unmapped(&mut self, gfn: Gfn, leaf: &Leaf) {
+        if self.table.is_zero_page(leaf.hpa) {
+            return;
+        }
+        if let Some(run) = &mut self.gone {
+            if run.extend(gfn, leaf.hpa, leaf.size) {
+                return;
+            }
+        }
+        self.settle();
+        self.gone = Some(Run::page(gfn, leaf.hpa, leaf.size));
+    }
+
+    /// Pages have been mapped, one after the other in the guest: those of the run whose bit is set.
+    #[inline]
+    pub(super) fn mapped(
+        &mut self,
+        memory: &mut Tables<'_>,
+        gfn: Gfn,
+        size: PageSize,
+        pages: impl Iterator<Item = Hpa>,
+        set: u64,
+    ) {
+        self.settle();
+        let mut run: Option<Run> = None;
+        let mut gfn = gfn;
+        let mut left = set;
+        for hpa in pages {
+            if left == 0 {
+                break;
+            }
+            if left & 1 != 0 && !self.table.is_zero_page(hpa) {
+                let extended = run.as_mut().is_some_and(|run| run.extend(gfn, hpa, size));
+                if !extended {
+                    if let Some(run) = run.replace(Run::page(gfn, hpa, size)) {
+                        self.add(memory, &run);
+                    }
+                }
+            }
+            left >>= 1;
+            gfn = Gfn::new(gfn.raw().wrapping_add(size.pages()));
+        }
+        if let Some(run) = run {
+            self.add(memory, &run);
+        }
+    }
+
+    /// A large page has been cut into pages of the next smaller size.
+    pub(super) fn cut(&mut self, memory: &mut Tables<'_>, gfn: Gfn, leaf: &Leaf) {
+        let Some(size) = leaf.size.smaller() else {
+            return;
+        };
+        self.unmapped(gfn, leaf);
+        self.settle();
+        let count = leaf.size.pages() / size.pages();
+        let run = Run {
+            count,
+            ..Run::page(gfn, leaf.hpa, size)
+        };
+        self.add(memory, &run);
+    }
+
+    fn add(&mut self, memory: &mut Tables<'_>, run: &Run) {
+        if self.table.add(memory, self.owner, run).shared {
+            self.shared = Some(run.hpa);
+        }
+    }
+
+    /// Tells the inverted table what was unmapped.
+    #[inline]
+    pub(super) fn settle(&mut self) {
+        if let Some(run) = self.gone.take() {
+            self.table.remove(self.owner, &run);
+        }
+    }
+
+    /// After `Mmu::state` was dropped: looks at a page that another VM has, too. May sleep.
+    #[inline]
+    pub(super) fn check_shared(&mut self) {
+        if let Some(hpa) = self.shared.take() {
+            if let Ok(owners) = OWNERS.get() {
+                owners.check(self.table, hpa);
+            }
+        }
+    }
+}
