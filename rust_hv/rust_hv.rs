@@ -81,6 +81,7 @@ struct Switched<V: Vendor> {
 
 impl kernel::Module for RustHv {
     fn init(_module: &'static ThisModule) -> Result<Self> {
+        host::frame::note_direct_map();
         // Each stage is undone by its drop when a later one fails.
         let files = debugfs::ROOT.set(KBox::new(Dir::new(debugfs::NAME)?, GFP_KERNEL)?);
         let pools = POOLS.set(KBox::new(Pools::new()?, GFP_KERNEL)?);

@@ -3,6 +3,7 @@
 //! The ioctls of a VM's file.
 
 use super::check_extension;
+use super::inverted;
 use super::numbers::*;
 use super::stats::VmStats;
 use super::vcpu::VcpuFile;
@@ -74,6 +75,7 @@ impl<V: Vendor> FdObject for VmFile<V> {
                 let file = Arc::new(VmStats::new((*vm).clone())?, GFP_KERNEL_ACCOUNT)?;
                 install(file).map(|fd| fd as isize)
             }
+            RUSTHV_GET_GPA => inverted::locate(vm, arg),
             RUSTHV_MEASURE => measure(vm, arg),
             RUSTHV_GET_VM_STATS => user::write(arg, &vm.stats()).map(|()| 0),
             _ => Err(not_a_typewriter()),

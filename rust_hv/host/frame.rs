@@ -11,6 +11,12 @@ use core::ptr::NonNull;
 use kernel::prelude::*;
 use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 
+/// Finds out where the host's direct map is. Comes before everything that uses frames.
+pub fn note_direct_map() {
+    // SAFETY: Called while the module loads, by nobody else at the same time.
+    unsafe { bindings::rhv_note_direct_map() };
+}
+
 /// A number of frames for each NUMA node.
 pub struct NodeCounts([Atomic<i64>; bindings::RHV_MAX_NODES as usize]);
 
@@ -182,9 +188,11 @@ impl Frame {
     }
 
     /// Where the kernel's direct map has a physical address.
+    #[inline]
     pub fn direct_map(hpa: Hpa) -> *mut u8 {
-        // SAFETY: Pure arithmetic.
-        unsafe { bindings::rhv_phys_to_virt(hpa.raw()) }.cast()
+        // SAFETY: Written once, by `note_direct_map`, before there are frames.
+        let base = unsafe { (&raw const bindings::rhv_direct_map).read() };
+        core::ptr::with_exposed_provenance_mut(base.wrapping_add(hpa.raw() as usize))
     }
 }
 

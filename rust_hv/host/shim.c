@@ -3,6 +3,7 @@
  * See shim.h. Everything here is called from rust_hv/host, vmx and svm only.
  */
 #include <linux/anon_inodes.h>
+#include <linux/capability.h>
 #include <linux/cpu.h>
 #include <linux/debugfs.h>
 #include <linux/file.h>
@@ -415,9 +416,12 @@ bool rhv_node_has_memory(unsigned int node)
 	return node < nr_node_ids && node_state(node, N_MEMORY);
 }
 
-void *rhv_phys_to_virt(u64 phys)
+/* For phys_to_virt() without a call: PAGE_OFFSET is an expression. */
+unsigned long rhv_direct_map;
+
+void rhv_note_direct_map(void)
 {
-	return phys_to_virt(phys);
+	rhv_direct_map = PAGE_OFFSET;
 }
 
 void rhv_put_user_page(struct page *page, bool dirty)
@@ -753,4 +757,9 @@ enum rhv_page_kind rhv_page_kind(u64 phys)
 			       RHV_PAGE_COPIED_ON_WRITE;
 	}
 	return RHV_PAGE_SHARED;
+}
+
+bool rhv_is_admin(void)
+{
+	return capable(CAP_SYS_ADMIN);
 }

@@ -118,7 +118,8 @@ int rhv_page_node(struct page *page);
 enum { RHV_MAX_NODES = MAX_NUMNODES };
 unsigned int rhv_max_nodes(void);
 bool rhv_node_has_memory(unsigned int node);
-void *rhv_phys_to_virt(u64 phys);
+extern unsigned long rhv_direct_map;
+void rhv_note_direct_map(void);
 void rhv_put_user_page(struct page *page, bool dirty);
 unsigned int rhv_host_mapping_shift(struct mm_struct *mm, unsigned long addr);
 unsigned int rhv_host_pages(struct mm_struct *mm, unsigned long addr, u64 *phys,
@@ -154,6 +155,7 @@ enum rhv_page_kind {
 	RHV_PAGE_SHARED,	/* of a file, shared memory, a device */
 };
 
+bool rhv_is_admin(void);
 u64 rhv_random(void);
 u64 rhv_zero_page(void);
 int rhv_phys_to_node(u64 phys);

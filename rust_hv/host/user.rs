@@ -33,12 +33,15 @@ user_data!(
     kvm_sregs,
     kvm_translation,
     kvm_userspace_memory_region,
+    rusthv_frame,
+    rusthv_gpa,
     rusthv_host_stats,
     rusthv_info,
     rusthv_measurement,
     rusthv_node_stats,
     rusthv_vcpu_stats,
     rusthv_vm_stats,
+    rusthv_walk,
 );
 
 impl UserData for u32 {}

@@ -12,6 +12,7 @@
 //! | `dirty` | which pages of a slot were written: the dirty log |
 //! | `owners` | which VM has a host frame mapped, and where: the inverted page table |
 //! | `verify` | the inverted page table compared with the VMs' own |
+//! | `query` | who has a frame, where an address is: for user space |
 //! | `show` | what of that is to be seen in debugfs |
 //!
 //! # Locks
@@ -34,6 +35,7 @@ pub mod access;
 pub mod dirty;
 pub mod fault;
 pub mod owners;
+pub mod query;
 pub mod show;
 pub mod tlb;
 pub mod verify;

@@ -258,6 +258,15 @@ impl<V: Vendor> Vm<V> {
         Ok(digest.finish())
     }
 
+    /// `RUSTHV_GET_GPA`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mmu::locate`].
+    pub fn locate(&self, asked: &bindings::rusthv_gpa) -> Result<bindings::rusthv_gpa> {
+        self.mmu.locate(asked)
+    }
+
     /// `RUSTHV_GET_VM_STATS`.
     pub fn stats(&self) -> rusthv_vm_stats {
         let counts = self.mmu.counts();

@@ -8,8 +8,10 @@
 //! # What an entry says
 //!
 //! An entry is 16 bytes: a *cluster* of 16 neighbouring pages of one size, aligned to their sum; one
-//! bit for each of them that is mapped; who maps it (the *owner*, a number for a VM); and how far
-//! guest and host frame number are apart. Pages that are neighbours in the host and in the guest
+//! bit for each of them that is mapped; who maps it (the *owner*, a number for a VM); and which guest
+//! frames they are. These go up with the host's, and then the entry has the difference of the two,
+//! or they go down, and then it has their sum: the host hands out free pages in the order in which
+//! they were freed or in the opposite one. Pages that are neighbours in the host and in the guest so
 //! share an entry; any other has one of its own. A large page is one page of its size, so that an
 //! inner frame is found by asking for each size in turn.
 //!
@@ -43,7 +45,9 @@ use crate::model::arch::addr::{Gfn, Hpa, PAGE_SHIFT};
 use crate::model::paging::frames::{TableFrame, TableMemory, TableRef, ENTRIES};
 use crate::model::paging::PageSize;
 
+mod entry;
 mod lines;
+use entry::{pieces, shift_of, Key, Meaning, Piece, MASK};
 use lines::{
     close, each_entry, free_chain_frames, give_lines, is_entry, take_line, Line, Lines, Tail,
     SLOTS, WORDS,
@@ -53,20 +57,12 @@ pub use lines::{Spare, LINES};
 /// Groups, each with a lock: as many as there are lines in a page.
 pub const GROUPS: usize = 64;
 /// Entries of a group for each two pages, above which it grows.
-pub const LOAD: u32 = 6;
+pub const LOAD: u32 = 5;
 /// Pages that an entry can cover.
 pub const CLUSTER: u64 = 16;
 /// Owners are below this.
 pub const MAX_OWNERS: usize = 1 << 16;
 
-/// The bits of a first word that say which pages of the cluster are mapped.
-const MASK: u64 = 0xffff;
-const SIZE_SHIFT: u32 = 62;
-/// In the first word of every entry: the cluster at 0 is one, too.
-const USED: u64 = 1 << 61;
-/// Bits of a frame number, the guest's or the host's.
-const FRAME_BITS: u32 = 52 - PAGE_SHIFT;
-const FRAME_MASK: u64 = (1 << FRAME_BITS) - 1;
 const SIZES: [PageSize; 3] = [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G];
 
 /// A number for a VM.
@@ -100,7 +96,7 @@ pub struct Alias {
     pub size: PageSize,
 }
 
-/// Consecutive pages of one size: consecutive in the host and in the guest.
+/// Consecutive pages of one size: consecutive in the guest, and up or down in the host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Run {
     /// First guest frame.
@@ -111,6 +107,8 @@ pub struct Run {
     pub size: PageSize,
     /// How many.
     pub count: u64,
+    /// Where each is one higher in the guest, it is one lower in the host.
+    pub down: bool,
 }
 
 impl Run {
@@ -122,17 +120,30 @@ impl Run {
             hpa,
             size,
             count: 1,
+            down: false,
         }
     }
 
     /// Takes in a page that continues the run; false if it does not.
     #[inline]
     pub fn extend(&mut self, gfn: Gfn, hpa: Hpa, size: PageSize) -> bool {
-        let pages = self.count << (size.level().shift() - PAGE_SHIFT);
-        let next = self.size == size
-            && hpa.raw() == self.hpa.raw().wrapping_add(pages << PAGE_SHIFT)
-            && gfn.raw() == self.gfn.raw().wrapping_add(pages);
-        self.count += u64::from(next);
+        let pages = self.count << (shift_of(size) - PAGE_SHIFT);
+        if self.size != size || gfn.raw() != self.gfn.raw().wrapping_add(pages) {
+            return false;
+        }
+        let bytes = pages << PAGE_SHIFT;
+        let up = hpa.raw() == self.hpa.raw().wrapping_add(bytes);
+        let down = hpa.raw() == self.hpa.raw().wrapping_sub(bytes);
+        // The second page tells the direction.
+        let next = match (self.count, self.down) {
+            (1, _) => up || down,
+            (_, false) => up,
+            (_, true) => down,
+        };
+        if next {
+            self.down = down;
+            self.count += 1;
+        }
         next
     }
 }
@@ -172,55 +183,68 @@ pub trait Locks {
     fn spare<R>(&self, f: impl FnOnce(&mut Spare) -> R) -> R;
 }
 
-/// A cluster: page size and number, as the first word of its entries has them.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Key(u64);
+/// What a chain has of a piece that is being added.
+#[derive(Default)]
+struct Found<'a> {
+    /// Pages that are not there yet.
+    fresh: u64,
+    /// Another owner has one of the pages.
+    shared: bool,
+    /// The entry that can take them in, and what it says then.
+    home: Option<(Line<'a>, usize, Meaning)>,
+}
 
-impl Key {
-    #[inline]
-    fn of(hpa: Hpa, size: PageSize) -> Self {
-        let cluster = (hpa.raw() >> size.level().shift()) / CLUSTER;
-        Self((size as u64) << SIZE_SHIFT | USED | cluster << MASK.count_ones())
-    }
-
-    fn size(self) -> PageSize {
-        match self.0 >> SIZE_SHIFT {
-            0 => PageSize::Size4K,
-            1 => PageSize::Size2M,
-            _ => PageSize::Size1G,
+impl<'a> Found<'a> {
+    /// At an entry of the same cluster that is of another owner or on another line.
+    #[inline(never)]
+    fn look(&mut self, line: Line<'a>, slot: usize, piece: &Piece) {
+        let entry = Piece::of(line.get(slot));
+        if entry.meaning.owner() != piece.meaning.owner() {
+            self.shared |= entry.mask & piece.mask != 0;
+            return;
+        }
+        self.fresh &= !entry.common(piece);
+        if self.home.is_none() {
+            let joined = entry.joined(piece);
+            self.home = joined.map(|meaning| (line, slot, meaning));
         }
     }
-
-    /// First byte of a page of the cluster.
-    fn hpa(self, page: u32) -> Hpa {
-        let cluster = (self.0 & (USED - 1)) >> MASK.count_ones();
-        let number = cluster * CLUSTER + u64::from(page);
-        Hpa::new(number << self.size().level().shift())
-    }
 }
 
-/// The second word of an entry: owner, and what the guest's frame number is above the host's.
+/// Takes what it has of a piece from the first entry that has some: which pages, and if it is empty
+/// now, whether a line went with it.
 #[inline]
-const fn meaning(owner: Owner, gfn: Gfn, hpa: Hpa) -> u64 {
-    let distance = gfn.raw().wrapping_sub(hpa.raw() >> PAGE_SHIFT) & FRAME_MASK;
-    (owner.0 as u64) << FRAME_BITS | distance
-}
-
-#[inline]
-const fn owner_of(second: u64) -> Owner {
-    Owner((second >> FRAME_BITS) as u16)
-}
-
-/// The page of an entry.
-fn alias(first: u64, second: u64, page: u32) -> Alias {
-    let key = Key(first & !MASK);
-    let hpa = key.hpa(page);
-    let gfn = (hpa.raw() >> PAGE_SHIFT).wrapping_add(second) & FRAME_MASK;
-    Alias {
-        owner: owner_of(second),
-        gfn: Gfn::new(gfn),
-        hpa,
-        size: key.size(),
+fn take_from<M: TableMemory>(
+    memory: &M,
+    start: Line<'_>,
+    piece: &Piece,
+    own: &mut Lines,
+) -> Option<(u64, Option<bool>)> {
+    let (mut line, mut before) = (start, None);
+    loop {
+        for slot in 0..SLOTS {
+            let words = line.get(slot);
+            if words.0 & !MASK != piece.key.0 {
+                continue;
+            }
+            let entry = Piece::of(words);
+            if !entry.is_beside(piece) {
+                continue;
+            }
+            let gone = entry.common(piece);
+            if gone == 0 {
+                continue;
+            }
+            if gone != entry.mask {
+                line.set(slot, (words.0 & !gone, words.1));
+                return Some((gone, None));
+            }
+            line.set(slot, (0, 0));
+            return Some((gone, Some(close(memory, before, line, slot, own))));
+        }
+        let next = line.link()?;
+        before = Some(line);
+        line = Line::at(memory, next);
     }
 }
 
@@ -303,11 +327,7 @@ impl Inverted {
         let (upper, lower) = (page as usize / ENTRIES, page as usize % ENTRIES);
         let directory = Hpa::new(self.root[upper % ENTRIES].load(Ordering::Acquire));
         let page = memory.entries(TableRef::linked(directory))[lower].load(Ordering::Acquire);
-        Line {
-            words: memory.entries(TableRef::linked(Hpa::new(page))),
-            at: group * WORDS,
-            address: page + (group * WORDS * 8) as u64,
-        }
+        Line::at(memory, page | (group % GROUPS * WORDS * 8) as u64)
     }
 
     /// Pages there are: no group has more chains.
@@ -336,9 +356,8 @@ impl Inverted {
         if self.sizes.load(Ordering::Relaxed) & seen == 0 {
             self.sizes.fetch_or(seen, Ordering::Relaxed);
         }
-        let result = pieces(run).try_for_each(|(key, mask)| {
-            let entry = (key.0 | mask, meaning(owner, run.gfn, run.hpa));
-            let here = self.add_entry(memory, locks, &mut own, entry)?;
+        let result = pieces(owner, run).try_for_each(|piece| {
+            let here = self.add_piece(memory, locks, &mut own, &piece)?;
             added.fresh += here.fresh;
             added.shared |= here.shared;
             Ok(())
@@ -347,15 +366,15 @@ impl Inverted {
         result.map(|()| added)
     }
 
-    fn add_entry<M: TableMemory, L: Locks>(
+    #[inline]
+    fn add_piece<M: TableMemory, L: Locks>(
         &self,
         memory: &mut M,
         locks: &L,
         own: &mut Lines,
-        (first, second): (u64, u64),
+        piece: &Piece,
     ) -> Result<Added, NoFrame> {
-        let (key, mask) = (Key(first & !MASK), first & MASK);
-        let place = self.place(key);
+        let place = self.place(piece.key);
         locks.group(place.group, |group| {
             if group.pages == 0 {
                 group.pages = self.pages.load(Ordering::Acquire).min(1);
@@ -363,19 +382,21 @@ impl Inverted {
                     return Err(NoFrame);
                 }
             }
-            let (mut shared, mut found) = (false, None);
+            let mut found = Found {
+                fresh: piece.mask,
+                ..Found::default()
+            };
             let mut line = self.line(memory, place.group, place.page(group.pages));
             loop {
                 for slot in 0..SLOTS {
-                    let (word, says) = line.get(slot);
-                    if word & !MASK != key.0 {
-                        continue;
-                    }
-                    if says == second {
-                        found = Some(word);
-                        line.set(slot, (word | mask, says));
-                    } else if owner_of(says) != owner_of(second) {
-                        shared |= word & mask != 0;
+                    let entry = line.get(slot);
+                    if entry.0 & !MASK == piece.key.0 {
+                        if entry.1 == piece.meaning.0 {
+                            found.fresh &= !entry.0;
+                            found.home = Some((line, slot, piece.meaning));
+                        } else {
+                            found.look(line, slot, piece);
+                        }
                     }
                 }
                 match line.link() {
@@ -383,24 +404,35 @@ impl Inverted {
                     None => break,
                 }
             }
-            let fresh = mask & !found.unwrap_or(0);
-            if found.is_none() {
+            let added = Added {
+                fresh: u64::from(found.fresh.count_ones()),
+                shared: found.shared,
+            };
+            if found.fresh == 0 {
+                return Ok(added);
+            }
+            if let Some((line, slot, meaning)) = found.home {
+                let mask = line.get(slot).0 | found.fresh;
+                line.set(slot, (mask, meaning.0));
+            } else {
+                let entry = (piece.key.0 | found.fresh, piece.meaning.0);
                 // Only the last line has room, if any.
                 if let Some(slot) = line.free_slot() {
-                    line.set(slot, (first, second));
+                    line.set(slot, entry);
                 } else {
                     let address = line.address;
                     let more = take_line(memory, locks, own)?;
                     let more = Line::at(memory, more);
-                    Tail(Line::at(memory, address)).put((first, second), || Some(more));
+                    Tail(Line::at(memory, address)).put(entry, || Some(more));
                     group.links += 1;
                 }
                 group.entries += 1;
-                self.widen(memory, locks, place.group, group);
+                if group.entries.saturating_mul(2) > group.pages.saturating_mul(LOAD) {
+                    self.widen(memory, locks, place.group, group);
+                }
             }
-            let fresh = u64::from(fresh.count_ones());
-            group.mapped[key.size() as usize] += fresh;
-            Ok(Added { fresh, shared })
+            group.mapped[piece.key.size() as usize] += added.fresh;
+            Ok(added)
         })
     }
 
@@ -412,62 +444,48 @@ impl Inverted {
         owner: Owner,
         run: &Run,
     ) -> u64 {
-        let second = meaning(owner, run.gfn, run.hpa);
         let mut own = Lines::default();
         let mut removed = 0;
-        for (key, mask) in pieces(run) {
-            removed += self.remove_entry(memory, locks, &mut own, (key.0 | mask, second));
+        for piece in pieces(owner, run) {
+            removed += self.remove_piece(memory, locks, &mut own, piece);
         }
         give_lines(memory, locks, own);
         removed
     }
 
-    fn remove_entry<M: TableMemory, L: Locks>(
+    #[inline]
+    fn remove_piece<M: TableMemory, L: Locks>(
         &self,
         memory: &M,
         locks: &L,
         own: &mut Lines,
-        (first, second): (u64, u64),
+        mut piece: Piece,
     ) -> u64 {
-        let (key, mask) = (Key(first & !MASK), first & MASK);
-        let place = self.place(key);
+        let place = self.place(piece.key);
         locks.group(place.group, |group| {
             if group.pages == 0 {
                 return 0;
             }
-            let mut line = self.line(memory, place.group, place.page(group.pages));
-            let mut before = None;
-            let (hole, gone) = loop {
-                let same = |&slot: &usize| {
-                    let (word, says) = line.get(slot);
-                    word & !MASK == key.0 && says == second
+            let mut removed = 0;
+            let start = self.line(memory, place.group, place.page(group.pages));
+            // Most are all in one entry.
+            while piece.mask != 0 {
+                let Some((gone, emptied)) = take_from(memory, start, &piece, own) else {
+                    break;
                 };
-                if let Some(slot) = (0..SLOTS).find(same) {
-                    let word = line.get(slot).0;
-                    let left = word & !mask;
-                    let entry = if left & MASK == 0 {
-                        (0, 0)
-                    } else {
-                        (left, second)
-                    };
-                    line.set(slot, entry);
-                    break ((entry.0 == 0).then_some((line, slot)), word & mask);
+                piece.mask &= !gone;
+                removed += u64::from(gone.count_ones());
+                if let Some(unlinked) = emptied {
+                    group.entries = group.entries.saturating_sub(1);
+                    group.links = group.links.saturating_sub(u32::from(unlinked));
                 }
-                let Some(next) = line.link() else { return 0 };
-                before = Some(line);
-                line = Line::at(memory, next);
-            };
-            if let Some((line, slot)) = hole {
-                group.entries = group.entries.saturating_sub(1);
-                if close(memory, before, line, slot, own) {
-                    group.links = group.links.saturating_sub(1);
-                }
+            }
+            if group.entries.saturating_mul(2) < group.pages {
                 self.narrow(memory, place.group, group);
             }
-            let gone = u64::from(gone.count_ones());
-            let mapped = &mut group.mapped[key.size() as usize];
-            *mapped = mapped.saturating_sub(gone);
-            gone
+            let mapped = &mut group.mapped[piece.key.size() as usize];
+            *mapped = mapped.saturating_sub(removed);
+            removed
         })
     }
 
@@ -487,7 +505,7 @@ impl Inverted {
             }
             let key = Key::of(hpa, size);
             let place = self.place(key);
-            let page = ((hpa.raw() >> size.level().shift()) % CLUSTER) as u32;
+            let page = ((hpa.raw() >> shift_of(size)) % CLUSTER) as u32;
             locks.group(place.group, |group| {
                 if group.pages == 0 {
                     return;
@@ -495,7 +513,7 @@ impl Inverted {
                 let start = self.line(memory, place.group, place.page(group.pages));
                 each_entry(memory, start, |first, second| {
                     if first & !MASK == key.0 && first & 1 << page != 0 {
-                        f(alias(first, second, page));
+                        f(Piece::of((first, second)).alias(page));
                     }
                 });
             });
@@ -504,19 +522,21 @@ impl Inverted {
 
     /// True when this very mapping is in the table.
     pub fn contains<M: TableMemory, L: Locks>(&self, memory: &M, locks: &L, what: &Alias) -> bool {
-        let key = Key::of(what.hpa, what.size);
-        let place = self.place(key);
-        let second = meaning(what.owner, what.gfn, what.hpa);
-        let bit = 1 << ((what.hpa.raw() >> what.size.level().shift()) % CLUSTER);
+        let run = Run::page(what.gfn, what.hpa, what.size);
         let mut there = false;
-        locks.group(place.group, |group| {
-            if group.pages > 0 {
+        for piece in pieces(what.owner, &run) {
+            let place = self.place(piece.key);
+            locks.group(place.group, |group| {
+                if group.pages == 0 {
+                    return;
+                }
                 let start = self.line(memory, place.group, place.page(group.pages));
-                each_entry(memory, start, |first, says| {
-                    there |= first & !MASK == key.0 && says == second && first & bit != 0;
+                each_entry(memory, start, |first, second| {
+                    let entry = Piece::of((first, second));
+                    there |= entry.is_beside(&piece) && entry.common(&piece) != 0;
                 });
-            }
-        });
+            });
+        }
         there
     }
 
@@ -537,9 +557,10 @@ impl Inverted {
                 return false;
             }
             each_entry(memory, self.line(memory, index, chain), |first, second| {
-                let mut pages = first & MASK;
+                let entry = Piece::of((first, second));
+                let mut pages = entry.mask;
                 while pages != 0 {
-                    f(alias(first, second, pages.trailing_zeros()));
+                    f(entry.alias(pages.trailing_zeros()));
                     pages &= pages - 1;
                 }
             });
@@ -572,9 +593,6 @@ impl Inverted {
         index: usize,
         group: &mut Group,
     ) {
-        if group.entries.saturating_mul(2) <= group.pages.saturating_mul(LOAD) {
-            return;
-        }
         if group.pages >= self.pages.load(Ordering::Acquire) {
             // Written by many: not when it is so already.
             if !self.is_short() {
@@ -586,6 +604,20 @@ impl Inverted {
         group.pages += 1;
         let new = self.line(memory, index, fresh);
         let old = self.line(memory, index, fresh - (1 << fresh.ilog2()));
+        let moves = |first: u64| self.place(Key(first & !MASK)).page(group.pages) == fresh;
+        if old.link().is_none() {
+            // The last line of its chain may have holes.
+            let mut to = 0;
+            for slot in 0..SLOTS {
+                let entry = old.get(slot);
+                if entry.0 != 0 && moves(entry.0) {
+                    new.set(to, entry);
+                    old.set(slot, (0, 0));
+                    to += 1;
+                }
+            }
+            return;
+        }
         let mut spare = Lines::default();
         let mut tails = [Tail(old), Tail(new)];
         let mut next = Some(old);
@@ -598,9 +630,8 @@ impl Inverted {
                 spare.push(line);
             }
             for entry in entries.into_iter().filter(|&(word, _)| is_entry(word)) {
-                let moves = self.place(Key(entry.0 & !MASK)).page(group.pages) == fresh;
                 // n entries take no more lines in two chains than in one, beside the second's first.
-                tails[usize::from(moves)].put(entry, || spare.pop(memory));
+                tails[usize::from(moves(entry.0))].put(entry, || spare.pop(memory));
             }
         }
         group.links = group.links.saturating_sub(spare.count as u32);
@@ -718,25 +749,4 @@ impl Inverted {
         free_chain_frames(memory, spare);
         (0..GROUPS).for_each(|index| locks.group(index, |group| *group = Group::default()));
     }
-}
-
-/// The clusters of a run, and which of their pages are in it.
-fn pieces(run: &Run) -> impl Iterator<Item = (Key, u64)> {
-    let Run {
-        mut hpa,
-        size,
-        count: mut left,
-        ..
-    } = *run;
-    core::iter::from_fn(move || {
-        let first = (hpa.raw() >> size.level().shift()) % CLUSTER;
-        let pages = left.min(CLUSTER - first);
-        if pages == 0 {
-            return None;
-        }
-        let piece = (Key::of(hpa, size), (MASK >> (CLUSTER - pages)) << first);
-        hpa = hpa.wrapping_add(pages << size.level().shift());
-        left -= pages;
-        Some(piece)
-    })
 }

@@ -128,6 +128,31 @@ impl<F: Format> Table<F> {
         }
     }
 
+    /// [`Table::lookup`], which shows each entry on the way: level, address and what it says.
+    pub fn path<M: TableMemory>(
+        &self,
+        memory: &M,
+        gpa: Gpa,
+        mut on_entry: impl FnMut(Level, Hpa, u64),
+    ) -> Option<Leaf> {
+        if gpa.gfn().raw() >= self.limit() {
+            return None;
+        }
+        let mut table = self.root_ref();
+        let mut level = self.top;
+        loop {
+            let at = index(gpa.raw(), level);
+            let raw = memory.entries(table)[at].load(Ordering::Acquire);
+            on_entry(level, table.hpa().wrapping_add(at as u64 * 8), raw);
+            match self.format.decode(raw, level) {
+                Entry::Absent => return None,
+                Entry::Leaf(leaf) => return Some(leaf),
+                Entry::Table(next) => table = TableRef::linked(next),
+            }
+            level = level.lower()?;
+        }
+    }
+
     /// Walks to the table of level `target` that has the entry for `gpa`, making what is missing.
     #[inline]
     fn descend<M: TableMemory>(

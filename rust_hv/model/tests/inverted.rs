@@ -124,6 +124,41 @@ fn neighbours_share_an_entry() {
     world.end();
 }
 
+/// As the host hands out what was freed in order: the last first.
+#[test]
+fn neighbours_the_other_way_round_share_an_entry() {
+    let mut world = World::new();
+    let pages = Run {
+        down: true,
+        ..run(0x2000, 0x4_002f, Size4K, 3 * CLUSTER)
+    };
+    assert_eq!(world.add(1, pages).fresh, 3 * CLUSTER);
+    assert_eq!(world.table.usage(&world.locks).entries, 3);
+    for page in 0..3 * CLUSTER {
+        let found = world.owners(0x4_002f - page);
+        assert_eq!(found, [alias(1, 0x2000 + page, 0x4_002f - page, Size4K)]);
+    }
+    // The other direction meets it in one page: the middle one.
+    let across = run(0x2018 - 3, 0x4_0017 - 3, Size4K, 7);
+    assert_eq!(world.remove(1, across), 1);
+    assert_eq!(world.owners(0x4_0017), []);
+    assert_eq!(world.remove(1, pages), 3 * CLUSTER - 1);
+    assert_eq!(world.table.usage(&world.locks).entries, 0);
+    // One by one, they find each other.
+    for page in 0..CLUSTER {
+        let gfn = 0x2000 + page;
+        assert_eq!(world.add(1, run(gfn, 0x4_002f - page, Size4K, 1)).fresh, 1);
+        assert_eq!(
+            world
+                .add(1, run(0x9000 + page, 0x8_0000 + page, Size4K, 1))
+                .fresh,
+            1
+        );
+    }
+    assert_eq!(world.table.usage(&world.locks).entries, 2);
+    world.end();
+}
+
 #[test]
 fn inner_frames_of_large_pages_are_found() {
     let mut world = World::new();
@@ -284,6 +319,12 @@ fn runs_take_in_what_continues_them() {
     assert_eq!(small, run(10, 100, Size4K, 1));
     assert!(small.extend(gfn(11), at(101), Size4K));
     assert_eq!(small, run(10, 100, Size4K, 2));
+    assert!(!small.extend(gfn(12), at(99), Size4K));
+    let mut down = run(10, 100, Size4K, 1);
+    assert!(down.extend(gfn(11), at(99), Size4K));
+    assert!(!down.extend(gfn(12), at(101), Size4K));
+    assert!(down.extend(gfn(12), at(98), Size4K));
+    assert_eq!((down.count, down.down), (3, true));
     let mut large = run(0, 512, Size2M, 1);
     assert!(!large.extend(gfn(1), at(513), Size2M));
     assert!(large.extend(gfn(512), at(1024), Size2M));
@@ -333,7 +374,14 @@ fn scattered() -> impl Strategy<Value = Step> {
 fn pages_of(owner: u16, run: &Run) -> impl Iterator<Item = Alias> {
     let (owner, size, pages) = (owner, run.size, run.size.pages());
     let (gfn, frame) = (run.gfn.raw(), run.hpa.raw() >> 12);
-    (0..run.count).map(move |page| alias(owner, gfn + page * pages, frame + page * pages, size))
+    let down = run.down;
+    (0..run.count).map(move |page| {
+        let frame = match down {
+            true => frame - page * pages,
+            false => frame + page * pages,
+        };
+        alias(owner, gfn + page * pages, frame, size)
+    })
 }
 
 fn same_frames(a: &Alias, b: &Alias) -> bool {

@@ -46,31 +46,36 @@ pub(super) const fn is_entry(first: u64) -> bool {
 /// A line in memory.
 #[derive(Clone, Copy)]
 pub(super) struct Line<'a> {
-    pub(super) words: &'a [AtomicU64; ENTRIES],
-    /// Number of the first word in the page.
-    pub(super) at: usize,
+    words: &'a [AtomicU64; WORDS],
     /// Where the line is.
     pub(super) address: u64,
 }
 
+/// A line that is nowhere, for an index that cannot be.
+static NOWHERE: [AtomicU64; WORDS] = [const { AtomicU64::new(0) }; WORDS];
+
 impl<'a> Line<'a> {
     /// The line at an address that a directory or a link has.
-    #[inline]
+    #[inline(always)]
     pub(super) fn at<M: TableMemory>(memory: &'a M, address: u64) -> Self {
         let page = Hpa::new(address).page_base();
+        let number = (address / 8) as usize & (ENTRIES - WORDS);
+        let words = memory.entries(TableRef::linked(page)).get(number..);
         Self {
-            words: memory.entries(TableRef::linked(page)),
-            at: (address >> 3) as usize % ENTRIES,
+            // Never `None`, and the compiler knows it.
+            words: words
+                .and_then(|rest| rest.first_chunk())
+                .unwrap_or(&NOWHERE),
             address,
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn word(&self, number: usize) -> &'a AtomicU64 {
-        &self.words[(self.at + number) % ENTRIES]
+        &self.words[number % WORDS]
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn get(&self, slot: usize) -> (u64, u64) {
         // The group's lock orders them.
         (
@@ -79,14 +84,14 @@ impl<'a> Line<'a> {
         )
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn set(&self, slot: usize, (first, second): (u64, u64)) {
         self.word(2 * slot).store(first, Ordering::Relaxed);
         self.word(2 * slot + 1).store(second, Ordering::Relaxed);
     }
 
     /// Address of the next line of the chain.
-    #[inline]
+    #[inline(always)]
     pub(super) fn link(&self) -> Option<u64> {
         match self.get(LAST) {
             (LINK, address) => Some(address),
@@ -99,6 +104,7 @@ impl<'a> Line<'a> {
     }
 
     /// A slot without an entry.
+    #[inline]
     pub(super) fn free_slot(&self) -> Option<usize> {
         (0..SLOTS).find(|&slot| self.get(slot).0 == 0)
     }

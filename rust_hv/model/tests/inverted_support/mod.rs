@@ -91,6 +91,7 @@ pub fn run(gfn: u64, frame: u64, size: PageSize, count: u64) -> Run {
         hpa: Hpa::new(frame << 12),
         size,
         count,
+        down: false,
     }
 }
 
