@@ -30,13 +30,15 @@ mod tests;
 
 use device::{Platform, PLATFORM};
 use host::cpu::CpuWatch;
-use host::debugfs::Dir;
+use host::debugfs::{Dir, File};
 use host::file::DeviceNode;
 use host::global::{Global, GlobalGuard};
 use host::inverted::{InvertedTable, INVERTED};
-use host::pool::{Pools, POOLS};
+use host::pool::{Pools, PoolsFile, POOLS};
+use host::shrinker::Shrinker;
 use host::switch::NotifiersOn;
 use kernel::prelude::*;
+use kernel::sync::Arc;
 use mmu::owners::{Owners, OWNERS};
 use mmu::show::MachineFiles;
 use svm::{Svm, SVM};
@@ -62,6 +64,8 @@ struct RustHv {
     _notifiers: NotifiersOn,
     _owners: GlobalGuard<Owners>,
     _inverted: GlobalGuard<InvertedTable>,
+    _shrinker: Shrinker<Pools>,
+    _pools_file: File<PoolsFile>,
     _pools: GlobalGuard<Pools>,
     _files: GlobalGuard<Dir>,
 }
@@ -87,6 +91,9 @@ impl kernel::Module for RustHv {
         let pools = POOLS.set(KBox::new(Pools::new()?, GFP_KERNEL)?);
         let inverted = INVERTED.set(KBox::new(InvertedTable::new(POOLS.get()?)?, GFP_KERNEL)?);
         let owners = OWNERS.set(KBox::new(Owners::new()?, GFP_KERNEL)?);
+        let shrinker = Shrinker::new(c"rust_hv-pools", POOLS.get()?)?;
+        let content = Arc::new(PoolsFile(POOLS.get()?), GFP_KERNEL)?;
+        let pools_file = debugfs::ROOT.get()?.file(c"pools", content);
         let hardware = if host::cpu::is_amd() {
             Hardware::Svm {
                 _on: switch_on(&SVM, Svm::new()?)?,
@@ -107,6 +114,8 @@ impl kernel::Module for RustHv {
             _notifiers: notifiers,
             _owners: owners,
             _inverted: inverted,
+            _shrinker: shrinker,
+            _pools_file: pools_file,
             _pools: pools,
             _files: files,
         })

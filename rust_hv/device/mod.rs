@@ -18,11 +18,13 @@ use crate::host::bindings::{
 use crate::host::errno::not_a_typewriter;
 use crate::host::file::{install, Device};
 use crate::host::global::Global;
+use crate::host::pool::PoolCounts;
 use crate::host::{cpu, frame, pool, user};
 use crate::vcpu::{cpuid, Machine};
 use crate::vendor::{Caps, Vendor};
 use crate::vm::{self as machines, Vm};
 use kernel::prelude::*;
+use kernel::sync::atomic::ordering::Relaxed;
 use kernel::sync::Arc;
 use numbers::*;
 
@@ -126,6 +128,8 @@ pub(crate) fn check_extension(number: usize) -> isize {
         bindings::KVM_CAP_NR_MEMSLOTS => crate::model::memory::slots::USER_SLOTS as isize,
         bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => crate::mmu::dirty::Manual::ALL as isize,
         bindings::RUSTHV_CAP_EXTENSIONS => bindings::RUSTHV_EXTENSIONS_VERSION as isize,
+        bindings::RUSTHV_CAP_NUMA_POLICY => vm::NUMA_POLICIES,
+        bindings::RUSTHV_CAP_WIPE => vm::WIPE_MODES,
         _ => 0,
     }
 }
@@ -174,7 +178,8 @@ fn host_stats(arg: usize) -> Result<isize> {
         frames_pooled: pool::pooled(),
         vms,
         vcpus,
-        reserved: [0; 4],
+        frames_wiped: frame::WIPED.load(Relaxed),
+        reserved: [0; 3],
     };
     user::write(arg, &stats).map(|()| 0)
 }
@@ -186,12 +191,20 @@ fn node_stats(arg: usize) -> Result<isize> {
     if asked.padding != 0 || node >= frame::max_nodes() {
         return Err(EINVAL);
     }
+    let PoolCounts {
+        hits,
+        misses,
+        shrunk,
+    } = pool::POOLS.get()?.counts(node);
     let stats = rusthv_node_stats {
         node: asked.node,
         padding: 0,
         frames_in_use: pool::in_use_on(node),
         frames_pooled: pool::POOLED.on(node),
-        reserved: [0; 5],
+        pool_hits: hits,
+        pool_misses: misses,
+        pool_shrunk: shrunk,
+        reserved: [0; 2],
     };
     user::write(arg, &stats).map(|()| 0)
 }

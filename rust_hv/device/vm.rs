@@ -8,10 +8,13 @@ use super::numbers::*;
 use super::stats::VmStats;
 use super::vcpu::VcpuFile;
 use crate::host::bindings::{
-    self, kvm_enable_cap, kvm_userspace_memory_region, rusthv_measurement,
+    self, kvm_enable_cap, kvm_userspace_memory_region, rusthv_measurement, rusthv_numa_policy,
+    rusthv_wipe,
 };
 use crate::host::errno::not_a_typewriter;
 use crate::host::file::{install, FdObject};
+use crate::host::frame::{NodeSet, Wipe};
+use crate::host::supply::Policy;
 use crate::host::user;
 use crate::model::arch::addr::Gpa;
 use crate::vendor::Vendor;
@@ -77,6 +80,8 @@ impl<V: Vendor> FdObject for VmFile<V> {
             }
             RUSTHV_GET_GPA => inverted::locate(vm, arg),
             RUSTHV_MEASURE => measure(vm, arg),
+            RUSTHV_SET_NUMA_POLICY => set_numa_policy(vm, arg),
+            RUSTHV_SET_WIPE => set_wipe(vm, arg),
             RUSTHV_GET_VM_STATS => user::write(arg, &vm.stats()).map(|()| 0),
             _ => Err(not_a_typewriter()),
         }
@@ -103,6 +108,47 @@ fn measure(vm: &Vm<impl Vendor>, arg: usize) -> Result<isize> {
     }
     measurement.sha256 = vm.measure(Gpa::new(measurement.gpa), measurement.size)?;
     user::write(arg, &measurement).map(|()| 0)
+}
+
+/// A bit for each policy that there is.
+pub(super) const NUMA_POLICIES: isize = 1 << bindings::RUSTHV_NUMA_LOCAL
+    | 1 << bindings::RUSTHV_NUMA_BIND
+    | 1 << bindings::RUSTHV_NUMA_INTERLEAVE;
+
+#[inline(never)]
+fn set_numa_policy(vm: &Vm<impl Vendor>, arg: usize) -> Result<isize> {
+    let asked: rusthv_numa_policy = user::read(arg)?;
+    if asked.padding != 0 || asked.reserved != [0; 6] {
+        return Err(EINVAL);
+    }
+    let nodes = NodeSet::from_bits(asked.nodes);
+    let policy = match asked.policy {
+        bindings::RUSTHV_NUMA_LOCAL if asked.nodes == 0 => Policy::Local,
+        bindings::RUSTHV_NUMA_BIND => Policy::Bind(nodes),
+        bindings::RUSTHV_NUMA_INTERLEAVE => Policy::Interleave(nodes),
+        _ => return Err(EINVAL),
+    };
+    vm.set_numa_policy(policy).map(|()| 0)
+}
+
+/// A bit for each mode that there is.
+pub(super) const WIPE_MODES: isize = 1 << bindings::RUSTHV_WIPE_NEVER
+    | 1 << bindings::RUSTHV_WIPE_ZEROS
+    | 1 << bindings::RUSTHV_WIPE_RANDOM;
+
+#[inline(never)]
+fn set_wipe(vm: &Vm<impl Vendor>, arg: usize) -> Result<isize> {
+    let asked: rusthv_wipe = user::read(arg)?;
+    if asked.padding != 0 || asked.reserved != [0; 3] {
+        return Err(EINVAL);
+    }
+    let wipe = match asked.mode {
+        bindings::RUSTHV_WIPE_NEVER => Wipe::Never,
+        bindings::RUSTHV_WIPE_ZEROS => Wipe::Zeros,
+        bindings::RUSTHV_WIPE_RANDOM => Wipe::Random,
+        _ => return Err(EINVAL),
+    };
+    vm.set_wipe(wipe).map(|()| 0)
 }
 
 /// Three pages must fit below 4 GiB (KVM API section 4.36).

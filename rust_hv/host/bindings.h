@@ -10,6 +10,7 @@
 #include <linux/mmu_notifier.h>
 #include <linux/mutex.h>
 #include <linux/preempt.h>
+#include <linux/shrinker.h>
 #include <linux/smp.h>
 #include <linux/syscore_ops.h>
 #include <crypto/sha2.h>

@@ -47,8 +47,90 @@ impl NodeCounts {
     }
 }
 
+/// A set of NUMA nodes, by their numbers below 64.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NodeSet(u64);
+
+impl NodeSet {
+    /// All that there are, whatever their numbers.
+    pub const ALL: Self = Self(u64::MAX);
+
+    /// The nodes whose bits are set.
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// Their bits.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// True when the node is one of them.
+    pub fn contains(self, node: i32) -> bool {
+        self == Self::ALL || (0..64).contains(&node) && self.0 >> node & 1 != 0
+    }
+}
+
+/// What becomes of a frame's contents when it is freed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Wipe {
+    /// The host finds them, and zeroes them when it wants to.
+    #[default]
+    Never,
+    /// Zeros.
+    Zeros,
+    /// Random bytes: whoever still uses the frame notices.
+    Random,
+}
+
+impl Wipe {
+    /// Writes a page.
+    ///
+    /// # Safety
+    ///
+    /// It is ours to write. User space may do so at the same time.
+    unsafe fn apply(self, start: *mut u8) {
+        match self {
+            Self::Never => return,
+            // SAFETY: By the contract. The host reads what it frees, as far as the compiler knows:
+            // this is not left out.
+            Self::Zeros => unsafe { start.write_bytes(0, PAGE_SIZE as usize) },
+            // SAFETY: By the contract.
+            Self::Random => unsafe {
+                kernel::bindings::get_random_bytes(start.cast(), PAGE_SIZE as usize)
+            },
+        }
+        WIPED.add(1, Relaxed);
+    }
+}
+
+/// Where a frame is to come from, and what becomes of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// The node to try first; the others follow in the order of their distance.
+    pub node: i32,
+    /// The nodes to try.
+    pub among: NodeSet,
+    /// For the end.
+    pub wipe: Wipe,
+}
+
+impl From<i32> for Place {
+    /// Near a node, and no secret.
+    fn from(node: i32) -> Self {
+        Self {
+            node,
+            among: NodeSet::ALL,
+            wipe: Wipe::Never,
+        }
+    }
+}
+
 /// Frames alive, those that wait in pools among them.
 pub static ALIVE: NodeCounts = NodeCounts::new();
+
+/// Frames that were wiped as their VM has asked for it.
+pub static WIPED: Atomic<u64> = Atomic::new(0);
 
 /// All frames alive.
 pub fn alive() -> u64 {
@@ -59,6 +141,27 @@ pub fn alive() -> u64 {
 pub fn max_nodes() -> usize {
     // SAFETY: No preconditions.
     unsafe { bindings::rhv_max_nodes() as usize }
+}
+
+/// True for nodes that have memory.
+pub fn node_has_memory(node: i32) -> bool {
+    // SAFETY: No preconditions.
+    u32::try_from(node).is_ok_and(|node| unsafe { bindings::rhv_node_has_memory(node) })
+}
+
+/// How far two nodes are apart, as the firmware says; a node is 10 from itself.
+pub fn distance(from: i32, to: i32) -> i32 {
+    // SAFETY: No preconditions.
+    unsafe { bindings::rhv_node_distance(from, to) }
+}
+
+/// The node of a set, of those with memory, that is nearest to `from`, behind `last` in that order.
+pub fn nearest(from: i32, among: NodeSet, last: Option<i32>) -> Option<i32> {
+    let key = |node: i32| (distance(from, node), node);
+    (0..max_nodes() as i32)
+        .filter(|&node| among.contains(node) && node_has_memory(node))
+        .filter(|&node| last.is_none_or(|last| key(last) < key(node)))
+        .min_by_key(|&node| key(node))
 }
 
 fn node_of_page(page: NonNull<kernel::bindings::page>) -> i32 {
@@ -110,6 +213,7 @@ impl PageKind {
 pub struct Frame {
     page: NonNull<kernel::bindings::page>,
     start: *mut u8,
+    wipe: Wipe,
 }
 
 // SAFETY: A frame is owned memory; it may be used and freed from any thread.
@@ -118,24 +222,37 @@ unsafe impl Send for Frame {}
 unsafe impl Sync for Frame {}
 
 impl Frame {
-    /// Allocates a zeroed frame, on `node` if it has memory, else on the nearest one that has.
-    /// May sleep.
+    /// Allocates a zeroed frame, on the wanted node if it has memory, else on the nearest one that
+    /// has. May sleep.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub fn new(node: i32) -> Result<Self> {
+    pub fn new(place: impl Into<Place>) -> Result<Self> {
+        let Place { node, among, wipe } = place.into();
         // SAFETY: No preconditions; a node without memory falls back to the nearest.
-        let page = NonNull::new(unsafe { bindings::rhv_alloc_page(node, true) }).ok_or(ENOMEM)?;
+        let page = unsafe { bindings::rhv_alloc_page(node, among.bits()) };
+        let page = NonNull::new(page).ok_or(ENOMEM)?;
         ALIVE.add(node_of_page(page), 1);
         // INVARIANT: Fresh from the allocator.
-        Ok(Self::from_page(page))
+        let mut frame = Self::from_page(page);
+        frame.wipe = wipe;
+        Ok(frame)
     }
 
     fn from_page(page: NonNull<kernel::bindings::page>) -> Self {
         // SAFETY: Pure arithmetic.
         let start = unsafe { bindings::rhv_page_address(page.as_ptr()) }.cast();
-        Self { page, start }
+        Self {
+            page,
+            start,
+            wipe: Wipe::Never,
+        }
+    }
+
+    /// What becomes of its contents, from now on.
+    pub fn set_wipe(&mut self, wipe: Wipe) {
+        self.wipe = wipe;
     }
 
     /// Host-physical address, 4 KiB-aligned.
@@ -198,6 +315,8 @@ impl Frame {
 
 impl Drop for Frame {
     fn drop(&mut self) {
+        // SAFETY: The frame is ours until it is freed below.
+        unsafe { self.wipe.apply(self.start) };
         ALIVE.add(self.node(), -1);
         // SAFETY: `self` owns the page by the invariant, and is gone after this.
         unsafe { bindings::rhv_free_page(self.page.as_ptr()) };
@@ -260,6 +379,7 @@ impl Drop for Frames {
 mod tests {
     use super::*;
     use crate::host::cpu::current_node;
+    use crate::host::kunit::{free_pages_keep_or_skip, peek};
 
     const COUNT: usize = 32;
 
@@ -326,8 +446,7 @@ mod tests {
     fn node_is_the_wanted_one() -> Result {
         let mut nodes = 0;
         for node in 0..max_nodes() {
-            // SAFETY: No preconditions.
-            if !unsafe { bindings::rhv_node_has_memory(node as u32) } {
+            if !node_has_memory(node as i32) {
                 continue;
             }
             let before = (ALIVE.on(node), ALIVE.all());
@@ -375,6 +494,54 @@ mod tests {
             drop(frames);
             assert_eq!(alive(), before);
         }
+        Ok(())
+    }
+
+    const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec2;
+
+    /// Physical memory after frames with a secret in them were freed: how many pages still hold
+    /// some of it, and in how many all is zero.
+    fn secrets_left(wipe: Wipe) -> Result<(usize, usize)> {
+        let mut places = KVec::new();
+        let mut frames = KVec::new();
+        for _ in 0..COUNT {
+            let mut frame = Frame::new(Place {
+                wipe,
+                ..current_node().into()
+            })?;
+            for word in frame.bytes_mut().chunks_exact_mut(8) {
+                word.copy_from_slice(&SECRET.to_le_bytes());
+            }
+            places.push(frame.hpa(), GFP_KERNEL)?;
+            frames.push(frame, GFP_KERNEL)?;
+        }
+        drop(frames);
+        let left = |&&hpa: &&Hpa| peek(hpa).any(|word| word == SECRET);
+        let zero = |&&hpa: &&Hpa| peek(hpa).all(|word| word == 0);
+        Ok((
+            places.iter().filter(left).count(),
+            places.iter().filter(zero).count(),
+        ))
+    }
+
+    /// The test could see a secret: without wiping, physical memory keeps it.
+    #[test]
+    fn freed_frames_keep_what_they_held() -> Result {
+        free_pages_keep_or_skip!();
+        let (left, _) = secrets_left(Wipe::Never)?;
+        assert!(left > COUNT / 2);
+        Ok(())
+    }
+
+    #[test]
+    fn wiped_frames_hold_nothing() -> Result {
+        free_pages_keep_or_skip!();
+        let (left, _) = secrets_left(Wipe::Zeros)?;
+        assert_eq!(left, 0);
+        let (left, zero) = secrets_left(Wipe::Random)?;
+        assert_eq!(left, 0);
+        // Random bytes are not zero; some pages may be others' by now.
+        assert!(zero < COUNT / 2);
         Ok(())
     }
 }

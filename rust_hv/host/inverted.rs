@@ -13,6 +13,7 @@ use super::bindings;
 use super::frame::node_of;
 use super::global::Global;
 use super::pool::{self, Pools, Reserve};
+use super::supply::Supply;
 use super::tables::Tables;
 use crate::model::arch::addr::Hpa;
 use crate::model::memory::inverted::{
@@ -99,7 +100,7 @@ fn count(frame: &TableFrame, change: i64) {
 pub struct InvertedTable {
     table: KBox<Inverted>,
     locks: Pin<KBox<HostLocks>>,
-    pools: &'static Pools,
+    supply: Supply,
     zero_page: Hpa,
     /// Pages that should have been added or removed and could not be: a bug of ours.
     pub lost: Atomic<u64>,
@@ -117,13 +118,13 @@ impl InvertedTable {
         let new = Self {
             table: KBox::new(Inverted::new(seed), GFP_KERNEL)?,
             locks: KBox::pin_init(HostLocks::new(), GFP_KERNEL)?,
-            pools,
+            supply: Supply::new(pools),
             zero_page: Hpa::new(zero_page),
             lost: Atomic::new(0),
         };
         // Dropped on failure, with what it has.
         let mut reserve = Reserve::default();
-        reserve.fill(pools, super::cpu::current_node())?;
+        reserve.fill(&new.supply)?;
         new.grow(&mut reserve)?;
         Ok(new)
     }
@@ -141,14 +142,14 @@ impl InvertedTable {
     /// `ENOMEM`.
     #[cold]
     pub fn grow(&self, reserve: &mut Reserve) -> Result {
-        let mut memory = Tables::with_reserve(self.pools, reserve);
+        let mut memory = Tables::with_reserve(&self.supply, reserve);
         let grown = self.table.grow(&mut Counted(&mut memory));
         grown.map_err(|_| ENOMEM)
     }
 
     /// Gives back what the table does not need any more.
     pub fn trim(&self) {
-        let mut memory = Tables::existing(self.pools);
+        let mut memory = Tables::existing(&self.supply);
         self.table.trim(&mut Counted(&mut memory), &*self.locks);
     }
 
@@ -177,7 +178,7 @@ impl InvertedTable {
     /// Takes away pages that an owner has just unmapped, none of them the page of zeroes.
     #[inline]
     pub fn remove(&self, owner: Owner, run: &Run) {
-        let memory = Tables::existing(self.pools);
+        let memory = Tables::existing(&self.supply);
         let removed = self.table.remove(&memory, &*self.locks, owner, run);
         if removed != run.count {
             self.missed(run.count - removed);
@@ -187,19 +188,19 @@ impl InvertedTable {
     /// Calls `f` for each mapping of the frame that holds a host address, by any VM. A spinlock is
     /// held meanwhile.
     pub fn for_each_alias(&self, hpa: Hpa, f: impl FnMut(Alias)) {
-        let memory = Tables::existing(self.pools);
+        let memory = Tables::existing(&self.supply);
         self.table.for_each_alias(&memory, &*self.locks, hpa, f);
     }
 
     /// True when this very mapping is in the table.
     pub fn contains(&self, what: &Alias) -> bool {
-        let memory = Tables::existing(self.pools);
+        let memory = Tables::existing(&self.supply);
         self.table.contains(&memory, &*self.locks, what)
     }
 
     /// A step of a walk through all of the table; see [`Inverted::for_each_in`].
     pub fn for_each_in(&self, group: usize, chain: u32, f: impl FnMut(Alias)) -> bool {
-        let memory = Tables::existing(self.pools);
+        let memory = Tables::existing(&self.supply);
         self.table
             .for_each_in(&memory, &*self.locks, group, chain, f)
     }
@@ -217,7 +218,7 @@ impl InvertedTable {
 
 impl Drop for InvertedTable {
     fn drop(&mut self) {
-        let mut memory = Tables::existing(self.pools);
+        let mut memory = Tables::existing(&self.supply);
         self.table.destroy(&mut Counted(&mut memory), &*self.locks);
     }
 }

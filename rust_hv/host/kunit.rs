@@ -4,7 +4,8 @@
 
 use super::bindings;
 use super::cpu::{call_on, current_cpu, max_cpus, Cpu, IrqsOff};
-use crate::model::arch::addr::{Hva, PAGE_SIZE};
+use super::frame::Frame;
+use crate::model::arch::addr::{Hpa, Hva, PAGE_SIZE};
 use kernel::bindings as host;
 use kernel::prelude::*;
 use kernel::sync::atomic::{ordering::Relaxed, Atomic};
@@ -143,3 +144,40 @@ impl UserMemory {
         })
     }
 }
+
+/// The words of a physical page, whoever has it now.
+pub fn peek(page: Hpa) -> impl Iterator<Item = u64> {
+    let start = Frame::direct_map(page).addr();
+    // SAFETY: The direct map has every page that was a frame of ours.
+    (0..PAGE_SIZE as usize / 8).map(move |index| unsafe { bindings::rhv_peek(start + index * 8) })
+}
+
+/// Fills a frame, which others may write at the same time, with a word.
+pub fn fill(frame: &Frame, word: u64) {
+    for index in 0..PAGE_SIZE as usize / 8 {
+        // SAFETY: Inside the frame; volatile, as the frame may be shared.
+        unsafe { frame.as_ptr().cast::<u64>().add(index).write_volatile(word) };
+    }
+}
+
+/// How often a word is in the memory where a value of the heap's was, of this size.
+pub fn count_in_heap(start: *const u8, size: usize, word: u64) -> usize {
+    let words = (0..size / 8).map(|index| start.addr() + index * 8);
+    // SAFETY: The direct map has all of the heap.
+    words
+        .filter(|&at| unsafe { bindings::rhv_peek(at) } == word)
+        .count()
+}
+
+/// Ends a test as skipped where the host itself wipes or hides what is freed: then nothing can be
+/// found in it.
+macro_rules! free_pages_keep_or_skip {
+    () => {
+        // SAFETY: No preconditions.
+        if !unsafe { $crate::host::bindings::rhv_free_pages_keep() } {
+            $crate::host::kunit::skip(c"the host wipes or hides what is freed");
+            return Ok(());
+        }
+    };
+}
+pub(crate) use free_pages_keep_or_skip;

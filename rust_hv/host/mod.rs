@@ -19,10 +19,14 @@ pub mod global;
 pub mod inverted;
 #[cfg(CONFIG_KUNIT = "y")]
 pub mod kunit;
+#[cfg(CONFIG_KUNIT = "y")]
+pub mod mappings;
 pub mod msr;
 pub mod notifier;
 pub mod pool;
 pub mod run_page;
+pub mod shrinker;
+pub mod supply;
 pub mod switch;
 pub mod sync;
 pub mod tables;

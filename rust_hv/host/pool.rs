@@ -6,11 +6,20 @@
 //! them from a [`Reserve`], which the fault path fills beforehand. Frames of dead tables go back
 //! to their node's pool, zeroed, up to [`CAPACITY`]; the rest go back to the host.
 //!
-//! Locks: a pool's spinlock is a leaf and protects the list of its free frames.
+//! Under memory pressure the host takes what is in the pools ([`super::shrinker`]).
+//!
+//! Locks: a pool's spinlock is a leaf and protects the list of its free frames. Frames are allocated
+//! and freed without it.
 
-use super::frame::{max_nodes, Frame, NodeCounts, ALIVE};
+use super::debugfs::Content;
+use super::frame::{max_nodes, nearest, Frame, NodeCounts, Place, Wipe, ALIVE, WIPED};
 use super::global::Global;
+use super::shrinker::Shrink;
+use super::supply::Supply;
 use kernel::prelude::*;
+use kernel::seq_file::SeqFile;
+use kernel::seq_print;
+use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 use kernel::sync::{new_spinlock, SpinLock};
 
 /// Frames that one node's pool keeps at most.
@@ -49,6 +58,20 @@ pub fn in_use() -> u64 {
 struct Pool {
     #[pin]
     free: SpinLock<KVec<Frame>>,
+    hits: Atomic<u64>,
+    misses: Atomic<u64>,
+    shrunk: Atomic<u64>,
+}
+
+/// What a pool has been asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PoolCounts {
+    /// Frames that it had.
+    pub hits: u64,
+    /// Frames that came from the host, as it had none.
+    pub misses: u64,
+    /// Frames that the host took back.
+    pub shrunk: u64,
 }
 
 impl Pool {
@@ -56,6 +79,9 @@ impl Pool {
         try_pin_init!(Self {
             // All the capacity at once: nothing grows under the lock.
             free <- new_spinlock!(KVec::with_capacity(CAPACITY, GFP_KERNEL)?),
+            hits: Atomic::new(0),
+            misses: Atomic::new(0),
+            shrunk: Atomic::new(0),
         })
     }
 }
@@ -91,18 +117,110 @@ impl Pools {
         Some(frame)
     }
 
+    /// A zeroed frame, and whether a pool had it: the wanted node's pool; the host, which knows the
+    /// order of the nodes itself; then, before it is too late, the other nodes' pools. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(super) fn get(&self, place: Place) -> Result<(Frame, bool)> {
+        let Place { node, among, .. } = place;
+        let wanted = self.pool(node);
+        if let Some(frame) = self.take(node) {
+            wanted.inspect(|pool| pool.hits.add(1, Relaxed));
+            return Ok((frame, true));
+        }
+        wanted.inspect(|pool| pool.misses.add(1, Relaxed));
+        // Wiped by whoever gives it back, as the pools' are.
+        let wipe = Wipe::Never;
+        let error = match Frame::new(Place { wipe, ..place }) {
+            Ok(frame) => return Ok((frame, false)),
+            Err(error) => error,
+        };
+        let mut last = Some(node);
+        while let Some(next) = nearest(node, among, last) {
+            if let Some(frame) = self.take(next) {
+                return Ok((frame, true));
+            }
+            last = Some(next);
+        }
+        Err(error)
+    }
+
     /// Takes a frame that held a table; its contents are wiped before anyone else has it.
-    pub fn give(&self, mut frame: Frame) {
+    pub fn give(&self, mut frame: Frame, wipe: Wipe) {
+        if wipe == Wipe::Random {
+            // A pool's frames are zero.
+            frame.set_wipe(wipe);
+            return;
+        }
         frame.bytes_mut().fill(0);
+        if wipe == Wipe::Zeros {
+            WIPED.add(1, Relaxed);
+        }
+        self.keep(frame);
+    }
+
+    /// Takes a frame whose bytes are all zero.
+    pub(super) fn keep(&self, frame: Frame) {
         let node = frame.node();
         let Some(pool) = self.pool(node) else {
             return;
         };
         let mut free = pool.free.lock();
-        // Within the capacity from `Pool::new`: this allocates nothing.
+        // Within the capacity from `Pool::new`: this allocates nothing. A frame for which there is
+        // no room is freed behind the lock.
         if free.len() < CAPACITY && free.push_within_capacity(frame).is_ok() {
             POOLED.add(node, 1);
         }
+    }
+
+    /// What a node's pool has been asked for.
+    pub fn counts(&self, node: usize) -> PoolCounts {
+        self.nodes
+            .get(node)
+            .map_or_else(PoolCounts::default, |pool| PoolCounts {
+                hits: pool.hits.load(Relaxed),
+                misses: pool.misses.load(Relaxed),
+                shrunk: pool.shrunk.load(Relaxed),
+            })
+    }
+}
+
+impl Shrink for Pools {
+    fn count(&self, node: i32) -> usize {
+        self.pool(node).map_or(0, |pool| pool.free.lock().len())
+    }
+
+    fn free(&self, node: i32, max: usize) -> usize {
+        let freed = (0..max).map_while(|_| self.take(node)).count();
+        if let Some(pool) = self.pool(node) {
+            pool.shrunk.add(freed as u64, Relaxed);
+        }
+        freed
+    }
+}
+
+/// The file `pools` in debugfs: a line for each node.
+pub struct PoolsFile(pub &'static Pools);
+
+impl Content for PoolsFile {
+    fn records(&self) -> u64 {
+        self.0.nodes.len() as u64
+    }
+
+    fn show(&self, record: u64, out: &SeqFile) {
+        let node = record as usize;
+        let PoolCounts {
+            hits,
+            misses,
+            shrunk,
+        } = self.0.counts(node);
+        let free = self.0.count(node as i32);
+        seq_print!(
+            out,
+            "node {node} free {free} of {CAPACITY} hits {hits} misses {misses} shrunk {shrunk}\n"
+        );
     }
 }
 
@@ -118,21 +236,27 @@ impl Drop for Pools {
 #[derive(Default)]
 pub struct Reserve {
     frames: [Option<Frame>; RESERVE],
+    /// The node on whose CPU they were to be needed.
+    home: i32,
 }
 
 impl Reserve {
-    /// Fills the reserve from the node's pool, and from the host where the pool is empty. May
-    /// sleep.
+    /// Fills the reserve with frames for tables that are needed here. May sleep.
     ///
     /// # Errors
     ///
     /// `ENOMEM`; what was got stays in the reserve.
-    pub fn fill(&mut self, pools: &Pools, node: i32) -> Result {
+    pub fn fill(&mut self, supply: &Supply) -> Result {
+        let home = supply.home();
+        if home != self.home {
+            // The vCPU has come to another node, and its tables are to come there, too.
+            while let Some(frame) = self.take() {
+                supply.give_unused(frame);
+            }
+            self.home = home;
+        }
         for slot in self.frames.iter_mut().filter(|slot| slot.is_none()) {
-            let frame = match pools.take(node) {
-                Some(frame) => frame,
-                None => Frame::new(node)?,
-            };
+            let frame = supply.take(home)?;
             POOLED.add(frame.node(), 1);
             *slot = Some(frame);
         }
@@ -159,17 +283,24 @@ mod tests {
     use crate::host::cpu::current_node;
     use crate::host::frame::alive;
 
+    /// From these pools, which outlive it.
+    fn supply(pools: &Pools) -> Supply {
+        // SAFETY: The tests drop it before the pools.
+        Supply::new(unsafe { &*core::ptr::from_ref(pools) })
+    }
+
     #[test]
     fn reserve_fills_and_empties() -> Result {
-        let (pools, node) = (Pools::new()?, current_node());
+        let pools = Pools::new()?;
         let (frames, waiting) = (alive(), pooled());
+        let supply = supply(&pools);
         let mut reserve = Reserve::default();
         assert!(reserve.take().is_none());
-        reserve.fill(&pools, node)?;
+        reserve.fill(&supply)?;
         assert_eq!(alive(), frames + RESERVE as u64);
         assert_eq!(pooled(), waiting + RESERVE as u64);
         // A full one takes no more.
-        reserve.fill(&pools, node)?;
+        reserve.fill(&supply)?;
         assert_eq!(alive(), frames + RESERVE as u64);
         for left in (0..RESERVE as u64).rev() {
             assert!(reserve.take().is_some());
@@ -185,7 +316,7 @@ mod tests {
         let pools = Pools::new()?;
         let (frames, waiting) = (alive(), pooled());
         let mut reserve = Reserve::default();
-        reserve.fill(&pools, current_node())?;
+        reserve.fill(&supply(&pools))?;
         drop(reserve);
         assert_eq!((alive(), pooled()), (frames, waiting));
         Ok(())
@@ -197,7 +328,7 @@ mod tests {
         let mut frame = Frame::new(current_node())?;
         frame.bytes_mut().fill(0xa5);
         let (hpa, node) = (frame.hpa(), frame.node());
-        pools.give(frame);
+        pools.give(frame, Wipe::Never);
         let mut back = pools.take(node).ok_or(ENOENT)?;
         assert_eq!(back.hpa(), hpa);
         assert!(back.bytes_mut().iter().all(|&byte| byte == 0));
@@ -218,7 +349,7 @@ mod tests {
         // All of them on one node, or there are several bounds.
         assert!(given.iter().all(|frame| frame.node() == node));
         while let Some(frame) = given.pop() {
-            pools.give(frame);
+            pools.give(frame, Wipe::Never);
         }
         assert_eq!(alive(), frames + CAPACITY as u64);
         assert_eq!(pooled(), waiting + CAPACITY as u64);
@@ -232,17 +363,58 @@ mod tests {
         let pools = Pools::new()?;
         let frame = Frame::new(current_node())?;
         let (hpa, node) = (frame.hpa(), frame.node());
-        pools.give(frame);
+        pools.give(frame, Wipe::Never);
         let frames = alive();
         let mut reserve = Reserve::default();
-        reserve.fill(&pools, node)?;
+        let supply = supply(&pools);
+        reserve.fill(&supply)?;
         assert_eq!(alive(), frames + RESERVE as u64 - 1);
+        assert_eq!(supply.hits_and_misses(), (1, RESERVE as u64 - 1));
+        let counts = pools.counts(node as usize);
+        assert_eq!((counts.hits, counts.misses), (1, RESERVE as u64 - 1));
         assert!(pools.take(node).is_none());
         let mut found = false;
         while let Some(frame) = reserve.take() {
             found |= frame.hpa() == hpa;
         }
         assert!(found);
+        Ok(())
+    }
+
+    /// The host takes what it asks for, and no more than there is.
+    #[test]
+    fn the_host_shrinks_pools() -> Result {
+        let pools = Pools::new()?;
+        let (frames, node) = (alive(), current_node());
+        let mut given = KVec::with_capacity(8, GFP_KERNEL)?;
+        for _ in 0..8 {
+            given.push(Frame::new(node)?, GFP_KERNEL)?;
+        }
+        let node = given.first().map_or(node, Frame::node);
+        while let Some(frame) = given.pop() {
+            pools.give(frame, Wipe::Never);
+        }
+        assert_eq!(pools.count(node), 8);
+        assert_eq!(pools.free(node, 3), 3);
+        assert_eq!((pools.count(node), alive()), (5, frames + 5));
+        assert_eq!(pools.free(node, 100), 5);
+        assert_eq!((pools.count(node), alive()), (0, frames));
+        assert_eq!(pools.free(node, 1), 0);
+        assert_eq!(pools.counts(node as usize).shrunk, 8);
+        assert_eq!((pools.count(-1), pools.free(-1, 1)), (0, 0));
+        assert_eq!(pools.count(i32::MAX), 0);
+        Ok(())
+    }
+
+    /// Where frames are to be random afterwards, they do not wait in a pool.
+    #[test]
+    fn random_frames_are_not_pooled() -> Result {
+        let pools = Pools::new()?;
+        let frames = alive();
+        let frame = Frame::new(current_node())?;
+        let node = frame.node();
+        pools.give(frame, Wipe::Random);
+        assert_eq!((pools.count(node), alive()), (0, frames));
         Ok(())
     }
 }

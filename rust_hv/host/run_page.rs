@@ -6,7 +6,7 @@
 //! from then on; nothing is read twice.
 
 use super::bindings::{self, kvm_run};
-use super::frame::Frame;
+use super::frame::{Frame, Place};
 use crate::model::arch::addr::{Gpa, PAGE_SIZE};
 use core::ptr::addr_of_mut;
 use kernel::prelude::*;
@@ -121,13 +121,14 @@ impl RunPages {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub fn new(node: i32) -> Result<Self> {
-        let run = Frame::new(node)?;
+    pub fn new(place: impl Into<Place>) -> Result<Self> {
+        let place = place.into();
+        let run = Frame::new(place)?;
         // INVARIANT: The frame stays where it is.
         Ok(Self {
             raw: run.as_ptr().cast(),
             run,
-            pio: Frame::new(node)?,
+            pio: Frame::new(place)?,
         })
     }
 

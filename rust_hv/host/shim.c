@@ -15,6 +15,7 @@
 #include <linux/pgtable.h>
 #include <linux/random.h>
 #include <linux/sched/mm.h>
+#include <linux/shrinker.h>
 #include <linux/smp.h>
 #include <linux/uaccess.h>
 #include <kunit/test.h>
@@ -374,11 +375,22 @@ void rhv_separate_predictions(u64 vcpu)
 	this_cpu_write(rhv_last_vcpu, vcpu);
 }
 
-struct page *rhv_alloc_page(int node, bool sleep)
+/*
+ * One page, zeroed: near a node, or on the nodes of a set alone when that is not
+ * all ones. Nobody is killed for a node of a set. May sleep.
+ */
+struct page *rhv_alloc_page(int node, u64 among)
 {
-	gfp_t gfp = sleep ? GFP_KERNEL_ACCOUNT : GFP_NOWAIT;
+	gfp_t gfp = GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN;
+	nodemask_t nodes = NODE_MASK_NONE;
+	int i;
 
-	return alloc_pages_node(node, gfp | __GFP_ZERO | __GFP_NOWARN, 0);
+	if (among == ~0ULL)
+		return alloc_pages_node(node, gfp, 0);
+	for (i = 0; i < min(MAX_NUMNODES, 64); i++)
+		if (among >> i & 1)
+			node_set(i, nodes);
+	return __alloc_pages(gfp | __GFP_RETRY_MAYFAIL, 0, node, &nodes);
 }
 
 void rhv_free_page(struct page *page)
@@ -409,6 +421,11 @@ int rhv_page_node(struct page *page)
 unsigned int rhv_max_nodes(void)
 {
 	return nr_node_ids;
+}
+
+int rhv_node_distance(int from, int to)
+{
+	return node_distance(from, to);
 }
 
 bool rhv_node_has_memory(unsigned int node)
@@ -762,4 +779,63 @@ enum rhv_page_kind rhv_page_kind(u64 phys)
 bool rhv_is_admin(void)
 {
 	return capable(CAP_SYS_ADMIN);
+}
+
+/* What free pages held can be found, as the host neither wipes nor unmaps them. */
+bool rhv_free_pages_keep(void)
+{
+	return !want_init_on_free() && !page_poisoning_enabled_static() &&
+	       !debug_pagealloc_enabled_static();
+}
+
+/* What is at an address that is mapped, whoever may look there. */
+u64 rhv_peek(unsigned long addr)
+{
+	return READ_ONCE_NOCHECK(*(unsigned long *)addr);
+}
+
+/* How the kernel's own tables map an address: RHV_MAPPED and what goes with it. */
+unsigned int rhv_kernel_mapping(unsigned long addr)
+{
+	unsigned int mapping = RHV_MAPPED;
+	unsigned int level;
+	pte_t *pte = lookup_address(addr, &level);
+
+	if (!pte || !(pte_val(*pte) & _PAGE_PRESENT))
+		return 0;
+	if (pte_val(*pte) & _PAGE_RW)
+		mapping |= RHV_WRITABLE;
+	if (!(pte_val(*pte) & _PAGE_NX))
+		mapping |= RHV_EXECUTABLE;
+	return mapping;
+}
+
+u64 rhv_vmalloc_to_phys(const void *addr)
+{
+	return page_to_phys(vmalloc_to_page(addr)) + offset_in_page(addr);
+}
+
+/* The memory where a guest's FPU registers are while it does not run. */
+void *rhv_fpu_memory(struct fpu_guest *fpu, unsigned int *size)
+{
+	*size = fpu->fpstate->size;
+	return &fpu->fpstate->regs;
+}
+
+struct shrinker *rhv_shrinker(const char *name,
+			      unsigned long (*count)(struct shrinker *shrinker,
+						     struct shrink_control *sc),
+			      unsigned long (*scan)(struct shrinker *shrinker,
+						    struct shrink_control *sc),
+			      void *private)
+{
+	struct shrinker *shrinker = shrinker_alloc(SHRINKER_NUMA_AWARE, "%s", name);
+
+	if (!shrinker)
+		return NULL;
+	shrinker->count_objects = count;
+	shrinker->scan_objects = scan;
+	shrinker->private_data = private;
+	shrinker_register(shrinker);
+	return shrinker;
 }

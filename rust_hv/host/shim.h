@@ -11,9 +11,12 @@
 
 struct dentry;
 struct file_operations;
+struct fpu_guest;
 struct mm_struct;
 struct mutex;
 struct page;
+struct shrink_control;
+struct shrinker;
 struct vm_area_struct;
 
 /*
@@ -109,7 +112,7 @@ void rhv_machine_check(void);
 int rhv_enter_guest(struct rhv_regs *regs, bool launched, u32 *reason);
 
 /* Memory */
-struct page *rhv_alloc_page(int node, bool sleep);
+struct page *rhv_alloc_page(int node, u64 among);
 void rhv_free_page(struct page *page);
 void *rhv_page_address(struct page *page);
 u64 rhv_page_to_phys(struct page *page);
@@ -120,6 +123,8 @@ unsigned int rhv_max_nodes(void);
 bool rhv_node_has_memory(unsigned int node);
 extern unsigned long rhv_direct_map;
 void rhv_note_direct_map(void);
+int rhv_node_distance(int from, int to);
+void *rhv_phys_to_virt(u64 phys);
 void rhv_put_user_page(struct page *page, bool dirty);
 unsigned int rhv_host_mapping_shift(struct mm_struct *mm, unsigned long addr);
 unsigned int rhv_host_pages(struct mm_struct *mm, unsigned long addr, u64 *phys,
@@ -160,6 +165,20 @@ u64 rhv_random(void);
 u64 rhv_zero_page(void);
 int rhv_phys_to_node(u64 phys);
 enum rhv_page_kind rhv_page_kind(u64 phys);
+
+/* Memory that is freed, and memory pressure */
+bool rhv_free_pages_keep(void);
+u64 rhv_peek(unsigned long addr);
+u64 rhv_vmalloc_to_phys(const void *addr);
+void *rhv_fpu_memory(struct fpu_guest *fpu, unsigned int *size);
+enum { RHV_MAPPED = 1, RHV_WRITABLE = 2, RHV_EXECUTABLE = 4 };
+unsigned int rhv_kernel_mapping(unsigned long addr);
+struct shrinker *rhv_shrinker(const char *name,
+			      unsigned long (*count)(struct shrinker *shrinker,
+						     struct shrink_control *sc),
+			      unsigned long (*scan)(struct shrinker *shrinker,
+						    struct shrink_control *sc),
+			      void *private);
 
 /* Contiguous memory */
 struct page *rhv_alloc_pages(int node, unsigned int order);

@@ -78,7 +78,7 @@ struct State {
 }
 
 /// A vCPU's share of the registers above.
-#[pin_data]
+#[pin_data(PinnedDrop)]
 pub struct HostSwitch {
     #[pin]
     notifier: Opaque<bindings::preempt_notifier>,
@@ -93,6 +93,20 @@ static NEXT_NUMBER: Atomic<u64> = Atomic::new(1);
 unsafe impl Send for HostSwitch {}
 // SAFETY: `state` is touched by the task that holds the vCPU's mutex only, see the module's text.
 unsafe impl Sync for HostSwitch {}
+
+#[pinned_drop]
+impl PinnedDrop for HostSwitch {
+    fn drop(self: Pin<&mut Self>) {
+        let state = self.state.get();
+        // SAFETY: Nobody is in `KVM_RUN` any more, and plain data is all that it is.
+        unsafe {
+            (*state).guest = [0; 5];
+            (*state).guest_kernel_gs_base = 0;
+        }
+        // Not to be left out: what the guest had here is not for the next owner of the memory.
+        core::hint::black_box(state);
+    }
+}
 
 impl HostSwitch {
     const OPS: &'static bindings::preempt_ops = &bindings::preempt_ops {

@@ -4,6 +4,7 @@
 
 use super::bindings;
 use core::cell::UnsafeCell;
+use core::mem::ManuallyDrop;
 use core::ops::{Deref, DerefMut};
 use kernel::prelude::*;
 use kernel::sync::LockClassKey;
@@ -13,11 +14,13 @@ use kernel::types::{NotThreadSafe, Opaque};
 ///
 /// The kernel crate's `Mutex` waits without end; a second thread that calls an ioctl of a running
 /// vCPU must be killable.
-#[pin_data]
+#[pin_data(PinnedDrop)]
 pub struct KillableMutex<T> {
     #[pin]
     raw: Opaque<kernel::bindings::mutex>,
-    data: UnsafeCell<T>,
+    /// Dropped by `drop`, which then may have to wipe it.
+    data: UnsafeCell<ManuallyDrop<T>>,
+    wipe: bool,
 }
 
 // SAFETY: Moving the mutex moves the data.
@@ -26,9 +29,10 @@ unsafe impl<T: Send> Send for KillableMutex<T> {}
 unsafe impl<T: Send> Sync for KillableMutex<T> {}
 
 impl<T> KillableMutex<T> {
-    /// A mutex around `data`.
+    /// A mutex around `data`, of which nothing stays in memory if it is to be wiped.
     pub fn new(
         data: T,
+        wipe: bool,
         name: &'static CStr,
         key: Pin<&'static LockClassKey>,
     ) -> impl PinInit<Self> {
@@ -37,7 +41,8 @@ impl<T> KillableMutex<T> {
             raw <- Opaque::ffi_init(|slot| unsafe {
                 kernel::bindings::__mutex_init(slot, name.as_char_ptr(), key.as_ptr())
             }),
-            data: UnsafeCell::new(data),
+            data: UnsafeCell::new(ManuallyDrop::new(data)),
+            wipe,
         })
     }
 
@@ -53,6 +58,21 @@ impl<T> KillableMutex<T> {
             mutex: self,
             _not_send: NotThreadSafe,
         })
+    }
+}
+
+#[pinned_drop]
+impl<T> PinnedDrop for KillableMutex<T> {
+    fn drop(self: Pin<&mut Self>) {
+        let data = self.data.get();
+        // SAFETY: Dropped here alone, and nobody has the lock any more.
+        unsafe { ManuallyDrop::drop(&mut *data) };
+        if self.wipe {
+            // SAFETY: The memory is ours until `self` is gone, and holds no value any more.
+            unsafe { data.write_bytes(0, 1) };
+            // Nobody reads it, but it is not to be left out.
+            core::hint::black_box(data);
+        }
     }
 }
 
@@ -112,7 +132,7 @@ mod tests {
     fn shared() -> Result<Arc<Shared>> {
         Arc::pin_init(
             pin_init!(Shared {
-                count <- KillableMutex::new(0, c"rusthv kunit", kernel::static_lock_class!()),
+                count <- KillableMutex::new(0, true, c"rusthv kunit", kernel::static_lock_class!()),
                 stage: Atomic::new(0),
             }),
             GFP_KERNEL,

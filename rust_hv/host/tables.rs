@@ -7,32 +7,33 @@
 //! since, because the editor alone makes them, and an entry of a tree alone leads to one.
 
 use super::frame::Frame;
-use super::pool::{Pools, Reserve};
+use super::pool::Reserve;
+use super::supply::Supply;
 use crate::model::paging::frames::{TableFrame, TableMemory, TableRef, ENTRIES};
 use core::sync::atomic::AtomicU64;
 
 /// The host's memory as page tables, with a reserve to take new ones from.
 pub struct Tables<'a> {
     reserve: Option<&'a mut Reserve>,
-    pools: &'a Pools,
+    supply: &'a Supply,
 }
 
 impl<'a> Tables<'a> {
     /// For changes that may need tables.
     #[inline]
-    pub fn with_reserve(pools: &'a Pools, reserve: &'a mut Reserve) -> Self {
+    pub fn with_reserve(supply: &'a Supply, reserve: &'a mut Reserve) -> Self {
         Self {
             reserve: Some(reserve),
-            pools,
+            supply,
         }
     }
 
     /// For changes that need none.
     #[inline]
-    pub fn existing(pools: &'a Pools) -> Self {
+    pub fn existing(supply: &'a Supply) -> Self {
         Self {
             reserve: None,
-            pools,
+            supply,
         }
     }
 }
@@ -45,7 +46,7 @@ impl TableMemory for Tables<'_> {
     }
 
     fn free(&mut self, frame: TableFrame) {
-        give_back(self.pools, frame);
+        give_back(self.supply, frame);
     }
 
     #[inline]
@@ -57,7 +58,7 @@ impl TableMemory for Tables<'_> {
 }
 
 /// Ends the life of a table that no hardware can reach any more.
-pub fn give_back(pools: &Pools, frame: TableFrame) {
+pub fn give_back(supply: &Supply, frame: TableFrame) {
     // SAFETY: A `TableFrame` is owned and cannot be copied; its address came from `into_hpa`.
-    pools.give(unsafe { Frame::from_hpa(frame.hpa()) });
+    supply.give(unsafe { Frame::from_hpa(frame.hpa()) });
 }

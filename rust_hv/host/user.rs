@@ -39,9 +39,11 @@ user_data!(
     rusthv_info,
     rusthv_measurement,
     rusthv_node_stats,
+    rusthv_numa_policy,
     rusthv_vcpu_stats,
     rusthv_vm_stats,
     rusthv_walk,
+    rusthv_wipe,
 );
 
 impl UserData for u32 {}

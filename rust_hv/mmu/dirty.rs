@@ -35,7 +35,7 @@
 //! `Documentation/architecture.md`.
 
 use super::{Mmu, State, STEP};
-use crate::host::pool::Pools;
+use crate::host::supply::Supply;
 use crate::host::tables::Tables;
 use crate::host::user::{self, ClearLog};
 use crate::host::{bindings, cpu, task};
@@ -214,8 +214,8 @@ impl State {
     /// Lets the guest write to a page whose mapping waits for just that, and logs it. False when
     /// there is more to be done for the fault.
     #[inline]
-    pub(super) fn allow_logged_write(&mut self, pools: &Pools, slot: &Slot, gpa: Gpa) -> bool {
-        let memory = Tables::existing(pools);
+    pub(super) fn allow_logged_write(&mut self, supply: &Supply, slot: &Slot, gpa: Gpa) -> bool {
+        let memory = Tables::existing(supply);
         let allowed = match self.tree.table.as_mut() {
             Some(table) => table.allow_write(&memory, gpa) == Allowed::Yes,
             None => false,
@@ -322,7 +322,7 @@ impl Mmu {
         if !slot.fits_large(gfn, LARGE) || !slot.hva_of(gfn).is_some_and(large_in_host) {
             return false;
         }
-        let memory = Tables::existing(self.pools);
+        let memory = Tables::existing(&self.supply);
         let state = self.state.lock();
         state
             .tree
@@ -337,7 +337,7 @@ impl Mmu {
         range: GfnRange,
         mut step: impl FnMut(&mut State, &Tables<'_>, &mut Sweep) -> Option<Progress>,
     ) {
-        let memory = Tables::existing(self.pools);
+        let memory = Tables::existing(&self.supply);
         let mut sweep = Sweep::new(range);
         loop {
             let progress = step(&mut self.state.lock(), &memory, &mut sweep);
@@ -464,7 +464,7 @@ impl Mmu {
         masks: &[u64],
         changed: &mut bool,
     ) -> Result<usize> {
-        let memory = Tables::existing(self.pools);
+        let memory = Tables::existing(&self.supply);
         let mut state = self.state.lock();
         let now = &mut *state;
         let log = now.logs.find(slot.id).ok_or(ENOENT)?;
@@ -489,7 +489,7 @@ impl Mmu {
     /// Takes words of a bitmap, at least one, and as many more as fit and one step may take; their
     /// pages are tracked again. `words` is all zeroes before.
     fn take_words(&self, slot: &Slot, at: usize, words: &mut [u64]) -> Result<Taken> {
-        let memory = Tables::existing(self.pools);
+        let memory = Tables::existing(&self.supply);
         let mut state = self.state.lock();
         let now = &mut *state;
         let log = now.logs.find(slot.id).ok_or(ENOENT)?;
@@ -567,7 +567,7 @@ mod tests {
     /// Rights of a mapping, and whether a write is waited for.
     fn leaf(space: &Space, page: u64) -> Option<(Permissions, bool)> {
         let state = space.mmu.state.lock();
-        let memory = Tables::existing(space.mmu.pools);
+        let memory = Tables::existing(&space.mmu.supply);
         let leaf = state
             .tree
             .table

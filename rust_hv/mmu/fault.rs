@@ -6,8 +6,8 @@ use super::{Mmu, Unlinked};
 use crate::host::notifier::HvaRange;
 use crate::host::pool::Reserve;
 use crate::host::tables::Tables;
+use crate::host::task;
 use crate::host::user::{PageRun, UserPages, Wanted, BATCH};
-use crate::host::{cpu, task};
 use crate::model::arch::addr::{Gfn, Gpa, Hpa, Hva, PAGE_SIZE};
 use crate::model::emulate::Backing;
 use crate::model::exit::NestedFault;
@@ -90,7 +90,8 @@ impl Mmu {
                     return Ok(Resolved::Mmio(Backing::Mmio));
                 };
                 let logged = slot.flags.log_dirty();
-                if logged && fault.write && state.allow_logged_write(self.pools, &slot, fault.gpa) {
+                if logged && fault.write && state.allow_logged_write(&self.supply, &slot, fault.gpa)
+                {
                     return Ok(Resolved::Mapped);
                 }
                 (slot, state.moment())
@@ -117,14 +118,14 @@ impl Mmu {
                     .mapping_shift()
                     .unwrap_or_else(|| self.mm.mapping_shift(hva))
                     >= PageSize::Size2M.level().shift();
-            reserve.fill(self.pools, cpu::current_node())?;
+            reserve.fill(&self.supply)?;
             if self.inverted.is_short() {
                 self.inverted.grow(reserve)?;
-                reserve.fill(self.pools, cpu::current_node())?;
+                reserve.fill(&self.supply)?;
             }
 
             let mut unlinked = Unlinked::new(self);
-            let mut memory = Tables::with_reserve(self.pools, reserve);
+            let mut memory = Tables::with_reserve(&self.supply, reserve);
             let mut state = self.state.lock();
             if !state.is_current(moment, looked_up(hva, &pages, large)) {
                 drop(state);

@@ -42,7 +42,8 @@ pub mod verify;
 
 use crate::host::inverted::{InvertedTable, INVERTED};
 use crate::host::notifier::{HvaRange, MmuEvents};
-use crate::host::pool::{Pools, Reserve};
+use crate::host::pool::Reserve;
+use crate::host::supply::Supply;
 use crate::host::tables::{give_back, Tables};
 use crate::host::task;
 use crate::host::user::{self, UserMm};
@@ -102,15 +103,29 @@ impl MmuStats {
 struct Tree {
     /// Some until `drop`.
     table: Option<Table<Nested>>,
-    pools: &'static Pools,
+    supply: Arc<Supply>,
     notes: Notes,
+}
+
+impl Tree {
+    fn root(&self) -> Hpa {
+        self.table.as_ref().map_or(Hpa::new(0), Table::root)
+    }
+}
+
+/// Tables that map nothing.
+fn empty_table(supply: &Supply, format: Nested) -> Result<Table<Nested>> {
+    let mut reserve = Reserve::default();
+    reserve.fill(supply)?;
+    let mut memory = Tables::with_reserve(supply, &mut reserve);
+    Table::new(&mut memory, format, format.levels()).ok_or(ENOMEM)
 }
 
 impl Drop for Tree {
     fn drop(&mut self) {
         if let Some(table) = self.table.take() {
             let notes = &mut self.notes;
-            table.destroy(&mut Tables::existing(self.pools), |gfn, leaf| {
+            table.destroy(&mut Tables::existing(&self.supply), |gfn, leaf| {
                 notes.unmapped(gfn, &leaf);
             });
             notes.settle();
@@ -179,8 +194,8 @@ pub struct Mmu {
     tlb: Tlb,
     limits: Limits,
     mm: UserMm,
-    pools: &'static Pools,
-    root: Hpa,
+    supply: Arc<Supply>,
+    format: Nested,
     large_pages: bool,
     overrules_pat: bool,
     inverted: &'static InvertedTable,
@@ -224,7 +239,7 @@ impl<'a> Unlinked<'a> {
             self.changed = false;
         }
         for table in self.tables.iter_mut().filter_map(Option::take) {
-            give_back(self.mmu.pools, table);
+            give_back(&self.mmu.supply, table);
         }
     }
 }
@@ -265,19 +280,14 @@ impl Mmu {
         format: Nested,
         phys_bits: u32,
         mm: UserMm,
-        pools: &'static Pools,
-        node: i32,
+        supply: Arc<Supply>,
     ) -> Result<impl PinInit<Self, Error>> {
-        let mut reserve = Reserve::default();
-        reserve.fill(pools, node)?;
-        let mut memory = Tables::with_reserve(pools, &mut reserve);
         let top = format.levels();
-        let table = Table::new(&mut memory, format, top).ok_or(ENOMEM)?;
-        let root = table.root();
         let (inverted, owner) = (INVERTED.get()?, OwnerId::new()?);
+        let table = empty_table(&supply, format)?;
         let tree = Tree {
             table: Some(table),
-            pools,
+            supply: supply.clone(),
             notes: Notes::new(inverted, &owner),
         };
         let tlb = Tlb::new()?;
@@ -303,8 +313,8 @@ impl Mmu {
             manual_log: Manual::new(),
             limits,
             mm,
-            pools,
-            root,
+            supply,
+            format,
             large_pages: format.largest() >= PageSize::Size2M,
             overrules_pat: format.overrules_pat(),
             inverted,
@@ -315,12 +325,35 @@ impl Mmu {
 
     /// The tables, for the hardware; they live as long as the address space.
     pub fn root(this: &Arc<Self>) -> NestedRoot {
-        NestedRoot::new(this.root, this.clone())
+        let table = this.state.lock().tree.root();
+        NestedRoot::new(table, this.clone())
+    }
+
+    /// Puts the root table where the supply says now. No vCPU has it yet.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn renew_root(&self) -> Result {
+        let table = empty_table(&self.supply, self.format)?;
+        let tree = Tree {
+            table: Some(table),
+            supply: self.supply.clone(),
+            notes: Notes::new(self.inverted, &self.owner),
+        };
+        // Without a vCPU nothing was mapped. The old table goes behind the lock.
+        let _old = core::mem::replace(&mut self.state.lock().tree, tree);
+        Ok(())
     }
 
     /// The address space of the VMM.
     pub fn mm(&self) -> &UserMm {
         &self.mm
+    }
+
+    /// Where its frames come from.
+    pub fn supply(&self) -> &Supply {
+        &self.supply
     }
 
     /// Which CPU must forget what.
@@ -403,7 +436,7 @@ impl Mmu {
         let mut sweep = Sweep::new(range);
         loop {
             let mut unlinked = Unlinked::new(self);
-            let memory = Tables::existing(self.pools);
+            let memory = Tables::existing(&self.supply);
             let progress = match self.state.lock().tree.table.as_mut() {
                 Some(table) => {
                     let progress = table.zap(&memory, &mut sweep, STEP, &mut unlinked);
@@ -480,7 +513,7 @@ impl MmuEvents for Mmu {
     fn young(&self, range: HvaRange, clear: bool) -> bool {
         let mut young = false;
         self.for_each_slot(range, |gfns| {
-            let memory = Tables::existing(self.pools);
+            let memory = Tables::existing(&self.supply);
             let mut sweep = Sweep::new(gfns);
             loop {
                 let mut state = self.state.lock();
@@ -514,7 +547,6 @@ fn everything() -> GfnRange {
 mod tests {
     use super::fault::{Faults, Resolved};
     use super::*;
-    use crate::host::cpu::current_node;
     use crate::host::kunit::UserMemory;
     use crate::host::notifier::Notifier;
     use crate::host::pool::{in_use, POOLS};
@@ -540,8 +572,8 @@ mod tests {
             largest: PageSize::Size4K,
         });
         let mm = UserMm::current()?;
-        let pools = POOLS.get()?;
-        let mmu = Mmu::new(format, 40, mm.clone(), pools, current_node())?;
+        let supply = Arc::new(Supply::new(POOLS.get()?), GFP_KERNEL)?;
+        let mmu = Mmu::new(format, 40, mm.clone(), supply)?;
         let mmu = Arc::pin_init(mmu, GFP_KERNEL)?;
         let notifier = KBox::pin_init(Notifier::new(mm, mmu.clone()), GFP_KERNEL)?;
         Ok(Space {

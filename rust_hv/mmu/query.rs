@@ -139,7 +139,7 @@ impl Mmu {
             node: -1,
             ..Default::default()
         };
-        let memory = Tables::existing(self.pools);
+        let memory = Tables::existing(&self.supply);
         let state = self.state.lock();
         let table = state.tree.table.as_ref();
         if let Some(leaf) = table.and_then(|table| table.lookup(&memory, gpa)) {
@@ -164,7 +164,7 @@ impl Mmu {
         fetch: bool,
         mut on_entry: impl FnMut(Level, Hpa, u64),
     ) -> Option<Hpa> {
-        let memory = Tables::existing(self.pools);
+        let memory = Tables::existing(&self.supply);
         let state = self.state.lock();
         let leaf = state
             .tree

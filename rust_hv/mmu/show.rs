@@ -312,7 +312,7 @@ impl Content for Pages {
         let Ok(mut leaves) = KVec::with_capacity(REGION as usize, GFP_KERNEL) else {
             return;
         };
-        let memory = Tables::existing(mmu.pools);
+        let memory = Tables::existing(&mmu.supply);
         let mut sweep = Sweep::new(range);
         let mut more = Progress::More(range.start);
         if let Some(table) = mmu.state.lock().tree.table.as_ref() {

@@ -54,7 +54,7 @@ impl Report {
 impl Mmu {
     /// The mapping of a guest frame, as the inverted table should have it.
     fn forward(&self, what: &Alias) -> Option<Leaf> {
-        let memory = Tables::existing(self.pools);
+        let memory = Tables::existing(&self.supply);
         let state = self.state.lock();
         let gpa = Gpa::new(what.gfn.raw() << 12);
         let leaf = state.tree.table.as_ref()?.lookup(&memory, gpa)?;
@@ -68,7 +68,7 @@ impl Mmu {
             return Ok(Some(leaf));
         }
         // It may just have gone: with the lock both say the same.
-        let memory = Tables::existing(self.pools);
+        let memory = Tables::existing(&self.supply);
         let state = self.state.lock();
         let gpa = Gpa::new(what.gfn.raw() << 12);
         let table = state.tree.table.as_ref();
@@ -82,7 +82,7 @@ impl Mmu {
 
     /// Looks every leaf up in the inverted table.
     fn verify_leaves(&self, report: &mut Report) -> Result {
-        let memory = Tables::existing(self.pools);
+        let memory = Tables::existing(&self.supply);
         let mut sweep = Sweep::new(everything());
         loop {
             let progress = match self.state.lock().tree.table.as_ref() {

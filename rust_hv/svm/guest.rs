@@ -16,6 +16,7 @@ use crate::host::bindings::{self, rhv_regs};
 use crate::host::cpu::IrqsOff;
 use crate::host::debug;
 use crate::host::fpu::FpuInUse;
+use crate::host::frame::Place;
 use crate::host::msr;
 use crate::host::switch::Running;
 use crate::host::task;
@@ -86,9 +87,9 @@ impl Guest {
         svm: &'static Svm,
         root: NestedRoot,
         tsc_offset: u64,
-        node: i32,
+        place: Place,
     ) -> Result<Self> {
-        let vmcb = VmcbPage::new(node)?;
+        let vmcb = VmcbPage::new(place)?;
         let mut guest = Self {
             before: vmcb.get().save,
             can_fail: false,
@@ -406,7 +407,12 @@ pub(super) fn test_guest(svm: &'static Svm) -> Result<Guest> {
     impl vendor::KeepAlive for Nothing {}
     let keep = kernel::sync::Arc::new(Nothing, GFP_KERNEL)?;
     let root = NestedRoot::new(crate::model::arch::addr::Hpa::new(NO_TABLES), keep);
-    Guest::new(svm, root, 0x1234_5678, crate::host::cpu::current_node())
+    Guest::new(
+        svm,
+        root,
+        0x1234_5678,
+        crate::host::cpu::current_node().into(),
+    )
 }
 
 #[kunit_tests(rusthv_svm_guest)]

@@ -35,6 +35,7 @@ pub mod window;
 use crate::host::cpu::{self, current_node, IrqsOff};
 use crate::host::cpuid::cpuid;
 use crate::host::errno::unsupported;
+use crate::host::frame::Place;
 use crate::host::global::Global;
 use crate::host::switch::{host_cr4, Leaves};
 use crate::model::arch::cpuid::Feature;
@@ -119,8 +120,8 @@ impl Vendor for Svm {
         Nested::Npt(self.npt)
     }
 
-    fn guest(&'static self, root: NestedRoot, tsc_offset: u64, node: i32) -> Result<Guest> {
-        Guest::new(self, root, tsc_offset, node)
+    fn guest(&'static self, root: NestedRoot, tsc_offset: u64, place: Place) -> Result<Guest> {
+        Guest::new(self, root, tsc_offset, place)
     }
 }
 

@@ -3,7 +3,7 @@
 //! The virtual machine control block (APM Vol. 2, appendix "Layout of VMCB"), as a type, and the
 //! page that holds one.
 
-use crate::host::frame::Frame;
+use crate::host::frame::{Frame, Place};
 use crate::model::arch::addr::{Hpa, PAGE_SIZE};
 use core::mem::offset_of;
 use kernel::prelude::*;
@@ -307,12 +307,13 @@ const _: () = {
 /// # Errors
 ///
 /// `ENOMEM`.
-pub fn frame_for_cpu(node: i32) -> Result<Frame> {
+pub fn frame_for_cpu(place: impl Into<Place>) -> Result<Frame> {
     const LARGE_PAGE: u64 = 1 << 21;
     // Kept until there is another one.
     let mut refused = KVec::new();
+    let place = place.into();
     loop {
-        let frame = Frame::new(node)?;
+        let frame = Frame::new(place)?;
         if frame.hpa().raw() % LARGE_PAGE != 0 {
             return Ok(frame);
         }
@@ -332,8 +333,8 @@ impl VmcbPage {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub fn new(node: i32) -> Result<Self> {
-        let frame = frame_for_cpu(node)?;
+    pub fn new(place: impl Into<Place>) -> Result<Self> {
+        let frame = frame_for_cpu(place)?;
         let hpa = frame.hpa();
         Ok(Self { frame, hpa })
     }

@@ -16,6 +16,10 @@
 #define RUSTHV_CAP_EXTENSIONS		0x52480000
 #define RUSTHV_EXTENSIONS_VERSION	3
 
+/* Answers of KVM_CHECK_EXTENSION: a bit for each policy, and for each mode. */
+#define RUSTHV_CAP_NUMA_POLICY		0x52480015
+#define RUSTHV_CAP_WIPE			0x52480016
+
 /* Hardware features that rusthv knows by name (struct rusthv_info). */
 #define RUSTHV_FEAT_EPT			(1U << 0)
 #define RUSTHV_FEAT_VPID		(1U << 1)
@@ -51,7 +55,8 @@ struct rusthv_host_stats {
 	__u64 frames_pooled;	/* 4 KiB frames in pools, free for the next table */
 	__u64 vms;		/* VM objects alive */
 	__u64 vcpus;		/* vCPU objects alive */
-	__u64 reserved[4];
+	__u64 frames_wiped;	/* for RUSTHV_SET_WIPE, from version 3 */
+	__u64 reserved[3];
 };
 
 #define RUSTHV_GET_HOST_STATS	_IOR(RUSTHV_IO, 0x01, struct rusthv_host_stats)
@@ -62,7 +67,10 @@ struct rusthv_node_stats {
 	__u32 padding;		/* in: 0 */
 	__u64 frames_in_use;
 	__u64 frames_pooled;
-	__u64 reserved[5];
+	__u64 pool_hits;	/* from version 3: frames that the pool had */
+	__u64 pool_misses;	/* frames that it had not */
+	__u64 pool_shrunk;	/* frames that the host took back */
+	__u64 reserved[2];
 };
 
 #define RUSTHV_GET_NODE_STATS	_IOWR(RUSTHV_IO, 0x02, struct rusthv_node_stats)
@@ -95,6 +103,41 @@ struct rusthv_measurement {
 };
 
 #define RUSTHV_MEASURE		_IOWR(RUSTHV_IO, 0x41, struct rusthv_measurement)
+
+/*
+ * On a VM without a vCPU: which NUMA nodes the VM's frames come from (tables,
+ * VMCSs or VMCBs, the pages of vCPUs), from version 3. Guest memory is the
+ * VMM's, which has mbind() for it. EBUSY from the first vCPU on.
+ */
+#define RUSTHV_NUMA_LOCAL	0	/* the CPU's own, then the nearest */
+#define RUSTHV_NUMA_BIND	1	/* as local, but these nodes alone */
+#define RUSTHV_NUMA_INTERLEAVE	2	/* these nodes in turn, and no others */
+
+struct rusthv_numa_policy {
+	__u32 policy;		/* RUSTHV_NUMA_* */
+	__u32 padding;		/* 0 */
+	__u64 nodes;		/* a bit per node, the lowest is 0's; 0 for local */
+	__u64 reserved[6];	/* 0 */
+};
+
+#define RUSTHV_SET_NUMA_POLICY	_IOW(RUSTHV_IO, 0x56, struct rusthv_numa_policy)
+
+/*
+ * On a VM without a vCPU: what becomes of the contents of every frame that the
+ * VM's tables or state have used when it is freed, from version 3. EBUSY from
+ * the first vCPU on.
+ */
+#define RUSTHV_WIPE_NEVER	0	/* frames of tables are zeroed all the same */
+#define RUSTHV_WIPE_ZEROS	1
+#define RUSTHV_WIPE_RANDOM	2	/* for debugging: a use after the free shows */
+
+struct rusthv_wipe {
+	__u32 mode;		/* RUSTHV_WIPE_* */
+	__u32 padding;		/* 0 */
+	__u64 reserved[3];	/* 0 */
+};
+
+#define RUSTHV_SET_WIPE		_IOW(RUSTHV_IO, 0x57, struct rusthv_wipe)
 
 /* On a vCPU: VM exits by what they were. */
 struct rusthv_vcpu_stats {

@@ -35,7 +35,7 @@ pub mod trace;
 
 use crate::host::bindings::rusthv_vcpu_stats;
 use crate::host::fpu::GuestFpu;
-use crate::host::frame::Frame;
+use crate::host::frame::{Frame, Wipe};
 use crate::host::pool::Pools;
 use crate::host::run_page::RunPages;
 use crate::host::switch::HostSwitch;
@@ -177,19 +177,14 @@ impl<V: Vendor> Vcpu<V> {
     /// # Errors
     ///
     /// `ENOMEM`; `EIO` when the hardware refuses.
-    pub fn new(
-        machine: Machine<V>,
-        mmu: Arc<Mmu>,
-        id: u32,
-        tsc_offset: u64,
-        node: i32,
-    ) -> Result<Arc<Self>> {
+    pub fn new(machine: Machine<V>, mmu: Arc<Mmu>, id: u32, tsc_offset: u64) -> Result<Arc<Self>> {
         let root = Mmu::root(&mmu);
-        let guest = machine.vendor.guest(root, tsc_offset, node)?;
+        let place = mmu.supply().place();
+        let guest = machine.vendor.guest(root, tsc_offset, place)?;
         let mut inner = Inner {
             switch: KBox::pin_init(HostSwitch::new(V::LEAVES), GFP_KERNEL_ACCOUNT)?,
             guest,
-            fpu: GuestFpu::new()?,
+            fpu: GuestFpu::new(place.wipe)?,
             faults: Faults::new(),
             mmio: Mmio::new(),
             state: State {
@@ -213,7 +208,7 @@ impl<V: Vendor> Vcpu<V> {
             },
         };
         regs::reset(&mut inner.state, &mut inner.guest)?;
-        let run = RunPages::new(node)?;
+        let run = RunPages::new(place)?;
         Arc::pin_init(
             try_pin_init!(Self {
                 id,
@@ -223,6 +218,7 @@ impl<V: Vendor> Vcpu<V> {
                 counters: Counters::new(),
                 state <- KillableMutex::new(
                     inner,
+                    place.wipe != Wipe::Never,
                     c"rusthv vcpu",
                     kernel::static_lock_class!(),
                 ),

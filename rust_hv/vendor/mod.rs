@@ -15,6 +15,7 @@ pub mod checks;
 
 use crate::host::cpu::{CpuEvents, IrqsOff};
 use crate::host::fpu::FpuInUse;
+use crate::host::frame::Place;
 use crate::host::switch::{HostSwitch, Leaves, Running, UserMsr};
 use crate::model::arch::addr::Hpa;
 use crate::model::arch::segment::{AccessRights, Segment};
@@ -198,7 +199,8 @@ pub trait Vendor: Sized + Send + Sync + 'static {
     /// # Errors
     ///
     /// `ENOMEM`; `EIO` when the CPU refuses a control.
-    fn guest(&'static self, root: NestedRoot, tsc_offset: u64, node: i32) -> Result<Self::Guest>;
+    fn guest(&'static self, root: NestedRoot, tsc_offset: u64, place: Place)
+        -> Result<Self::Guest>;
 }
 
 /// A vCPU as the hardware sees it.

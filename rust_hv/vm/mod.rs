@@ -19,7 +19,9 @@ pub mod stats;
 
 use crate::host::bindings::rusthv_vm_stats;
 use crate::host::digest::Sha256;
+use crate::host::frame::Wipe;
 use crate::host::notifier::Notifier;
+use crate::host::supply::{Policy, Supply};
 use crate::host::tsc;
 use crate::host::user::{ClearLog, UserMm};
 use crate::host::{bindings, cpu, task};
@@ -82,6 +84,9 @@ pub struct Vm<V: Vendor> {
     #[pin]
     vcpus: Mutex<KVec<Member<V>>>,
     _listed: Listed,
+    /// The first vCPU was asked for: what concerns all of them stays as it is. Changes under the
+    /// lock of `vcpus`.
+    settled: Atomic<bool>,
     mmu: Arc<Mmu>,
     machine: Machine<V>,
     /// Added to the host's TSC: the guest's starts at 0 with the VM.
@@ -105,8 +110,7 @@ impl<V: Vendor> Vm<V> {
             machine.vendor.format(),
             cpu::phys_bits(),
             mm.clone(),
-            machine.pools,
-            cpu::current_node(),
+            Arc::new(Supply::new(machine.pools), GFP_KERNEL_ACCOUNT)?,
         )?;
         let mmu = Arc::pin_init(mmu, GFP_KERNEL_ACCOUNT)?;
         let notifier = KBox::pin_init(Notifier::new(mm, mmu.clone()), GFP_KERNEL_ACCOUNT)?;
@@ -119,6 +123,7 @@ impl<V: Vendor> Vm<V> {
                 notifier,
                 vcpus <- new_mutex!(KVec::new()),
                 _listed: Listed::new(mmu.clone(), owner, id),
+                settled: Atomic::new(false),
                 mmu,
                 machine,
                 tsc_offset: tsc::now().wrapping_neg(),
@@ -189,6 +194,44 @@ impl<V: Vendor> Vm<V> {
         !self.vcpus.lock().is_empty()
     }
 
+    /// Calls `f` if no vCPU was asked for yet, and none is while it runs.
+    fn before_vcpus(&self, f: impl FnOnce() -> Result) -> Result {
+        let _no_vcpu_comes = self.vcpus.lock();
+        if self.settled.load(Relaxed) {
+            return Err(EBUSY);
+        }
+        f()
+    }
+
+    /// `RUSTHV_SET_NUMA_POLICY`.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` when there was a vCPU, `EINVAL` for nodes without memory, `ENOMEM`.
+    pub fn set_numa_policy(&self, policy: Policy) -> Result {
+        self.before_vcpus(|| {
+            let supply = self.mmu.supply();
+            let before = supply.policy();
+            supply.set_policy(policy)?;
+            self.mmu.renew_root().or_else(|error| {
+                supply.set_policy(before)?;
+                Err(error)
+            })
+        })
+    }
+
+    /// `RUSTHV_SET_WIPE`.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` when there was a vCPU.
+    pub fn set_wipe(&self, wipe: Wipe) -> Result {
+        self.before_vcpus(|| {
+            self.mmu.supply().set_wipe(wipe);
+            Ok(())
+        })
+    }
+
     /// `KVM_CREATE_VCPU`.
     ///
     /// # Errors
@@ -208,9 +251,12 @@ impl<V: Vendor> Vm<V> {
                 Ok(())
             }
         };
-        check(&self.vcpus.lock())?;
-        let node = cpu::current_node();
-        let vcpu = Vcpu::new(self.machine, self.mmu.clone(), id, self.tsc_offset, node)?;
+        {
+            let vcpus = self.vcpus.lock();
+            check(&vcpus)?;
+            self.settled.store(true, Relaxed);
+        }
+        let vcpu = Vcpu::new(self.machine, self.mmu.clone(), id, self.tsc_offset)?;
         let member = Member {
             vcpu: vcpu.clone(),
             _census: Census::new(&VCPUS),

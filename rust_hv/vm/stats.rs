@@ -20,9 +20,10 @@ impl Counts {
     }
 
     /// All of them as they are now. Nothing has to be stopped for it: each is right by itself.
-    pub fn read(&self) -> [Stat; 8] {
+    pub fn read(&self) -> [Stat; 10] {
         let (stats, tables) = (&self.mmu.stats, self.mmu.counts());
         let [small, large, _] = tables.leaves;
+        let (hits, misses) = self.mmu.supply().hits_and_misses();
         let value = |counter: &kernel::sync::atomic::Atomic<u64>| counter.load(Relaxed);
         [
             Stat("remote_tlb_flush", Cumulative, value(&stats.flushes)),
@@ -34,6 +35,8 @@ impl Counts {
             Stat("tlb_invalidations", Cumulative, value(&stats.invalidations)),
             Stat("mmu_notifications", Cumulative, value(&stats.notifications)),
             Stat("mmu_fault_retries", Cumulative, value(&stats.retries)),
+            Stat("table_pool_hits", Cumulative, hits),
+            Stat("table_pool_misses", Cumulative, misses),
             Stat("table_pages", Instant, tables.tables),
             Stat("pages_4k", Instant, small),
             Stat("pages_2m", Instant, large),

@@ -12,7 +12,7 @@
 use super::instr;
 use crate::host::bindings::{self, rhv_cpu_state};
 use crate::host::cpu::{call_on, Cpu, CpuEvents, IrqsOff};
-use crate::host::frame::Frame;
+use crate::host::frame::{Frame, Place};
 use crate::model::arch::addr::Hpa;
 use core::cell::UnsafeCell;
 use core::marker::PhantomPinned;
@@ -59,8 +59,8 @@ impl Region {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub fn new(revision: u32, node: i32) -> Result<Pin<KBox<Self>>> {
-        let mut frame = Frame::new(node)?;
+    pub fn new(revision: u32, place: impl Into<Place>) -> Result<Pin<KBox<Self>>> {
+        let mut frame = Frame::new(place)?;
         // The revision identifier is the first word (SDM Vol. 3C, "Format of the VMCS Region").
         for (byte, value) in frame.bytes_mut().iter_mut().zip(revision.to_le_bytes()) {
             *byte = value;

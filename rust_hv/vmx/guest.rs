@@ -12,6 +12,7 @@ use super::Vmx;
 use crate::host::bindings::{self, rhv_regs};
 use crate::host::debug;
 use crate::host::fpu::FpuInUse;
+use crate::host::frame::Place;
 use crate::host::msr;
 use crate::host::switch::{self, Running};
 use crate::model::arch::segment::AccessRights;
@@ -74,7 +75,7 @@ impl Guest {
     /// # Errors
     ///
     /// `ENOMEM`; `EIO` when the CPU refuses a control.
-    pub fn new(vmx: &'static Vmx, root: NestedRoot, tsc_offset: u64, node: i32) -> Result<Self> {
+    pub fn new(vmx: &'static Vmx, root: NestedRoot, tsc_offset: u64, place: Place) -> Result<Self> {
         let caps = &vmx.caps;
         let vpid = if caps.has(bindings::RUSTHV_FEAT_VPID) {
             Vpid::new()
@@ -86,7 +87,7 @@ impl Guest {
             secondary_controls &= !secondary::VPID;
         }
         let mut guest = Self {
-            vmcs: Vmcs::new(caps.common.revision, node)?,
+            vmcs: Vmcs::new(caps.common.revision, place)?,
             vpid,
             regs: rhv_regs::default(),
             host: HostShadow::default(),

@@ -34,6 +34,7 @@ pub mod window;
 use crate::host::bindings;
 use crate::host::cpu;
 use crate::host::errno::unsupported;
+use crate::host::frame::Place;
 use crate::host::global::Global;
 use crate::host::switch::Leaves;
 use crate::model::paging::ept::Ept;
@@ -107,8 +108,8 @@ impl Vendor for Vmx {
         Nested::Ept(self.ept())
     }
 
-    fn guest(&'static self, root: NestedRoot, tsc_offset: u64, node: i32) -> Result<Guest> {
-        Guest::new(self, root, tsc_offset, node)
+    fn guest(&'static self, root: NestedRoot, tsc_offset: u64, place: Place) -> Result<Guest> {
+        Guest::new(self, root, tsc_offset, place)
     }
 }
 

@@ -10,6 +10,7 @@ use super::active::Region;
 use super::fields::*;
 use super::instr;
 use crate::host::cpu::IrqsOff;
+use crate::host::frame::Place;
 use crate::host::task;
 use crate::model::arch::addr::Hpa;
 use crate::vendor::HwError;
@@ -41,9 +42,9 @@ impl Vmcs {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub fn new(revision: u32, node: i32) -> Result<Self> {
+    pub fn new(revision: u32, place: impl Into<Place>) -> Result<Self> {
         Ok(Self {
-            region: Region::new(revision, node)?,
+            region: Region::new(revision, place)?,
         })
     }
 

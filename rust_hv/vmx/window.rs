@@ -412,7 +412,7 @@ mod tests {
 
     fn guest() -> Result<Guest> {
         let root = NestedRoot::new(Hpa::new(NO_TABLES), Arc::new(Nothing, GFP_KERNEL)?);
-        VMX.get()?.guest(root, 0x1234_5678, current_node())
+        VMX.get()?.guest(root, 0x1234_5678, current_node().into())
     }
 
     // Nothing is asserted while a window is open: a failed assertion ends the thread at once, and

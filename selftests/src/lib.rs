@@ -24,6 +24,7 @@ pub mod kmsg;
 pub mod machine;
 pub mod memory;
 pub mod module;
+pub mod numa;
 pub mod random;
 pub mod rusthv;
 pub mod spin;

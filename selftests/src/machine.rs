@@ -83,7 +83,10 @@ impl Machine {
     }
 
     pub fn with_memory(device: &Device, memory: Memory) -> Result<Self, Errno> {
-        let vm = device.vm()?;
+        Self::in_vm(device.vm()?, memory)
+    }
+
+    fn in_vm(vm: Vm, memory: Memory) -> Result<Self, Errno> {
         vm.map(0, 0, &memory)?;
         let vcpu = vm.vcpu(0)?;
         Ok(Self { vcpu, vm, memory })
@@ -108,7 +111,12 @@ impl Machine {
 
     /// 64-bit mode, 4 GiB mapped onto itself.
     pub fn long(device: &Device, code: &[u8]) -> Result<Self, Errno> {
-        let machine = Self::new(device)?;
+        Self::long_in(device, device.vm()?, code)
+    }
+
+    /// The same in a VM without a vCPU.
+    pub fn long_in(device: &Device, vm: Vm, code: &[u8]) -> Result<Self, Errno> {
+        let machine = Self::in_vm(vm, Memory::new(layout::SIZE)?)?;
         machine.load(code);
         machine.write_tables();
         machine.vcpu.set_cpuid(&device.supported_cpuid(256)?)?;

@@ -6,7 +6,7 @@
 
 use crate::device::{Device, Vcpu, Vm};
 use crate::errno::Errno;
-use crate::ioctl::{ior, iowr};
+use crate::ioctl::{ior, iow, iowr};
 use std::ptr;
 
 pub const RUSTHV_IO: u64 = 0xB9;
@@ -32,7 +32,8 @@ pub struct HostStats {
     pub frames_pooled: u64,
     pub vms: u64,
     pub vcpus: u64,
-    pub reserved: [u64; 4],
+    pub frames_wiped: u64,
+    pub reserved: [u64; 3],
 }
 
 /// What of that is on one NUMA node.
@@ -43,7 +44,10 @@ pub struct NodeStats {
     pub padding: u32,
     pub frames_in_use: u64,
     pub frames_pooled: u64,
-    pub reserved: [u64; 5],
+    pub pool_hits: u64,
+    pub pool_misses: u64,
+    pub pool_shrunk: u64,
+    pub reserved: [u64; 2],
 }
 
 #[repr(C)]
@@ -87,6 +91,36 @@ pub struct Measurement {
     pub sha256: [u8; 32],
     pub reserved: [u64; 2],
 }
+
+/// Which NUMA nodes a VM's frames come from.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct NumaPolicy {
+    pub policy: u32,
+    pub padding: u32,
+    pub nodes: u64,
+    pub reserved: [u64; 6],
+}
+
+/// What becomes of what a VM's frames hold.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Wipe {
+    pub mode: u32,
+    pub padding: u32,
+    pub reserved: [u64; 3],
+}
+
+pub const RUSTHV_CAP_NUMA_POLICY: u32 = 0x5248_0015;
+pub const RUSTHV_CAP_WIPE: u32 = 0x5248_0016;
+pub const RUSTHV_NUMA_LOCAL: u32 = 0;
+pub const RUSTHV_NUMA_BIND: u32 = 1;
+pub const RUSTHV_NUMA_INTERLEAVE: u32 = 2;
+pub const RUSTHV_WIPE_NEVER: u32 = 0;
+pub const RUSTHV_WIPE_ZEROS: u32 = 1;
+pub const RUSTHV_WIPE_RANDOM: u32 = 2;
+pub const RUSTHV_SET_NUMA_POLICY: u64 = iow::<NumaPolicy>(RUSTHV_IO, 0x56);
+pub const RUSTHV_SET_WIPE: u64 = iow::<Wipe>(RUSTHV_IO, 0x57);
 
 pub const RUSTHV_GET_INFO: u64 = ior::<Info>(RUSTHV_IO, 0x00);
 pub const RUSTHV_GET_HOST_STATS: u64 = ior::<HostStats>(RUSTHV_IO, 0x01);
@@ -134,6 +168,18 @@ impl Vm {
         let mut measurement = Measurement { gpa, size, ..Default::default() };
         self.ioctl(RUSTHV_MEASURE, ptr::from_mut(&mut measurement) as u64)?;
         Ok(measurement.sha256)
+    }
+}
+
+impl Vm {
+    pub fn set_numa_policy(&self, policy: u32, nodes: u64) -> Result<i32, Errno> {
+        let policy = NumaPolicy { policy, nodes, ..Default::default() };
+        self.ioctl(RUSTHV_SET_NUMA_POLICY, ptr::from_ref(&policy) as u64)
+    }
+
+    pub fn set_wipe(&self, mode: u32) -> Result<i32, Errno> {
+        let wipe = Wipe { mode, ..Default::default() };
+        self.ioctl(RUSTHV_SET_WIPE, ptr::from_ref(&wipe) as u64)
     }
 }
 

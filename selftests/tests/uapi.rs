@@ -24,8 +24,32 @@ fn mirror_matches_the_header() {
     let header = Path::new(env!("CARGO_MANIFEST_DIR")).join("../rust_hv/uapi/rusthv.h");
     let mut text = format!("#include <stddef.h>\n#include \"{}\"\n", header.display());
     layout!(text, "rusthv_info", Info, present, missing, revision, phys_bits, reserved);
-    layout!(text, "rusthv_node_stats", NodeStats, node, padding, frames_in_use, frames_pooled, reserved);
-    layout!(text, "rusthv_host_stats", HostStats, frames_in_use, frames_pooled, vms, vcpus, reserved);
+    layout!(
+        text,
+        "rusthv_node_stats",
+        NodeStats,
+        node,
+        padding,
+        frames_in_use,
+        frames_pooled,
+        pool_hits,
+        pool_misses,
+        pool_shrunk,
+        reserved
+    );
+    layout!(text, "rusthv_numa_policy", NumaPolicy, policy, padding, nodes, reserved);
+    layout!(text, "rusthv_wipe", Wipe, mode, padding, reserved);
+    layout!(
+        text,
+        "rusthv_host_stats",
+        HostStats,
+        frames_in_use,
+        frames_pooled,
+        vms,
+        vcpus,
+        frames_wiped,
+        reserved
+    );
     layout!(
         text,
         "rusthv_vm_stats",
@@ -62,6 +86,16 @@ fn mirror_matches_the_header() {
     for (name, value) in [
         ("RUSTHV_CAP_EXTENSIONS", u64::from(RUSTHV_CAP_EXTENSIONS)),
         ("RUSTHV_EXTENSIONS_VERSION", RUSTHV_EXTENSIONS_VERSION as u64),
+        ("RUSTHV_CAP_NUMA_POLICY", u64::from(RUSTHV_CAP_NUMA_POLICY)),
+        ("RUSTHV_CAP_WIPE", u64::from(RUSTHV_CAP_WIPE)),
+        ("RUSTHV_NUMA_LOCAL", u64::from(RUSTHV_NUMA_LOCAL)),
+        ("RUSTHV_NUMA_BIND", u64::from(RUSTHV_NUMA_BIND)),
+        ("RUSTHV_NUMA_INTERLEAVE", u64::from(RUSTHV_NUMA_INTERLEAVE)),
+        ("RUSTHV_WIPE_NEVER", u64::from(RUSTHV_WIPE_NEVER)),
+        ("RUSTHV_WIPE_ZEROS", u64::from(RUSTHV_WIPE_ZEROS)),
+        ("RUSTHV_WIPE_RANDOM", u64::from(RUSTHV_WIPE_RANDOM)),
+        ("RUSTHV_SET_NUMA_POLICY", RUSTHV_SET_NUMA_POLICY),
+        ("RUSTHV_SET_WIPE", RUSTHV_SET_WIPE),
         ("RUSTHV_GET_INFO", RUSTHV_GET_INFO),
         ("RUSTHV_GET_HOST_STATS", RUSTHV_GET_HOST_STATS),
         ("RUSTHV_GET_NODE_STATS", RUSTHV_GET_NODE_STATS),
