@@ -255,8 +255,18 @@ impl Reserve {
             }
             self.home = home;
         }
-        for slot in self.frames.iter_mut().filter(|slot| slot.is_none()) {
-            let frame = supply.take(home)?;
+        // They are taken from the front: where the first is there, all are.
+        if matches!(self.frames, [Some(_), ..]) {
+            return Ok(());
+        }
+        self.fill_up(supply)
+    }
+
+    #[cold]
+    fn fill_up(&mut self, supply: &Supply) -> Result {
+        // From the back, so that what a failure leaves is taken first, too.
+        for slot in self.frames.iter_mut().rev().filter(|slot| slot.is_none()) {
+            let frame = supply.take(self.home)?;
             POOLED.add(frame.node(), 1);
             *slot = Some(frame);
         }

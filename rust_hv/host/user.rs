@@ -345,6 +345,11 @@ impl<'a> UserPages<'a> {
         run.map(|&page| Hpa::new(page))
     }
 
+    /// The same as numbers, to be looked through fast.
+    pub fn addresses(&self) -> &[u64] {
+        self.run.0.get(..self.found.count).unwrap_or_default()
+    }
+
     /// Number of pages, at least one.
     pub fn count(&self) -> usize {
         self.found.count

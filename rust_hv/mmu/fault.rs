@@ -221,7 +221,7 @@ fn map_large(
     let base = Gpa::new(gpa.raw() & !mask);
     let mapped = table.map(memory, base, leaf, unlinked)?;
     if matches!(mapped, Mapped::Fresh | Mapped::Replaced) {
-        let page = core::iter::once(leaf.hpa);
+        let page = &[leaf.hpa.raw()];
         unlinked
             .notes
             .mapped(memory, base.gfn(), leaf.size, page, 1);
@@ -264,7 +264,7 @@ fn map_small(
             let gfn = base.gfn();
             unlinked
                 .notes
-                .mapped(memory, gfn, PageSize::Size4K, pages.iter(), set);
+                .mapped(memory, gfn, PageSize::Size4K, pages.addresses(), set);
             filled.map(|_| ())
         }
         // A large page is mapped where the host, by now, has small ones: cut ours, too, and let

@@ -264,37 +264,49 @@ impl Notes {
         self.gone = Some(Run::page(gfn, leaf.hpa, leaf.size));
     }
 
-    /// Pages have been mapped, one after the other in the guest: those of the run whose bit is set.
-    #[inline]
+    /// Pages have been mapped, one after the other in the guest: those whose bit is set, of at most
+    /// 64 addresses.
     pub(super) fn mapped(
         &mut self,
         memory: &mut Tables<'_>,
         gfn: Gfn,
         size: PageSize,
-        pages: impl Iterator<Item = Hpa>,
+        pages: &[u64],
         set: u64,
     ) {
         self.settle();
-        let mut run: Option<Run> = None;
-        let mut gfn = gfn;
-        let mut left = set;
-        for hpa in pages {
-            if left == 0 {
-                break;
-            }
-            if left & 1 != 0 && !self.table.is_zero_page(hpa) {
-                let extended = run.as_mut().is_some_and(|run| run.extend(gfn, hpa, size));
-                if !extended {
-                    if let Some(run) = run.replace(Run::page(gfn, hpa, size)) {
-                        self.add(memory, &run);
-                    }
+        let mut rest = pages;
+        let (mut gfn, mut set) = (gfn.raw(), set);
+        while let (Some((&first, others)), true) = (rest.split_first(), set != 0) {
+            let mut count = 1;
+            // The page of zeroes comes alone: it is not writable.
+            if set & 1 != 0 && !self.table.is_zero_page(Hpa::new(first)) {
+                let limit = ((!set).trailing_zeros() as usize).min(pages.len());
+                let step = others.first().map_or(0, |next| next.wrapping_sub(first));
+                let down = step == size.bytes().wrapping_neg();
+                if down || step == size.bytes() {
+                    let mut last = first;
+                    let neighbours = others.iter().take(limit - 1);
+                    count += neighbours
+                        .take_while(|&&next| {
+                            let follows = next.wrapping_sub(last) == step;
+                            last = next;
+                            follows
+                        })
+                        .count();
                 }
+                let run = Run {
+                    gfn: Gfn::new(gfn),
+                    hpa: Hpa::new(first),
+                    size,
+                    count: count as u64,
+                    down: down && count > 1,
+                };
+                self.add(memory, &run);
             }
-            left >>= 1;
-            gfn = Gfn::new(gfn.raw().wrapping_add(size.pages()));
-        }
-        if let Some(run) = run {
-            self.add(memory, &run);
+            rest = rest.get(count..).unwrap_or_default();
+            gfn = gfn.wrapping_add(count as u64 * size.pages());
+            set = set.checked_shr(count as u32).unwrap_or(0);
         }
     }
 

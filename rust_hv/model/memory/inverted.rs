@@ -47,7 +47,7 @@ use crate::model::paging::PageSize;
 
 mod entry;
 mod lines;
-use entry::{pieces, shift_of, Key, Meaning, Piece, MASK};
+use entry::{lines_of, ones, pieces, shift_of, Key, Meaning, Piece, MASK};
 use lines::{
     close, each_entry, free_chain_frames, give_lines, is_entry, take_line, Line, Lines, Tail,
     SLOTS, WORDS,
@@ -184,7 +184,6 @@ pub trait Locks {
 }
 
 /// What a chain has of a piece that is being added.
-#[derive(Default)]
 struct Found<'a> {
     /// Pages that are not there yet.
     fresh: u64,
@@ -195,9 +194,25 @@ struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    /// At an entry of the same cluster that is of another owner or on another line.
+    /// At entries of the same cluster: a bit for each slot that has one.
+    #[inline]
+    fn look(&mut self, line: Line<'a>, mut hits: usize, piece: &Piece, other: Meaning) {
+        while hits != 0 {
+            let slot = hits.trailing_zeros() as usize;
+            hits &= hits - 1;
+            let entry = line.get(slot);
+            if entry.1 == piece.meaning.0 || entry.1 == other.0 {
+                self.fresh &= !entry.0;
+                self.home = Some((line, slot, Meaning(entry.1)));
+            } else if !piece.is_far_from(entry.1) {
+                self.look_closer(line, slot, piece);
+            }
+        }
+    }
+
+    /// At an entry that is of another owner or on another line.
     #[inline(never)]
-    fn look(&mut self, line: Line<'a>, slot: usize, piece: &Piece) {
+    fn look_closer(&mut self, line: Line<'a>, slot: usize, piece: &Piece) {
         let entry = Piece::of(line.get(slot));
         if entry.meaning.owner() != piece.meaning.owner() {
             self.shared |= entry.mask & piece.mask != 0;
@@ -356,8 +371,9 @@ impl Inverted {
         if self.sizes.load(Ordering::Relaxed) & seen == 0 {
             self.sizes.fetch_or(seen, Ordering::Relaxed);
         }
+        let [_, other] = lines_of(owner, run);
         let result = pieces(owner, run).try_for_each(|piece| {
-            let here = self.add_piece(memory, locks, &mut own, &piece)?;
+            let here = self.add_piece(memory, locks, &mut own, &piece, other)?;
             added.fresh += here.fresh;
             added.shared |= here.shared;
             Ok(())
@@ -373,6 +389,7 @@ impl Inverted {
         locks: &L,
         own: &mut Lines,
         piece: &Piece,
+        other: Meaning,
     ) -> Result<Added, NoFrame> {
         let place = self.place(piece.key);
         locks.group(place.group, |group| {
@@ -382,58 +399,68 @@ impl Inverted {
                     return Err(NoFrame);
                 }
             }
+            let mut line = self.line(memory, place.group, place.page(group.pages));
             let mut found = Found {
                 fresh: piece.mask,
-                ..Found::default()
+                shared: false,
+                home: None,
             };
-            let mut line = self.line(memory, place.group, place.page(group.pages));
             loop {
-                for slot in 0..SLOTS {
-                    let entry = line.get(slot);
-                    if entry.0 & !MASK == piece.key.0 {
-                        if entry.1 == piece.meaning.0 {
-                            found.fresh &= !entry.0;
-                            found.home = Some((line, slot, piece.meaning));
-                        } else {
-                            found.look(line, slot, piece);
-                        }
-                    }
+                let hits = line.hits(piece.key);
+                if hits != 0 {
+                    found.look(line, hits, piece, other);
                 }
                 match line.link() {
                     Some(next) => line = Line::at(memory, next),
                     None => break,
                 }
             }
-            let added = Added {
-                fresh: u64::from(found.fresh.count_ones()),
-                shared: found.shared,
-            };
-            if found.fresh == 0 {
-                return Ok(added);
-            }
-            if let Some((line, slot, meaning)) = found.home {
-                let mask = line.get(slot).0 | found.fresh;
-                line.set(slot, (mask, meaning.0));
-            } else {
-                let entry = (piece.key.0 | found.fresh, piece.meaning.0);
-                // Only the last line has room, if any.
-                if let Some(slot) = line.free_slot() {
-                    line.set(slot, entry);
+            let Found {
+                fresh,
+                shared,
+                home,
+            } = found;
+            if fresh != 0 {
+                if let Some((line, slot, meaning)) = home {
+                    line.set(slot, (line.get(slot).0 | fresh, meaning.0));
                 } else {
+                    let entry = (piece.key.0 | fresh, piece.meaning.0);
                     let address = line.address;
-                    let more = take_line(memory, locks, own)?;
-                    let more = Line::at(memory, more);
-                    Tail(Line::at(memory, address)).put(entry, || Some(more));
-                    group.links += 1;
-                }
-                group.entries += 1;
-                if group.entries.saturating_mul(2) > group.pages.saturating_mul(LOAD) {
-                    self.widen(memory, locks, place.group, group);
+                    self.put_entry(memory, locks, own, (place.group, group), address, entry)?;
                 }
             }
-            group.mapped[piece.key.size() as usize] += added.fresh;
-            Ok(added)
+            let fresh = ones(fresh);
+            group.mapped[piece.key.size() as usize] += fresh;
+            Ok(Added { fresh, shared })
         })
+    }
+
+    /// Adds an entry to a chain whose last line is known.
+    #[inline(never)]
+    fn put_entry<M: TableMemory, L: Locks>(
+        &self,
+        memory: &mut M,
+        locks: &L,
+        own: &mut Lines,
+        (index, group): (usize, &mut Group),
+        last: u64,
+        entry: (u64, u64),
+    ) -> Result<(), NoFrame> {
+        let line = Line::at(memory, last);
+        // Only the last line has room, if any.
+        if let Some(slot) = line.free_slot() {
+            line.set(slot, entry);
+        } else {
+            let more = take_line(memory, locks, own)?;
+            let more = Line::at(memory, more);
+            Tail(Line::at(memory, last)).put(entry, || Some(more));
+            group.links += 1;
+        }
+        group.entries += 1;
+        if group.entries.saturating_mul(2) > group.pages.saturating_mul(LOAD) {
+            self.widen(memory, locks, index, group);
+        }
+        Ok(())
     }
 
     /// Takes the pages of a run away; tells how many of them were there.
@@ -474,7 +501,7 @@ impl Inverted {
                     break;
                 };
                 piece.mask &= !gone;
-                removed += u64::from(gone.count_ones());
+                removed += ones(gone);
                 if let Some(unlinked) = emptied {
                     group.entries = group.entries.saturating_sub(1);
                     group.links = group.links.saturating_sub(u32::from(unlinked));

@@ -17,6 +17,16 @@ const FRAME_MASK: u64 = (1 << FRAME_BITS) - 1;
 /// In the second word of an entry: guest frames go down where the host's go up.
 const DOWN_SHIFT: u32 = 56;
 
+/// Number of bits in a mask. Most have one bit, or all, and the kernel's baseline CPU counts by hand.
+#[inline]
+pub(super) const fn ones(mask: u64) -> u64 {
+    match mask {
+        MASK => CLUSTER,
+        mask if mask & mask.wrapping_sub(1) == 0 => (mask != 0) as u64,
+        mask => mask.count_ones() as u64,
+    }
+}
+
 /// log2 of how much larger the pages of a size are than those of the next.
 const LEVEL_SHIFT: u32 = 9;
 
@@ -118,7 +128,7 @@ impl Piece {
 
     #[inline]
     pub(super) fn is_single(&self) -> bool {
-        self.mask & (self.mask - 1) == 0
+        self.mask & self.mask.wrapping_sub(1) == 0
     }
 
     /// The guest frame of a page.
@@ -135,6 +145,19 @@ impl Piece {
         }
     }
 
+    /// True where an entry of the same cluster, by its second word, has nothing to do with the
+    /// piece: the same owner has it, both go up, and they are too far apart for two of their pages
+    /// to be neighbours the other way round. Clusters whose pages are all over the guest have many
+    /// of these.
+    #[inline]
+    pub(super) fn is_far_from(&self, second: u64) -> bool {
+        // Owner and direction are above the difference of guest and host.
+        let (a, b) = (second, self.meaning.0);
+        let near = (2 * (CLUSTER - 1)) << (LEVEL_SHIFT * (self.key.0 >> SIZE_SHIFT) as u32);
+        let apart = a.wrapping_sub(b).wrapping_add(near) & FRAME_MASK;
+        (a ^ b) >> FRAME_BITS == 0 && a >> DOWN_SHIFT == 0 && apart > 2 * near
+    }
+
     /// Which mappings both have. They are of the same cluster and owner.
     #[inline]
     pub(super) fn common(&self, other: &Self) -> u64 {
@@ -142,15 +165,15 @@ impl Piece {
         if self.meaning == other.meaning || mask == 0 {
             return mask;
         }
+        if self.meaning.is_down() == other.meaning.is_down() {
+            return 0;
+        }
         self.crossing(other, mask)
     }
 
     /// [`Piece::common`] of pieces on different lines: a page at most, where they cross.
     #[cold]
     pub(super) fn crossing(&self, other: &Self, mut mask: u64) -> u64 {
-        if self.meaning.is_down() == other.meaning.is_down() {
-            return 0;
-        }
         while mask != 0 {
             let page = mask.trailing_zeros();
             if self.gfn(page) == other.gfn(page) {
@@ -194,6 +217,14 @@ impl Piece {
         let theirs = lines(other);
         lines(self).into_iter().find(|line| theirs.contains(line))
     }
+}
+
+/// The two lines that a run is on, if it is a single page; else its only one, twice.
+#[inline]
+pub(super) fn lines_of(owner: Owner, run: &Run) -> [Meaning; 2] {
+    let line = |down| Meaning::new(owner, run.gfn.raw(), run.hpa.raw() >> PAGE_SHIFT, down);
+    let other = if run.count == 1 { !run.down } else { run.down };
+    [line(run.down), line(other)]
 }
 
 /// The parts of a run in each cluster.

@@ -4,6 +4,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use super::entry::{Key, MASK};
 use super::{Locks, NoFrame, GROUPS};
 use crate::model::arch::addr::Hpa;
 use crate::model::paging::frames::{TableFrame, TableMemory, TableRef, ENTRIES};
@@ -88,6 +89,13 @@ impl<'a> Line<'a> {
     pub(super) fn set(&self, slot: usize, (first, second): (u64, u64)) {
         self.word(2 * slot).store(first, Ordering::Relaxed);
         self.word(2 * slot + 1).store(second, Ordering::Relaxed);
+    }
+
+    /// The slots with entries of a cluster: a bit for each.
+    #[inline(always)]
+    pub(super) fn hits(&self, key: Key) -> usize {
+        let hit = |slot: usize| usize::from(self.get(slot).0 & !MASK == key.0) << slot;
+        (0..SLOTS).map(hit).sum()
     }
 
     /// Address of the next line of the chain.
