@@ -143,7 +143,7 @@ impl InvertedTable {
     #[cold]
     pub fn grow(&self, reserve: &mut Reserve) -> Result {
         let mut memory = Tables::with_reserve(&self.supply, reserve);
-        let grown = self.table.grow(&mut Counted(&mut memory));
+        let grown = self.table.grow(&mut Counted(&mut memory), &*self.locks);
         grown.map_err(|_| ENOMEM)
     }
 
@@ -159,13 +159,14 @@ impl InvertedTable {
         hpa.page_base() == self.zero_page
     }
 
-    /// Adds pages that an owner has just mapped, none of them the page of zeroes. `memory` has a
-    /// reserve.
+    /// Adds pages that an owner has mapped, none of them the page of zeroes. Allocates nothing:
+    /// lines for chains were set aside by [`InvertedTable::grow`].
     #[inline]
-    pub fn add(&self, memory: &mut Tables<'_>, owner: Owner, run: &Run) -> Added {
+    pub fn add(&self, owner: Owner, run: &Run) -> Added {
+        let mut memory = Tables::existing(&self.supply);
         let added = self
             .table
-            .add(&mut Counted(memory), &*self.locks, owner, run);
+            .add(&mut Counted(&mut memory), &*self.locks, owner, run);
         added.unwrap_or_else(|_| self.missed(run.count))
     }
 

@@ -24,9 +24,8 @@ use kernel::sync::{new_spinlock, SpinLock};
 
 /// Frames that one node's pool keeps at most.
 pub const CAPACITY: usize = 128;
-/// Frames that a fault can need: one table for each level below the root of five, and two for the
-/// inverted page table, which takes one for each 63 entries.
-pub const RESERVE: usize = 6;
+/// Frames that a fault can need: one table for each level below the root of five.
+pub const RESERVE: usize = 4;
 
 /// The pools of the machine, while the module is loaded.
 pub static POOLS: Global<Pools> = Global::new();

@@ -137,6 +137,7 @@ impl Mmu {
             let Some(table) = now.tree.table.as_mut() else {
                 return Err(EIO);
             };
+            unlinked.notes.begin(&mut now.waiting);
             let like = self.leaf(pages.writable() && !read_only);
             let mapped = if large {
                 map_large(table, &mut memory, &mut unlinked, fault.gpa, &pages, like)
@@ -146,7 +147,7 @@ impl Mmu {
                 let like = [first, others];
                 map_small(table, &mut memory, &mut unlinked, fault.gpa, &pages, like)
             };
-            unlinked.notes.settle();
+            unlinked.notes.end(&mut now.waiting);
             if logged && fault.write {
                 now.logs.mark(&slot, gfn);
             }
@@ -222,9 +223,7 @@ fn map_large(
     let mapped = table.map(memory, base, leaf, unlinked)?;
     if matches!(mapped, Mapped::Fresh | Mapped::Replaced) {
         let page = &[leaf.hpa.raw()];
-        unlinked
-            .notes
-            .mapped(memory, base.gfn(), leaf.size, page, 1);
+        unlinked.notes.mapped(base.gfn(), leaf.size, page, 1);
     }
     Ok(())
 }
@@ -264,7 +263,7 @@ fn map_small(
             let gfn = base.gfn();
             unlinked
                 .notes
-                .mapped(memory, gfn, PageSize::Size4K, pages.addresses(), set);
+                .mapped(gfn, PageSize::Size4K, pages.addresses(), set);
             filled.map(|_| ())
         }
         // A large page is mapped where the host, by now, has small ones: cut ours, too, and let
@@ -274,7 +273,7 @@ fn map_small(
             if table.split(memory, base)? {
                 if let Some(leaf) = large {
                     let first = base.raw() & !(leaf.size.bytes() - 1);
-                    unlinked.notes.cut(memory, Gpa::new(first).gfn(), &leaf);
+                    unlinked.notes.cut(Gpa::new(first).gfn(), &leaf);
                 }
             }
             unlinked.changed = true;

@@ -48,6 +48,7 @@ use crate::host::tables::{give_back, Tables};
 use crate::host::task;
 use crate::host::user::{self, UserMm};
 use crate::model::arch::addr::{Gfn, GfnRange, Gpa, Hpa};
+use crate::model::memory::inverted::Run;
 use crate::model::memory::slots::{plan, Change, Limits, Request, Slot, SlotView};
 use crate::model::paging::format::Leaf;
 use crate::model::paging::frames::{Gather, TableFrame};
@@ -128,7 +129,7 @@ impl Drop for Tree {
             table.destroy(&mut Tables::existing(&self.supply), |gfn, leaf| {
                 notes.unmapped(gfn, &leaf);
             });
-            notes.settle();
+            notes.end(&mut None);
         }
     }
 }
@@ -142,6 +143,8 @@ struct State {
     /// Those of the slots whose flag asks for one, and of no others.
     logs: Logs,
     tree: Tree,
+    /// Pages that are mapped and not in the inverted page table yet.
+    waiting: Option<Run>,
     /// Changes under way in the host.
     invalidating: u64,
     /// Union of what they touch; none without a change under way.
@@ -296,6 +299,7 @@ impl Mmu {
             generation: 1,
             logs: Logs::new(),
             tree,
+            waiting: None,
             invalidating: 0,
             range: None,
             sequence: 0,
@@ -437,13 +441,16 @@ impl Mmu {
         loop {
             let mut unlinked = Unlinked::new(self);
             let memory = Tables::existing(&self.supply);
-            let progress = match self.state.lock().tree.table.as_mut() {
-                Some(table) => {
-                    let progress = table.zap(&memory, &mut sweep, STEP, &mut unlinked);
-                    unlinked.notes.settle();
-                    progress
-                }
-                None => Progress::Done,
+            let progress = {
+                let mut state = self.state.lock();
+                let State { tree, waiting, .. } = &mut *state;
+                unlinked.notes.begin(waiting);
+                let progress = match tree.table.as_mut() {
+                    Some(table) => table.zap(&memory, &mut sweep, STEP, &mut unlinked),
+                    None => Progress::Done,
+                };
+                unlinked.notes.end(waiting);
+                progress
             };
             // Dropped here, after the lock: flush, then free.
             drop(unlinked);

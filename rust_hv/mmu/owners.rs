@@ -6,9 +6,12 @@
 //! # In step
 //!
 //! Whoever sets or clears a leaf of a VM's tables notes that in a [`Notes`], and settles it before
-//! `Mmu::state` is dropped. So under a VM's `Mmu::state` its leaves and its entries in the inverted
-//! table say the same; and an entry is gone before the MMU notifier tells the host that a page is
-//! unmapped. [`Mmu::verify_owners`] compares the two.
+//! `Mmu::state` is dropped. The last run of pages that were mapped may wait in `State::waiting` for
+//! others that continue it: faults often come one page after the other, and one entry then takes
+//! them all in. So under a VM's `Mmu::state` its leaves are what its entries in the inverted table
+//! and that run say; an entry is gone before the MMU notifier tells the host that a page is
+//! unmapped; and whoever asks the table has it told of what waits first ([`Owners::settle`]).
+//! `verify` compares the two.
 //!
 //! # Isolation
 //!
@@ -21,11 +24,11 @@
 //!
 //! `list` (mutex) → `Mmu::state` (spinlock) → a group of the inverted table (spinlock).
 
-use super::Mmu;
+use super::{Mmu, State};
 use crate::host::frame::PageKind;
 use crate::host::global::Global;
 use crate::host::inverted::InvertedTable;
-use crate::host::tables::Tables;
+use crate::host::task;
 use crate::model::arch::addr::{Gfn, Hpa};
 use crate::model::memory::inverted::{Owner, Run, MAX_OWNERS};
 use crate::model::paging::format::Leaf;
@@ -125,6 +128,19 @@ impl Owners {
         let rest = list.iter().enumerate().skip(from);
         rest.into_iter()
             .find_map(|(index, place)| Some((index, place.member.clone()?)))
+    }
+
+    /// Has the inverted table know of everything that is mapped now. May sleep.
+    pub fn settle(&self) {
+        let mut next = 0;
+        while let Some((index, member)) = self.next(next) {
+            next = index + 1;
+            let mmu = &member.mmu;
+            let mut notes = Notes::new(mmu.inverted, &mmu.owner);
+            mmu.state.lock().settle(&mut notes);
+            notes.check_shared();
+            task::cond_resched();
+        }
     }
 
     /// Frames that were found mapped by two VMs without being shared.
@@ -229,11 +245,15 @@ impl Drop for Listed {
     }
 }
 
-/// What was done to a VM's leaves and is not in the inverted table yet. To be settled before
-/// `Mmu::state` is dropped.
+/// Pages that a run which waits may have: the more, the longer takes it to settle.
+const LONGEST: u64 = 1024;
+
+/// What was done to a VM's leaves and is not in the inverted table yet.
 pub(super) struct Notes {
     owner: Owner,
     table: &'static InvertedTable,
+    /// Of the VM, as long as its lock is held.
+    waiting: Option<Run>,
     gone: Option<Run>,
     /// A page that another VM has mapped, too.
     shared: Option<Hpa>,
@@ -244,9 +264,23 @@ impl Notes {
         Self {
             owner: owner.owner,
             table,
+            waiting: None,
             gone: None,
             shared: None,
         }
+    }
+
+    /// After `Mmu::state` was taken.
+    #[inline]
+    pub(super) fn begin(&mut self, waiting: &mut Option<Run>) {
+        self.waiting = waiting.take();
+    }
+
+    /// Before `Mmu::state` is dropped.
+    #[inline]
+    pub(super) fn end(&mut self, waiting: &mut Option<Run>) {
+        self.settle_gone();
+        *waiting = self.waiting.take();
     }
 
     /// A page is no longer mapped.
@@ -260,21 +294,16 @@ impl Notes {
                 return;
             }
         }
-        self.settle();
+        self.settle_gone();
+        // It may be in there.
+        self.settle_waiting();
         self.gone = Some(Run::page(gfn, leaf.hpa, leaf.size));
     }
 
     /// Pages have been mapped, one after the other in the guest: those whose bit is set, of at most
     /// 64 addresses.
-    pub(super) fn mapped(
-        &mut self,
-        memory: &mut Tables<'_>,
-        gfn: Gfn,
-        size: PageSize,
-        pages: &[u64],
-        set: u64,
-    ) {
-        self.settle();
+    pub(super) fn mapped(&mut self, gfn: Gfn, size: PageSize, pages: &[u64], set: u64) {
+        self.settle_gone();
         let mut rest = pages;
         let (mut gfn, mut set) = (gfn.raw(), set);
         while let (Some((&first, others)), true) = (rest.split_first(), set != 0) {
@@ -286,7 +315,7 @@ impl Notes {
                 let down = step == size.bytes().wrapping_neg();
                 if down || step == size.bytes() {
                     let mut last = first;
-                    let neighbours = others.iter().take(limit - 1);
+                    let neighbours = others.iter().take(limit.saturating_sub(1));
                     count += neighbours
                         .take_while(|&&next| {
                             let follows = next.wrapping_sub(last) == step;
@@ -295,14 +324,13 @@ impl Notes {
                         })
                         .count();
                 }
-                let run = Run {
+                self.wait(Run {
                     gfn: Gfn::new(gfn),
                     hpa: Hpa::new(first),
                     size,
                     count: count as u64,
                     down: down && count > 1,
-                };
-                self.add(memory, &run);
+                });
             }
             rest = rest.get(count..).unwrap_or_default();
             gfn = gfn.wrapping_add(count as u64 * size.pages());
@@ -311,29 +339,44 @@ impl Notes {
     }
 
     /// A large page has been cut into pages of the next smaller size.
-    pub(super) fn cut(&mut self, memory: &mut Tables<'_>, gfn: Gfn, leaf: &Leaf) {
+    pub(super) fn cut(&mut self, gfn: Gfn, leaf: &Leaf) {
         let Some(size) = leaf.size.smaller() else {
             return;
         };
         self.unmapped(gfn, leaf);
-        self.settle();
+        self.settle_gone();
         let count = leaf.size.pages() / size.pages();
-        let run = Run {
+        self.wait(Run {
             count,
             ..Run::page(gfn, leaf.hpa, size)
-        };
-        self.add(memory, &run);
+        });
     }
 
-    fn add(&mut self, memory: &mut Tables<'_>, run: &Run) {
-        if self.table.add(memory, self.owner, run).shared {
-            self.shared = Some(run.hpa);
+    /// Adds a run to the one that waits, or lets it wait instead of that.
+    #[inline]
+    fn wait(&mut self, run: Run) {
+        if let Some(waiting) = &mut self.waiting {
+            if waiting.count + run.count <= LONGEST && waiting.append(&run) {
+                return;
+            }
+        }
+        self.settle_waiting();
+        self.waiting = Some(run);
+    }
+
+    /// Tells the inverted table of the run that waits.
+    #[inline]
+    pub(super) fn settle_waiting(&mut self) {
+        if let Some(run) = self.waiting.take() {
+            if self.table.add(self.owner, &run).shared {
+                self.shared = Some(run.hpa);
+            }
         }
     }
 
     /// Tells the inverted table what was unmapped.
     #[inline]
-    pub(super) fn settle(&mut self) {
+    fn settle_gone(&mut self) {
         if let Some(run) = self.gone.take() {
             self.table.remove(self.owner, &run);
         }
@@ -347,5 +390,13 @@ impl Notes {
                 owners.check(self.table, hpa);
             }
         }
+    }
+}
+
+impl State {
+    /// Has the inverted table know of all leaves.
+    pub(super) fn settle(&mut self, notes: &mut Notes) {
+        notes.begin(&mut self.waiting);
+        notes.settle_waiting();
     }
 }

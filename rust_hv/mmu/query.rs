@@ -63,6 +63,7 @@ pub fn frame(asked: &rusthv_frame) -> Result<rusthv_frame> {
         return Err(EINVAL);
     }
     let (table, owners) = (INVERTED.get()?, OWNERS.get()?);
+    owners.settle();
     let hpa = Hpa::new(asked.hpa);
     let mut found: [Option<Alias>; OWNERS_MAX] = [None; OWNERS_MAX];
     let (mut total, mut kind) = (0, 0);
@@ -139,6 +140,7 @@ impl Mmu {
             node: -1,
             ..Default::default()
         };
+        OWNERS.get()?.settle();
         let memory = Tables::existing(&self.supply);
         let state = self.state.lock();
         let table = state.tree.table.as_ref();

@@ -135,6 +135,9 @@ impl Content for Frames {
         let (Ok(table), Ok(owners)) = (INVERTED.get(), OWNERS.get()) else {
             return;
         };
+        if record == 0 {
+            owners.settle();
+        }
         let mut room = KVec::new();
         let (group, number) = (record as usize % GROUPS, (record / GROUPS as u64) as u32);
         if !matches!(chain(table, group, number, &mut room), Ok(true)) {
@@ -183,6 +186,7 @@ impl Content for Size {
         let (Ok(table), Ok(owners)) = (INVERTED.get(), OWNERS.get()) else {
             return;
         };
+        owners.settle();
         let usage = table.usage();
         let [small, large, huge] = usage.mapped;
         seq_print!(out, "pages_4k {small}\npages_2m {large}\npages_1g {huge}\n");

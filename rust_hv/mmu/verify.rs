@@ -6,7 +6,7 @@
 //! VM's tables. Each comparison is made under the VM's `Mmu::state`, where the two must agree: what
 //! changes between two comparisons makes no difference.
 
-use super::owners::{Member, Owners, OWNERS};
+use super::owners::{Member, Notes, Owners, OWNERS};
 use super::{everything, Mmu};
 use crate::host::frame::PageKind;
 use crate::host::inverted::{InvertedTable, INVERTED};
@@ -85,7 +85,10 @@ impl Mmu {
         let memory = Tables::existing(&self.supply);
         let mut sweep = Sweep::new(everything());
         loop {
-            let progress = match self.state.lock().tree.table.as_ref() {
+            let mut notes = Notes::new(self.inverted, &self.owner);
+            let mut state = self.state.lock();
+            state.settle(&mut notes);
+            let progress = match state.tree.table.as_ref() {
                 Some(table) => table.for_each_leaf(&memory, &mut sweep, STEP, |gfn, leaf| {
                     if let Some(count) = report.mapped.get_mut(leaf.size as usize) {
                         *count += 1;
@@ -104,6 +107,8 @@ impl Mmu {
                 }),
                 None => Progress::Done,
             };
+            drop(state);
+            notes.check_shared();
             if progress == Progress::Done {
                 return Ok(());
             }

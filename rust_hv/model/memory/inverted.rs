@@ -49,8 +49,8 @@ mod entry;
 mod lines;
 use entry::{lines_of, ones, pieces, shift_of, Key, Meaning, Piece, MASK};
 use lines::{
-    close, each_entry, free_chain_frames, give_lines, is_entry, take_line, Line, Lines, Tail,
-    SLOTS, WORDS,
+    add_lines, close, each_entry, free_chain_frames, give_lines, is_entry, release_lines,
+    take_line, Line, Lines, Tail, SLOTS, WORDS,
 };
 pub use lines::{Spare, LINES};
 
@@ -60,6 +60,8 @@ pub const GROUPS: usize = 64;
 pub const LOAD: u32 = 5;
 /// Pages that an entry can cover.
 pub const CLUSTER: u64 = 16;
+/// With fewer lines for chains, [`Inverted::grow`] adds some: a fault makes at most as many entries.
+const FEW_LINES: u64 = 64;
 /// Owners are below this.
 pub const MAX_OWNERS: usize = 1 << 16;
 
@@ -145,6 +147,25 @@ impl Run {
             self.count += 1;
         }
         next
+    }
+}
+
+impl Run {
+    /// Takes in a run that continues this one, in the same direction; false if it does not.
+    #[inline]
+    pub fn append(&mut self, other: &Self) -> bool {
+        if other.count == 1 {
+            return self.extend(other.gfn, other.hpa, other.size);
+        }
+        // The first page tells all but the direction.
+        let same = self.count == 1 || self.down == other.down;
+        let mut with = *self;
+        if !same || !with.extend(other.gfn, other.hpa, other.size) || with.down != other.down {
+            return false;
+        }
+        with.count = self.count + other.count;
+        *self = with;
+        true
     }
 }
 
@@ -306,6 +327,8 @@ pub struct Inverted {
     pages: AtomicU32,
     /// A group would like one more.
     wanted: AtomicBool,
+    /// Few lines for chains are left.
+    scarce: AtomicBool,
     /// Somebody adds pages or takes some away.
     resizing: AtomicBool,
     /// Sizes of pages that were ever added: a bit each.
@@ -321,6 +344,7 @@ impl Inverted {
             root: [const { AtomicU64::new(0) }; ENTRIES],
             pages: AtomicU32::new(0),
             wanted: AtomicBool::new(false),
+            scarce: AtomicBool::new(false),
             resizing: AtomicBool::new(false),
             sizes: AtomicU32::new(0),
         }
@@ -354,7 +378,7 @@ impl Inverted {
     /// True when [`Inverted::grow`] should be called soon.
     #[inline]
     pub fn is_short(&self) -> bool {
-        self.wanted.load(Ordering::Relaxed)
+        self.wanted.load(Ordering::Relaxed) || self.scarce.load(Ordering::Relaxed)
     }
 
     /// Adds the pages of a run; those that are there already stay as they are.
@@ -365,13 +389,21 @@ impl Inverted {
         owner: Owner,
         run: &Run,
     ) -> Result<Added, NoFrame> {
-        let mut added = Added::default();
-        let mut own = Lines::default();
         let seen = 1 << run.size as u32;
         if self.sizes.load(Ordering::Relaxed) & seen == 0 {
             self.sizes.fetch_or(seen, Ordering::Relaxed);
         }
-        let [_, other] = lines_of(owner, run);
+        let [line, other] = lines_of(owner, run);
+        let mut own = Lines::default();
+        if run.count == 1 {
+            let piece = Piece::page(run, line);
+            let added = self.add_piece(memory, locks, &mut own, &piece, other);
+            if own.count != 0 {
+                give_lines(memory, locks, own);
+            }
+            return added;
+        }
+        let mut added = Added::default();
         let result = pieces(owner, run).try_for_each(|piece| {
             let here = self.add_piece(memory, locks, &mut own, &piece, other)?;
             added.fresh += here.fresh;
@@ -382,7 +414,7 @@ impl Inverted {
         result.map(|()| added)
     }
 
-    #[inline]
+    #[inline(always)]
     fn add_piece<M: TableMemory, L: Locks>(
         &self,
         memory: &mut M,
@@ -451,7 +483,10 @@ impl Inverted {
         if let Some(slot) = line.free_slot() {
             line.set(slot, entry);
         } else {
-            let more = take_line(memory, locks, own)?;
+            let (more, left) = take_line(memory, locks, own)?;
+            if left < FEW_LINES && !self.scarce.load(Ordering::Relaxed) {
+                self.scarce.store(true, Ordering::Relaxed);
+            }
             let more = Line::at(memory, more);
             Tail(Line::at(memory, last)).put(entry, || Some(more));
             group.links += 1;
@@ -622,7 +657,7 @@ impl Inverted {
     ) {
         if group.pages >= self.pages.load(Ordering::Acquire) {
             // Written by many: not when it is so already.
-            if !self.is_short() {
+            if !self.wanted.load(Ordering::Relaxed) {
                 self.wanted.store(true, Ordering::Relaxed);
             }
             return;
@@ -695,13 +730,22 @@ impl Inverted {
         self.resizing.store(false, Ordering::Release);
     }
 
-    /// Adds a page. Does nothing where somebody else is about to, or where there can be no more;
-    /// chains get longer then.
-    pub fn grow<M: TableMemory>(&self, memory: &mut M) -> Result<(), NoFrame> {
+    /// Adds a page, and lines for chains where these are few. Does nothing where somebody else is
+    /// about to, or where there can be no more pages; chains get longer then.
+    pub fn grow<M: TableMemory, L: Locks>(&self, memory: &mut M, locks: &L) -> Result<(), NoFrame> {
         if !self.begin_resizing() {
             return Ok(());
         }
-        let result = self.add_page(memory);
+        let mut result = Ok(());
+        if locks.spare(|spare| spare.free.count) < FEW_LINES {
+            self.scarce.store(false, Ordering::Relaxed);
+            let mut own = Lines::default();
+            result = add_lines(memory, locks, &mut own);
+            give_lines(memory, locks, own);
+        }
+        if result.is_ok() && (self.wanted.load(Ordering::Relaxed) || self.pages() == 0) {
+            result = self.add_page(memory);
+        }
         self.end_resizing();
         result
     }
@@ -727,8 +771,8 @@ impl Inverted {
         Ok(())
     }
 
-    /// Frees pages that no group uses any more, all but one, and the lines of chains when no chain
-    /// uses any.
+    /// Frees pages that no group uses any more, all but one, and when no chain uses lines, all of
+    /// these but a frame's.
     pub fn trim<M: TableMemory, L: Locks>(&self, memory: &mut M, locks: &L) {
         if !self.begin_resizing() {
             return;
@@ -747,13 +791,8 @@ impl Inverted {
             self.free_page(memory, last as usize);
         }
         self.end_resizing();
-        let idle = locks.spare(|spare| {
-            let all = spare.free.count == spare.frames * LINES as u64;
-            all.then(|| core::mem::take(spare))
-        });
-        if let Some(idle) = idle {
-            free_chain_frames(memory, idle);
-        }
+        let idle = locks.spare(|spare| release_lines(memory, spare));
+        free_chain_frames(memory, idle);
     }
 
     fn free_page<M: TableMemory>(&self, memory: &mut M, number: usize) {
@@ -773,7 +812,7 @@ impl Inverted {
             self.free_page(memory, number);
         }
         let spare = locks.spare(core::mem::take);
-        free_chain_frames(memory, spare);
+        free_chain_frames(memory, spare.last);
         (0..GROUPS).for_each(|index| locks.group(index, |group| *group = Group::default()));
     }
 }

@@ -30,7 +30,7 @@ fn churn(table: &Inverted, locks: &TestLocks, shared: &Shared, owner: u16) {
             let added = table.add(&mut memory, locks, Owner::new(owner), &what);
             assert_eq!(added.expect("frames are plenty").fresh, 1);
             if table.is_short() {
-                table.grow(&mut memory).expect("frames are plenty");
+                table.grow(&mut memory, locks).expect("frames are plenty");
             }
         }
         for number in 0..PAGES {
@@ -53,7 +53,7 @@ fn churn(table: &Inverted, locks: &TestLocks, shared: &Shared, owner: u16) {
         let added = table.add(&mut memory, locks, Owner::new(owner), &what);
         assert!(added.is_ok());
         if table.is_short() {
-            table.grow(&mut memory).expect("frames are plenty");
+            table.grow(&mut memory, locks).expect("frames are plenty");
         }
     }
 }
@@ -66,7 +66,7 @@ fn threads_do_not_disturb_each_other() {
         Shared::new(),
     );
     let done = AtomicBool::new(false);
-    table.grow(&mut &shared).expect("the first page");
+    table.grow(&mut &shared, &locks).expect("the first page");
     thread::scope(|scope| {
         let workers: Vec<_> = (0..THREADS)
             .map(|owner| {

@@ -25,7 +25,7 @@ fn run(t: &Context) -> Outcome {
         let (guest, nested): (Vec<WalkEntry>, Vec<WalkEntry>) =
             entries.iter().partition(|entry| entry.table == 0);
         check!(guest.len() >= 2 && nested.len() >= 2, "{walk:x?}");
-        check_eq!((guest[0].level, nested[0].level), (4, 4), "{walk:x?}");
+        check!(guest[0].level == 4 && nested[0].level >= 4, "{walk:x?}");
         check!(guest[0].address >> 12 == machine.vcpu.sregs()?.cr3 >> 12, "{walk:x?}");
         for (index, entry) in guest.iter().enumerate() {
             check_eq!(entry.level, 4 - index as u32, "{walk:x?}");

@@ -111,6 +111,17 @@ pub(super) struct Piece {
 }
 
 impl Piece {
+    /// A run that is one page.
+    #[inline]
+    pub(super) fn page(run: &Run, meaning: Meaning) -> Self {
+        let page = (run.hpa.raw() >> shift_of(run.size)) % CLUSTER;
+        Self {
+            key: Key::of(run.hpa, run.size),
+            mask: 1 << page,
+            meaning,
+        }
+    }
+
     #[inline]
     pub(super) fn of((first, second): (u64, u64)) -> Self {
         Self {

@@ -208,20 +208,30 @@ pub(super) fn close<'a, M: TableMemory>(
     }
 }
 
-/// A line of zeroes for a chain.
+/// A line of zeroes for a chain; tells how many are left for all.
 pub(super) fn take_line<M: TableMemory, L: Locks>(
     memory: &mut M,
     locks: &L,
     own: &mut Lines,
-) -> Result<u64, NoFrame> {
-    if let Some(line) = own.pop(memory) {
-        return Ok(line.address);
+) -> Result<(u64, u64), NoFrame> {
+    let (line, left) = locks.spare(|spare| (spare.free.pop(memory), spare.free.count));
+    if let Some(line) = line {
+        return Ok((line.address, left));
     }
-    if let Some(line) = locks.spare(|spare| spare.free.pop(memory)) {
-        return Ok(line.address);
+    if own.count == 0 {
+        // The rest is the caller's until the end of the call: nobody else can use it up.
+        add_lines(memory, locks, own)?;
     }
+    own.pop(memory).map(|line| (line.address, 0)).ok_or(NoFrame)
+}
+
+/// Makes lines of a frame.
+pub(super) fn add_lines<M: TableMemory, L: Locks>(
+    memory: &mut M,
+    locks: &L,
+    own: &mut Lines,
+) -> Result<(), NoFrame> {
     let frame = memory.alloc().ok_or(NoFrame)?.hpa().raw();
-    // The rest is ours until the end of the call: nobody else can use it up.
     (1..GROUPS).for_each(|index| own.push(Line::at(memory, frame + (index * WORDS * 8) as u64)));
     locks.spare(|spare| {
         let header = Line::at(memory, frame);
@@ -229,7 +239,7 @@ pub(super) fn take_line<M: TableMemory, L: Locks>(
         spare.last = frame;
         spare.frames += 1;
     });
-    take_line(memory, locks, own)
+    Ok(())
 }
 
 /// Lines that are left go to all.
@@ -244,8 +254,26 @@ pub(super) fn give_lines<M: TableMemory, L: Locks>(memory: &M, locks: &L, mut ow
     });
 }
 
-pub(super) fn free_chain_frames<M: TableMemory>(memory: &mut M, spare: Spare) {
-    let mut next = spare.last;
+/// Takes all frames of lines but one, when no chain uses any line; the first of them, or 0.
+pub(super) fn release_lines<M: TableMemory>(memory: &M, spare: &mut Spare) -> u64 {
+    if spare.frames < 2 || spare.free.count != spare.frames * LINES as u64 {
+        return 0;
+    }
+    let kept = spare.last;
+    let others = Line::at(memory, kept).word(0).swap(0, Ordering::Relaxed);
+    let mut free = Lines::default();
+    (1..GROUPS).for_each(|index| free.push(Line::at(memory, kept + (index * WORDS * 8) as u64)));
+    *spare = Spare {
+        free,
+        last: kept,
+        frames: 1,
+    };
+    others
+}
+
+/// Frees the frames of a list.
+pub(super) fn free_chain_frames<M: TableMemory>(memory: &mut M, first: u64) {
+    let mut next = first;
     while next != 0 {
         let frame = next;
         next = Line::at(memory, frame).word(0).load(Ordering::Relaxed);
