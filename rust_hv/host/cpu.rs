@@ -131,16 +131,17 @@ pub fn smp_mb() {
 }
 
 /// Interrupts the CPUs whose bits are set, counted from `first` on, and waits until each has taken
-/// the interrupt.
+/// the interrupt. The CPU that this runs on is none of them, as it is not in a guest. Tells how many
+/// there were.
 ///
 /// May be called under a spinlock that is never taken with interrupts off. Offline CPUs are
 /// skipped.
-pub fn kick(first: usize, bits: &[u64]) {
+pub fn kick(first: usize, bits: &[u64]) -> u32 {
     let count = bits.len().saturating_mul(64);
     let count = count.min(max_cpus().saturating_sub(first));
     // SAFETY: `bits` has at least `count` bits and outlives the call; `first + count` is no more
     // than there are CPUs.
-    unsafe { bindings::rhv_kick_cpus(first as u32, bits.as_ptr().cast(), count as u32) };
+    unsafe { bindings::rhv_kick_cpus(first as u32, bits.as_ptr().cast(), count as u32) }
 }
 
 /// Runs `f` on `cpu` with interrupts off there, and waits for it.

@@ -11,6 +11,7 @@
 //! Locks: a pool's spinlock is a leaf and protects the list of its free frames. Frames are allocated
 //! and freed without it.
 
+use super::cpu::{current_cpu, Cpu};
 use super::debugfs::Content;
 use super::frame::{max_nodes, nearest, Frame, NodeCounts, Place, Wipe, ALIVE, WIPED};
 use super::global::Global;
@@ -235,7 +236,9 @@ impl Drop for Pools {
 #[derive(Default)]
 pub struct Reserve {
     frames: [Option<Frame>; RESERVE],
-    /// The node on whose CPU they were to be needed.
+    have: usize,
+    /// The CPU and the node where they are to be needed.
+    cpu: Cpu,
     home: i32,
 }
 
@@ -245,29 +248,30 @@ impl Reserve {
     /// # Errors
     ///
     /// `ENOMEM`; what was got stays in the reserve.
+    #[inline]
     pub fn fill(&mut self, supply: &Supply) -> Result {
-        let home = supply.home();
+        let cpu = current_cpu();
+        if self.have == RESERVE && self.cpu == cpu {
+            return Ok(());
+        }
+        self.fill_on(cpu, supply)
+    }
+
+    #[inline(never)]
+    fn fill_on(&mut self, cpu: Cpu, supply: &Supply) -> Result {
+        let home = supply.home(cpu);
         if home != self.home {
             // The vCPU has come to another node, and its tables are to come there, too.
             while let Some(frame) = self.take() {
                 supply.give_unused(frame);
             }
-            self.home = home;
         }
-        // They are taken from the front: where the first is there, all are.
-        if matches!(self.frames, [Some(_), ..]) {
-            return Ok(());
-        }
-        self.fill_up(supply)
-    }
-
-    #[cold]
-    fn fill_up(&mut self, supply: &Supply) -> Result {
-        // From the back, so that what a failure leaves is taken first, too.
-        for slot in self.frames.iter_mut().rev().filter(|slot| slot.is_none()) {
-            let frame = supply.take(self.home)?;
+        (self.cpu, self.home) = (cpu, home);
+        for slot in self.frames.iter_mut().filter(|slot| slot.is_none()) {
+            let frame = supply.take(home)?;
             POOLED.add(frame.node(), 1);
             *slot = Some(frame);
+            self.have += 1;
         }
         Ok(())
     }
@@ -275,6 +279,7 @@ impl Reserve {
     /// Takes one frame; `None` when the reserve is empty.
     pub fn take(&mut self) -> Option<Frame> {
         let frame = self.frames.iter_mut().find_map(Option::take)?;
+        self.have -= 1;
         POOLED.add(frame.node(), -1);
         Some(frame)
     }

@@ -139,12 +139,15 @@ static void rhv_nothing(void *unused)
 {
 }
 
-/* Interrupt the CPUs of a bitmap that are online, and wait until they took it. */
-void rhv_kick_cpus(unsigned int first, const unsigned long *cpus,
-		   unsigned int ncpus)
+/*
+ * Interrupt the CPUs of a bitmap that are online, but for the one that we are
+ * on, and wait until they took it. How many they were.
+ */
+unsigned int rhv_kick_cpus(unsigned int first, const unsigned long *cpus,
+			   unsigned int ncpus)
 {
 	cpumask_var_t mask;
-	unsigned int cpu;
+	unsigned int cpu, count;
 
 	/*
 	 * On the stack or not, by CPUMASK_OFFSTACK. When there is no memory
@@ -152,15 +155,19 @@ void rhv_kick_cpus(unsigned int first, const unsigned long *cpus,
 	 */
 	if (!zalloc_cpumask_var(&mask, GFP_ATOMIC | __GFP_NOWARN)) {
 		smp_call_function(rhv_nothing, NULL, 1);
-		return;
+		return num_online_cpus() - 1;
 	}
 	for_each_set_bit(cpu, cpus, ncpus)
 		if (cpu_online(first + cpu))
 			cpumask_set_cpu(first + cpu, mask);
 	preempt_disable();
-	smp_call_function_many(mask, rhv_nothing, NULL, 1);
+	cpumask_clear_cpu(smp_processor_id(), mask);
+	count = cpumask_weight(mask);
+	if (count)
+		smp_call_function_many(mask, rhv_nothing, NULL, 1);
 	preempt_enable();
 	free_cpumask_var(mask);
+	return count;
 }
 
 /* Whose virtualization the CPU would have, if it has any. */

@@ -70,8 +70,8 @@ int rhv_mutex_lock_killable(struct mutex *lock);
 void rhv_cond_resched(void);
 void rhv_smp_mb(void);
 void rhv_schedule_away(void);
-void rhv_kick_cpus(unsigned int first, const unsigned long *cpus,
-		   unsigned int ncpus);
+unsigned int rhv_kick_cpus(unsigned int first, const unsigned long *cpus,
+			   unsigned int ncpus);
 
 /* CPU features of the host, by X86_FEATURE_* or X86_BUG_* number */
 bool rhv_cpu_is_amd(void);
@@ -207,6 +207,7 @@ bool rhv_has_svm(void);
 int rhv_memory_encryption(void);
 bool rhv_svm_load(void);
 void rhv_svm_put(void);
+int rhv_invlpga(u64 addr, u32 asid);
 /* 0: a VM exit; 2: an instruction faulted. */
 int rhv_svm_enter(struct rhv_regs *regs, u64 vmcb, u32 asid, u64 host_debugctl);
 

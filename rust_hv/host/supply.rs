@@ -6,7 +6,7 @@
 //! Both are settled before the VM's first vCPU. The frames that the VM has by then, those of its
 //! root table, are wiped as the rest when they go.
 
-use super::cpu::current_node;
+use super::cpu::{current_node, node_of, Cpu};
 use super::frame::{nearest, Frame, NodeSet, Place, Wipe};
 use super::pool::Pools;
 use kernel::prelude::*;
@@ -102,12 +102,12 @@ impl Supply {
         }
     }
 
-    /// The node on whose CPU the next tables are needed; always the same where that is no matter.
-    #[inline]
-    pub(super) fn home(&self) -> i32 {
+    /// The node of the CPU on which the next tables are needed; always the same where that is no
+    /// matter.
+    pub(super) fn home(&self, cpu: Cpu) -> i32 {
         match self.policy.load(Relaxed) {
             INTERLEAVE => 0,
-            _ => current_node(),
+            _ => node_of(cpu),
         }
     }
 

@@ -56,6 +56,7 @@ use crate::model::paging::nested::Nested;
 use crate::model::paging::sweep::{Progress, Sweep};
 use crate::model::paging::table::Table;
 use crate::model::paging::PageSize;
+use crate::vendor::flush::Flushes;
 use crate::vendor::{KeepAlive, NestedRoot};
 use dirty::{Logs, Manual, Prepared};
 use kernel::prelude::*;
@@ -79,6 +80,10 @@ pub struct MmuStats {
     pub flushes: Atomic<u64>,
     /// CPUs interrupted for them.
     pub flush_ipis: Atomic<u64>,
+    /// CPUs that were left alone: they flush when the VM runs there again.
+    pub flushes_deferred: Atomic<u64>,
+    /// What CPUs were told to forget.
+    pub hardware: Flushes,
     /// Flushes executed before an entry.
     pub invalidations: Atomic<u64>,
     /// Notifications that met a slot.
@@ -92,6 +97,8 @@ impl MmuStats {
         Self {
             flushes: Atomic::new(0),
             flush_ipis: Atomic::new(0),
+            flushes_deferred: Atomic::new(0),
+            hardware: Flushes::new(),
             invalidations: Atomic::new(0),
             notifications: Atomic::new(0),
             retries: Atomic::new(0),
@@ -486,7 +493,11 @@ impl Mmu {
     }
 }
 
-impl KeepAlive for Mmu {}
+impl KeepAlive for Mmu {
+    fn flushes(&self) -> &Flushes {
+        &self.stats.hardware
+    }
+}
 
 impl MmuEvents for Mmu {
     fn invalidate_start(&self, range: HvaRange, blockable: bool) {

@@ -15,9 +15,10 @@
 
 use super::cpus;
 use super::vmcb::tlb_control;
-use crate::host::bindings::rhv_svm_cpu;
+use crate::host::bindings::{self, rhv_svm_cpu};
 use crate::host::cpu::IrqsOff;
-use crate::vendor::Visit;
+use crate::model::arch::addr::Gva;
+use crate::vendor::{HwError, Visit};
 use kernel::prelude::*;
 
 /// The CPU of a vCPU that has not run yet.
@@ -68,6 +69,21 @@ impl Asid {
         self.cpu = here;
         self.generation = NONE;
         true
+    }
+
+    /// Forgets one linear address now, if the vCPU can have translations on this CPU at all; tells
+    /// whether.
+    pub fn flush_address(&self, irqs: &IrqsOff, address: Gva) -> Result<bool, HwError> {
+        let valid = cpus::with(irqs, |cpu| self.generation == cpu.generation && cpu.enabled);
+        if !valid || self.flush {
+            // None, or they go anyway.
+            return Ok(false);
+        }
+        // SAFETY: Dropping translations is always allowed; SVM is on here.
+        match unsafe { bindings::rhv_invlpga(address.raw(), self.number) } {
+            0 => Ok(true),
+            _ => Err(HwError::Fault),
+        }
     }
 
     /// Flushes at the next entry.

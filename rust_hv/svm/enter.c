@@ -230,3 +230,16 @@ int rhv_svm_enter(struct rhv_regs *regs, u64 vmcb, u32 asid, u64 host_debugctl)
 	guest_timing_exit_irqoff();
 	return ret;
 }
+
+/* Forgets one address of an ASID. 2: it faults, as SVM is off. */
+int rhv_invlpga(u64 addr, u32 asid)
+{
+	int status = 2;
+
+	asm volatile("1:	invlpga	%%rax, %%ecx\n"
+		     "	xor	%0, %0\n"
+		     "2:\n"
+		     _ASM_EXTABLE(1b, 2b)
+		     : "+r"(status) : "a"(addr), "c"(asid) : "cc", "memory");
+	return status;
+}

@@ -22,6 +22,7 @@ use crate::host::switch::Running;
 use crate::host::task;
 use crate::model::arch::regs::{Efer, Rflags, DR6_RESET};
 use crate::model::arch::segment::AccessRights;
+use crate::vendor::flush::FlushKind;
 use crate::vendor::{self, HwError, NestedRoot, ResetRights};
 use kernel::prelude::*;
 
@@ -64,7 +65,7 @@ pub struct Guest {
     pub(super) skipped: u8,
     /// RDTSCP and INVPCID.
     pub(super) offered: (bool, bool),
-    root: NestedRoot,
+    pub(super) root: NestedRoot,
     tsc_offset: u64,
     host_xcr0: u64,
     host_debugctl: u64,
@@ -311,6 +312,11 @@ impl GuestWindow<'_> {
             dirty |= clean::ASID;
         }
         vmcb.control.tlb_control = tag.control;
+        match tag.control {
+            tlb_control::NOTHING => {}
+            tlb_control::ASID => guest.root.count(FlushKind::Tag),
+            _ => guest.root.count(FlushKind::AllTags),
+        }
         vmcb.save.rax = rax;
         if vmcb.save.cr2 != cr2 {
             vmcb.save.cr2 = cr2;
@@ -404,7 +410,12 @@ const NO_TABLES: u64 = 0x1000;
 #[cfg(CONFIG_KUNIT = "y")]
 pub(super) fn test_guest(svm: &'static Svm) -> Result<Guest> {
     struct Nothing;
-    impl vendor::KeepAlive for Nothing {}
+    impl vendor::KeepAlive for Nothing {
+        fn flushes(&self) -> &vendor::flush::Flushes {
+            static FLUSHES: vendor::flush::Flushes = vendor::flush::Flushes::new();
+            &FLUSHES
+        }
+    }
     let keep = kernel::sync::Arc::new(Nothing, GFP_KERNEL)?;
     let root = NestedRoot::new(crate::model::arch::addr::Hpa::new(NO_TABLES), keep);
     Guest::new(

@@ -13,9 +13,11 @@ use crate::host::debug;
 use crate::host::fpu::FpuInUse;
 use crate::host::switch::{self, HostSwitch, Running, UserMsr};
 use crate::host::tsc;
+use crate::model::arch::addr::Gva;
 use crate::model::arch::regs::{Cr0, Cr4, Efer, Rflags, DR6_RESET};
 use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::exit::{Event, EventKind, Exit};
+use crate::vendor::flush::FlushKind;
 use crate::vendor::{HwError, SegmentRegister, TableRegister, Visit, Window};
 use kernel::prelude::*;
 
@@ -503,6 +505,13 @@ impl Window for GuestWindow<'_> {
     fn set_idtr(&mut self, table: TableRegister) -> Result<(), HwError> {
         set_table(&mut self.save_mut().idtr, table);
         self.guest.dirty(clean::TABLES);
+        Ok(())
+    }
+
+    fn flush_address(&mut self, address: Gva) -> Result<(), HwError> {
+        if self.guest.asid.flush_address(&self.irqs, address)? {
+            self.guest.root.count(FlushKind::Address);
+        }
         Ok(())
     }
 

@@ -12,16 +12,18 @@
 
 #[cfg(CONFIG_KUNIT = "y")]
 pub mod checks;
+pub mod flush;
 
 use crate::host::cpu::{CpuEvents, IrqsOff};
 use crate::host::fpu::FpuInUse;
 use crate::host::frame::Place;
 use crate::host::switch::{HostSwitch, Leaves, Running, UserMsr};
-use crate::model::arch::addr::Hpa;
+use crate::model::arch::addr::{Gva, Hpa};
 use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::emulate::SegmentName;
 use crate::model::exit::{Event, Exit};
 use crate::model::paging::nested::Nested;
+use flush::{FlushKind, Flushes};
 use kernel::prelude::*;
 use kernel::sync::Arc;
 
@@ -145,25 +147,34 @@ pub struct TableRegister {
 }
 
 /// What keeps nested tables alive.
-pub trait KeepAlive: Send + Sync {}
+pub trait KeepAlive: Send + Sync {
+    /// Where flushes of what comes from them are counted.
+    fn flushes(&self) -> &Flushes;
+}
 
 /// The nested tables of a guest.
 #[derive(Clone)]
 pub struct NestedRoot {
     table: Hpa,
-    _keep: Arc<dyn KeepAlive>,
+    keep: Arc<dyn KeepAlive>,
 }
 
 impl NestedRoot {
     /// `table` is the root of tables in the vendor's format that map memory of this guest alone,
     /// and that live as long as `keep`. Only the room that edits the tables makes one.
     pub fn new(table: Hpa, keep: Arc<dyn KeepAlive>) -> Self {
-        Self { table, _keep: keep }
+        Self { table, keep }
     }
 
     /// Address of the root table.
     pub fn table(&self) -> Hpa {
         self.table
+    }
+
+    /// Counts a flush.
+    #[inline]
+    pub fn count(&self, kind: FlushKind) {
+        self.keep.flushes().count(kind);
     }
 }
 
@@ -405,6 +416,9 @@ pub trait Window {
 
     /// Sets IDTR.
     fn set_idtr(&mut self, table: TableRegister) -> Result<(), HwError>;
+
+    /// Forgets what this CPU has cached of one linear address of the guest's.
+    fn flush_address(&mut self, address: Gva) -> Result<(), HwError>;
 
     /// Forgets what this CPU has cached of the guest's own tables, as a change of CR0 or CR4
     /// demands.

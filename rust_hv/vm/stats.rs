@@ -20,9 +20,10 @@ impl Counts {
     }
 
     /// All of them as they are now. Nothing has to be stopped for it: each is right by itself.
-    pub fn read(&self) -> [Stat; 10] {
+    pub fn read(&self) -> [Stat; 16] {
         let (stats, tables) = (&self.mmu.stats, self.mmu.counts());
         let [small, large, _] = tables.leaves;
+        let [address, tag, all_tags, nested, all_nested] = stats.hardware.read();
         let (hits, misses) = self.mmu.supply().hits_and_misses();
         let value = |counter: &kernel::sync::atomic::Atomic<u64>| counter.load(Relaxed);
         [
@@ -32,6 +33,16 @@ impl Counts {
                 Cumulative,
                 value(&stats.flush_ipis),
             ),
+            Stat(
+                "remote_tlb_flush_deferred",
+                Cumulative,
+                value(&stats.flushes_deferred),
+            ),
+            Stat("tlb_flush_address", Cumulative, address),
+            Stat("tlb_flush_tag", Cumulative, tag),
+            Stat("tlb_flush_all_tags", Cumulative, all_tags),
+            Stat("tlb_flush_nested", Cumulative, nested),
+            Stat("tlb_flush_all_nested", Cumulative, all_nested),
             Stat("tlb_invalidations", Cumulative, value(&stats.invalidations)),
             Stat("mmu_notifications", Cumulative, value(&stats.notifications)),
             Stat("mmu_fault_retries", Cumulative, value(&stats.retries)),

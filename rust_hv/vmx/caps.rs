@@ -182,6 +182,8 @@ pub struct Caps {
     pub entry: u32,
     /// INVEPT of one EPT pointer; all of them otherwise.
     pub invept_single: bool,
+    /// A bit for each type of INVVPID, from 0 on: individual address, single context, all contexts.
+    pub invvpid_kinds: u8,
 }
 
 struct Reader {
@@ -304,6 +306,7 @@ impl Caps {
             exit,
             entry,
             invept_single: ept_vpid & 1 << 25 != 0,
+            invvpid_kinds: (ept_vpid >> 40) as u8 & 7,
         })
     }
 

@@ -17,6 +17,7 @@ use crate::host::msr;
 use crate::host::switch::{self, Running};
 use crate::model::arch::segment::AccessRights;
 use crate::model::paging::Level;
+use crate::vendor::flush::FlushKind;
 use crate::vendor::{self, Guest as _, HwError, NestedRoot, ResetRights};
 use kernel::prelude::*;
 
@@ -46,7 +47,7 @@ pub struct Guest {
     host: HostShadow,
     caps: &'static Caps,
     eptp: u64,
-    _root: NestedRoot,
+    root: NestedRoot,
     entry_controls: u32,
     primary_controls: u32,
     secondary_controls: u32,
@@ -60,6 +61,7 @@ pub struct GuestWindow<'a> {
     pub(super) host: &'a mut HostShadow,
     pub(super) caps: &'static Caps,
     pub(super) eptp: u64,
+    pub(super) root: &'a NestedRoot,
     pub(super) entry_controls: &'a mut u32,
     pub(super) primary_controls: &'a mut u32,
     pub(super) secondary_controls: &'a mut u32,
@@ -93,7 +95,7 @@ impl Guest {
             host: HostShadow::default(),
             caps,
             eptp: vmx.ept().pointer(root.table(), Level::Pml4),
-            _root: root,
+            root,
             entry_controls: caps.entry,
             primary_controls: caps.primary,
             secondary_controls,
@@ -123,6 +125,7 @@ impl vendor::Guest for Guest {
             if let Some(vpid) = &self.vpid {
                 // Translations from when the vCPU was here last would be stale.
                 vpid.flush(window.irqs())?;
+                self.root.count(FlushKind::Tag);
             }
         }
         let mut window = GuestWindow {
@@ -131,6 +134,7 @@ impl vendor::Guest for Guest {
             host: &mut self.host,
             caps: self.caps,
             eptp: self.eptp,
+            root: &self.root,
             entry_controls: &mut self.entry_controls,
             primary_controls: &mut self.primary_controls,
             secondary_controls: &mut self.secondary_controls,

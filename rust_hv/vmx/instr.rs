@@ -6,7 +6,7 @@
 //! The flags that tell of a failure are captured in the same assembly block as the instruction. A
 //! fault is caught too: in a reboot the host switches VMX off under us.
 
-use crate::model::arch::addr::Hpa;
+use crate::model::arch::addr::{Gva, Hpa};
 use crate::vendor::HwError;
 use core::arch::asm;
 
@@ -184,17 +184,27 @@ pub(super) fn invept(kind: InveptKind, eptp: u64) -> Result<(), HwError> {
     check(status)
 }
 
-/// INVVPID of all mappings of one VPID on this CPU.
-pub(super) fn invvpid(vpid: u16) -> Result<(), HwError> {
-    /// Single-context invalidation.
-    const SINGLE_CONTEXT: u64 = 1;
+/// What INVVPID invalidates.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum InvvpidKind {
+    /// The mappings of one linear address of a VPID.
+    Address = 0,
+    /// All mappings of one VPID.
+    SingleContext = 1,
+    /// All mappings of all VPIDs but the host's.
+    AllContexts = 2,
+}
+
+/// INVVPID on this CPU.
+pub(super) fn invvpid(kind: InvvpidKind, vpid: u16, address: Gva) -> Result<(), HwError> {
     let mut status = FAULTED;
-    let descriptor = [u64::from(vpid), 0];
+    let descriptor = [u64::from(vpid), address.raw()];
     // Dropping translations is always allowed.
     vmx!(
         "invvpid {kind}, xmmword ptr [{descriptor}]",
         status,
-        kind = in(reg) SINGLE_CONTEXT,
+        kind = in(reg) kind as u64,
         descriptor = in(reg) &raw const descriptor,
         options(nostack)
     );

@@ -7,8 +7,10 @@
 //! vCPU that comes to another CPU, where it may have left translations, by INVVPID.
 
 use super::caps::Caps;
-use super::instr::{self, InveptKind};
+use super::instr::{self, InveptKind, InvvpidKind};
 use crate::host::cpu::IrqsOff;
+use crate::model::arch::addr::Gva;
+use crate::vendor::flush::FlushKind;
 use crate::vendor::HwError;
 use kernel::prelude::*;
 use kernel::sync::atomic::{ordering::Relaxed, Atomic};
@@ -66,7 +68,30 @@ impl Vpid {
 
 /// Forgets linear and combined mappings of a VPID on this CPU.
 pub(super) fn flush_vpid(_irqs: &IrqsOff, vpid: u16) -> Result<(), HwError> {
-    instr::invvpid(vpid)
+    instr::invvpid(InvvpidKind::SingleContext, vpid, Gva::new(0))
+}
+
+/// True for addresses that are canonical whatever the paging.
+fn is_canonical(address: Gva) -> bool {
+    let high = address.raw() as i64 >> 47;
+    high == 0 || high == -1
+}
+
+/// Forgets the mappings of one linear address of a VPID on this CPU, and on CPUs that cannot do that
+/// all of them; tells which.
+pub(super) fn flush_address(
+    caps: &Caps,
+    irqs: &IrqsOff,
+    vpid: u16,
+    address: Gva,
+) -> Result<FlushKind, HwError> {
+    // An address that none can be cached for is an error to the instruction.
+    if caps.invvpid_kinds & 1 != 0 && is_canonical(address) {
+        instr::invvpid(InvvpidKind::Address, vpid, address)?;
+        return Ok(FlushKind::Address);
+    }
+    flush_vpid(irqs, vpid)?;
+    Ok(FlushKind::Tag)
 }
 
 impl Drop for Vpid {
@@ -82,14 +107,15 @@ impl Drop for Vpid {
     }
 }
 
-/// Forgets what this CPU has cached of an EPT pointer.
-pub fn flush_ept(caps: &Caps, _irqs: &IrqsOff, eptp: u64) -> Result<(), HwError> {
-    let kind = if caps.invept_single {
-        InveptKind::SingleContext
+/// Forgets what this CPU has cached of an EPT pointer; tells how.
+pub fn flush_ept(caps: &Caps, _irqs: &IrqsOff, eptp: u64) -> Result<FlushKind, HwError> {
+    let (kind, counted) = if caps.invept_single {
+        (InveptKind::SingleContext, FlushKind::Nested)
     } else {
-        InveptKind::AllContexts
+        (InveptKind::AllContexts, FlushKind::AllNested)
     };
-    instr::invept(kind, eptp)
+    instr::invept(kind, eptp)?;
+    Ok(counted)
 }
 
 #[kunit_tests(rusthv_vpid)]
@@ -151,14 +177,29 @@ mod tests {
         let caps = &vmx_or_skip!().caps;
         let vpid = Vpid::new().ok_or(ENOSPC)?;
         let irqs = IrqsOff::new();
-        let by_vpid = match caps.has(crate::host::bindings::RUSTHV_FEAT_VPID) {
-            true => vpid.flush(&irqs),
-            false => Ok(()),
-        };
+        let (mut by_vpid, mut by_address) = (Ok(()), Ok(()));
+        let kinds = [
+            InvvpidKind::Address,
+            InvvpidKind::SingleContext,
+            InvvpidKind::AllContexts,
+        ];
+        if caps.has(crate::host::bindings::RUSTHV_FEAT_VPID) {
+            by_vpid = vpid.flush(&irqs);
+            for address in [0x1234, 0xffff_8000_0000_0000, 1 << 60].map(Gva::new) {
+                by_address =
+                    by_address.and(flush_address(caps, &irqs, vpid.number(), address).map(|_| ()));
+            }
+            for (index, kind) in kinds.into_iter().enumerate() {
+                if caps.invvpid_kinds >> index & 1 != 0 {
+                    by_address = by_address.and(instr::invvpid(kind, vpid.number(), Gva::new(0)));
+                }
+            }
+        }
         // Write-back tables, walk length 4, at some frame that is never walked.
         let by_root = flush_ept(caps, &irqs, 0x1000 | 3 << 3 | 6);
         drop(irqs);
-        assert_eq!((by_vpid, by_root), (Ok(()), Ok(())));
+        assert_eq!((by_vpid, by_address), (Ok(()), Ok(())));
+        assert!(by_root.is_ok());
         Ok(())
     }
 }

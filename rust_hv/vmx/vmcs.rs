@@ -175,6 +175,7 @@ mod tests {
     use super::*;
     use crate::host::cpu::{call_on, current_node, max_cpus, Cpu};
     use crate::host::kunit::Pinned;
+    use crate::model::arch::addr::Gva;
     use crate::vmx::vmx_or_skip;
     use crate::vmx::VMX;
     use kernel::sync::atomic::{ordering::Relaxed, Atomic};
@@ -316,7 +317,7 @@ mod tests {
         let still_ours = instr::vmptrst();
         let number = match caps.has(crate::host::bindings::RUSTHV_FEAT_VPID) {
             // VPID 0 is the host's.
-            true => instr::invvpid(0),
+            true => instr::invvpid(instr::InvvpidKind::SingleContext, 0, Gva::new(0)),
             false => Err(INVALID_OPERAND),
         };
         drop(window);

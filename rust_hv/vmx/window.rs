@@ -12,9 +12,11 @@ use crate::host::debug;
 use crate::host::fpu::FpuInUse;
 use crate::host::switch::{self, HostSwitch, Running, UserMsr};
 use crate::host::tsc;
+use crate::model::arch::addr::Gva;
 use crate::model::arch::regs::{Cr0, Cr4};
 use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::exit::{Event, Exit};
+use crate::vendor::flush::FlushKind;
 use crate::vendor::{HwError, SegmentRegister, TableRegister, Visit, Window};
 use kernel::prelude::*;
 
@@ -372,14 +374,26 @@ impl Window for GuestWindow<'_> {
             // Without a VPID every entry flushes.
             return Ok(());
         }
-        tlb::flush_vpid(self.window.irqs(), self.vpid)
+        tlb::flush_vpid(self.window.irqs(), self.vpid)?;
+        self.root.count(FlushKind::Tag);
+        Ok(())
+    }
+
+    fn flush_address(&mut self, address: Gva) -> Result<(), HwError> {
+        if self.vpid != 0 {
+            let irqs = self.window.irqs();
+            let kind = tlb::flush_address(self.caps, irqs, self.vpid, address)?;
+            self.root.count(kind);
+        }
+        Ok(())
     }
 
     /// INVEPT reaches every VPID: once for each change is enough for all vCPUs.
     #[inline]
     fn follow(&mut self, visit: Visit) -> Result<bool, HwError> {
         if visit.stale {
-            tlb::flush_ept(self.caps, self.window.irqs(), self.eptp)?;
+            let kind = tlb::flush_ept(self.caps, self.window.irqs(), self.eptp)?;
+            self.root.count(kind);
         }
         Ok(visit.stale)
     }
@@ -397,6 +411,7 @@ mod tests {
     use crate::host::cpu::current_node;
     use crate::model::arch::addr::Hpa;
     use crate::model::exit::EventKind;
+    use crate::vendor::flush::Flushes;
     use crate::vendor::{checks, Guest as _, KeepAlive, NestedRoot, Vendor};
     use crate::vmx::guest::{Guest, EXCEPTIONS};
     use crate::vmx::vmx_or_skip;
@@ -408,7 +423,12 @@ mod tests {
 
     struct Nothing;
 
-    impl KeepAlive for Nothing {}
+    impl KeepAlive for Nothing {
+        fn flushes(&self) -> &Flushes {
+            static FLUSHES: Flushes = Flushes::new();
+            &FLUSHES
+        }
+    }
 
     fn guest() -> Result<Guest> {
         let root = NestedRoot::new(Hpa::new(NO_TABLES), Arc::new(Nothing, GFP_KERNEL)?);

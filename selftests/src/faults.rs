@@ -43,6 +43,19 @@ impl Injector {
         OpenOptions::new().read(true).write(true).open(FAIL_NTH).map(Self).map_err(errno)
     }
 
+    /// How many allocations `work` has, none of which fails.
+    pub fn count<T>(&self, work: impl FnOnce() -> T) -> Result<(T, u64), Errno> {
+        const MANY: u64 = 1 << 30;
+        self.0.write_at(MANY.to_string().as_bytes(), 0).map_err(errno)?;
+        let result = work();
+        let mut text = [0; 16];
+        let read = self.0.read_at(&mut text, 0);
+        self.0.write_at(b"0", 0).map_err(errno)?;
+        let left =
+            std::str::from_utf8(&text[..read.map_err(errno)?]).ok().and_then(|text| text.trim().parse().ok());
+        Ok((result, MANY - left.unwrap_or(0u64).min(MANY)))
+    }
+
     /// Runs `work` with its n-th allocation failing; true when there was an n-th one.
     pub fn with_failure<T>(&self, n: u64, work: impl FnOnce() -> T) -> Result<(T, bool), Errno> {
         self.0.write_at(n.to_string().as_bytes(), 0).map_err(errno)?;

@@ -146,6 +146,16 @@ pub fn restore_console() {
 
 /// How many bytes of the mapping at `address` the host holds in huge pages.
 pub fn huge_bytes(address: u64) -> Result<u64, std::io::Error> {
+    mapping_field(address, "AnonHugePages:")
+}
+
+/// The same of a mapping of a file in memory.
+pub fn huge_file_bytes(address: u64) -> Result<u64, std::io::Error> {
+    mapping_field(address, "ShmemPmdMapped:")
+}
+
+/// A number of bytes that /proc/self/smaps has of the mapping at `address`.
+fn mapping_field(address: u64, name: &str) -> Result<u64, std::io::Error> {
     let smaps = fs::read_to_string("/proc/self/smaps")?;
     let mut inside = false;
     for line in smaps.lines() {
@@ -154,7 +164,7 @@ pub fn huge_bytes(address: u64) -> Result<u64, std::io::Error> {
         if let Some((start, end)) = first.split_once('-') {
             let bound = |text: &str| u64::from_str_radix(text, 16).unwrap_or(0);
             inside = (bound(start)..bound(end)).contains(&address);
-        } else if inside && first == "AnonHugePages:" {
+        } else if inside && first == name {
             let kibibytes: u64 = words.next().and_then(|number| number.parse().ok()).unwrap_or(0);
             return Ok(kibibytes << 10);
         }
@@ -188,6 +198,32 @@ pub fn vulnerabilities() -> Vec<(String, String)> {
         .collect();
     all.sort();
     all
+}
+
+/// A file in memory, of so many bytes.
+pub fn memory_file(size: usize, flags: libc::c_uint) -> Result<OwnedFd, Errno> {
+    // SAFETY: a C string; the descriptor is new.
+    let file = unsafe {
+        let fd = Errno::check(libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC | flags))?;
+        OwnedFd::from_raw_fd(fd)
+    };
+    set_size(&file, size)?;
+    Ok(file)
+}
+
+/// ftruncate().
+pub fn set_size(file: &OwnedFd, size: usize) -> Result<(), Errno> {
+    // SAFETY: no memory is involved.
+    Errno::check(unsafe { libc::ftruncate(file.as_raw_fd(), size as i64) })?;
+    Ok(())
+}
+
+/// Takes pages out of a file: they read as zeroes.
+pub fn punch_hole(file: &OwnedFd, offset: usize, length: usize) -> Result<(), Errno> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: no memory is involved.
+    Errno::check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset as i64, length as i64) })?;
+    Ok(())
 }
 
 /// Runs `work` in a forked child, and hands back what it returns.

@@ -21,6 +21,7 @@ pub mod harness;
 pub mod host;
 pub mod ioctl;
 pub mod kmsg;
+pub mod ksm;
 pub mod machine;
 pub mod memory;
 pub mod module;
@@ -31,7 +32,9 @@ pub mod spin;
 pub mod statistics;
 pub mod tests;
 pub mod traps;
+pub mod userfault;
 pub mod vendor;
+pub mod verifier;
 pub mod walk;
 
 /// What nearly every test uses.

@@ -131,6 +131,49 @@ impl Memory {
         Ok(())
     }
 
+    /// mremap(): the pages of a part become those of another's, and leave a hole.
+    pub fn move_to(&self, offset: usize, length: usize, to: &Memory, there: usize) -> Result<(), Errno> {
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        let (from, to) = (self.at(offset, length), to.at(there, length));
+        // SAFETY: both ranges are of mappings of ours, and access to them is volatile. What was at the
+        // target goes; whoever touches the hole wanted the fault.
+        let moved = unsafe { libc::mremap(from.cast(), length, length, flags, to.cast::<libc::c_void>()) };
+        if moved == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        Ok(())
+    }
+
+    /// The same, leaving fresh pages in their place: at no time is there a hole for another mapping.
+    pub fn exchange(&self, offset: usize, length: usize, to: &Memory, there: usize) -> Result<(), Errno> {
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+        let (from, to) = (self.at(offset, length), to.at(there, length));
+        // SAFETY: as in `move_to`.
+        let moved = unsafe { libc::mremap(from.cast(), length, length, flags, to.cast::<libc::c_void>()) };
+        if moved == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        Ok(())
+    }
+
+    /// munmap() of a part.
+    pub fn unmap(&self, offset: usize, length: usize) -> Result<(), Errno> {
+        // SAFETY: the range is ours; whoever touches it afterwards wanted the fault.
+        Errno::check(unsafe { libc::munmap(self.at(offset, length).cast(), length) })?;
+        Ok(())
+    }
+
+    /// A new private mapping in the place of a part.
+    pub fn map_anew(&self, offset: usize, length: usize, access: libc::c_int) -> Result<(), Errno> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        // SAFETY: the range is ours, and what it held is given up.
+        let mapped = unsafe { libc::mmap(self.at(offset, length).cast(), length, access, flags, -1, 0) };
+        if mapped == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        Ok(())
+    }
+
     /// mprotect() of a part.
     pub fn protect(&self, offset: usize, length: usize, flags: libc::c_int) -> Result<(), Errno> {
         // SAFETY: the range is ours; whoever touches it afterwards wanted the fault.

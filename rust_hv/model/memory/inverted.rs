@@ -49,7 +49,7 @@ mod entry;
 mod lines;
 use entry::{lines_of, ones, pieces, shift_of, Key, Meaning, Piece, MASK};
 use lines::{
-    add_lines, close, each_entry, free_chain_frames, give_lines, is_entry, release_lines,
+    add_lines, close, each_entry, free_chain_frames, give_lines, is_entry, only_key, release_lines,
     take_line, Line, Lines, Tail, SLOTS, WORDS,
 };
 pub use lines::{Spare, LINES};
@@ -677,6 +677,14 @@ impl Inverted {
                     old.set(slot, (0, 0));
                     to += 1;
                 }
+            }
+            return;
+        }
+        if let Some(key) = only_key(memory, old) {
+            // Scattered pages of one cluster: all of the chain goes, or nothing.
+            if moves(key.0) {
+                (0..SLOTS).for_each(|slot| new.set(slot, old.get(slot)));
+                old.wipe();
             }
             return;
         }

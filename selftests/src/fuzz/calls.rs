@@ -34,6 +34,8 @@ const VM: &[u64] = &[
     KVM_SET_IDENTITY_MAP_ADDR,
     RUSTHV_GET_VM_STATS,
     RUSTHV_MEASURE,
+    RUSTHV_SET_NUMA_POLICY,
+    RUSTHV_SET_WIPE,
 ];
 const VCPU: &[u64] = &[
     KVM_RUN,

@@ -39,6 +39,9 @@ pub fn documented(request: u64) -> &'static [Errno] {
         RUSTHV_MEASURE => {
             &[Errno::EINVAL, Errno::ENXIO, Errno::EFAULT, Errno::ENOMEM, Errno::EINTR, Errno::ENOTTY]
         }
+        RUSTHV_SET_NUMA_POLICY | RUSTHV_SET_WIPE => {
+            &[Errno::EINVAL, Errno::EFAULT, Errno::EBUSY, Errno::ENOMEM, Errno::ENOTTY]
+        }
         _ => MISSING,
     }
 }

@@ -63,6 +63,7 @@ impl Test {
 pub struct Context {
     device: String,
     scale: u64,
+    seconds: Option<u64>,
     exclusive: bool,
     module: Option<String>,
 }
@@ -72,6 +73,7 @@ impl Context {
         Self {
             device: options.device.clone(),
             scale: options.scale,
+            seconds: options.seconds,
             exclusive: options.exclusive,
             module: options.module.clone(),
         }
@@ -114,6 +116,11 @@ impl Context {
     /// KVM beside the device under test, or the reason to skip.
     pub fn reference(&self) -> Result<Device, Failure> {
         Device::open("/dev/kvm").map_err(|errno| Failure::Skipped(format!("/dev/kvm: {errno}")))
+    }
+
+    /// How long to go on, for a test that finds more the longer it does.
+    pub fn duration(&self, short: Duration) -> Duration {
+        self.seconds.map_or(short, Duration::from_secs)
     }
 
     /// A repetition count, scaled to the speed of the machine; never zero.

@@ -12,6 +12,7 @@ word that is a test's whole name means that test alone), and prints TAP.
   --skip WORD      leave out the tests whose names contain it (again for more)
   --list           print the names and what each shows, run nothing
   --scale N        run N percent of the repetitions (for slow kernels)
+  --seconds N      how long the tests that go on for some time do so
   --limit N        multiply every time limit by N percent (default 100)
   --exclusive      the machine is the tests' own: also run those that offline
                    processors, suspend, unload the module, or measure free memory
@@ -24,6 +25,7 @@ pub struct Options {
     pub device: String,
     pub list: bool,
     pub scale: u64,
+    pub seconds: Option<u64>,
     pub limit: u64,
     pub exclusive: bool,
     pub module: Option<String>,
@@ -38,6 +40,7 @@ impl Default for Options {
             device: "/dev/rusthv".into(),
             list: false,
             scale: 100,
+            seconds: None,
             limit: 100,
             exclusive: false,
             module: None,
@@ -64,6 +67,11 @@ impl Options {
                 "--device" => options.device = value()?,
                 "--list" => options.list = true,
                 "--scale" => options.scale = number(value()?)?,
+                "--seconds" => {
+                    let text = value()?;
+                    let seconds = text.parse().ok().filter(|seconds| *seconds > 0);
+                    options.seconds = Some(seconds.ok_or(format!("{argument}: not a time: {text}"))?);
+                }
                 "--limit" => options.limit = number(value()?)?,
                 "--exclusive" => options.exclusive = true,
                 "--module" => options.module = Some(value()?),
@@ -108,6 +116,8 @@ mod tests {
         assert!(parse("--scale 0").is_err());
         assert!(parse("--scale").is_err());
         assert!(parse("--nonsense").is_err());
+        assert_eq!(parse("--seconds 90").unwrap().seconds, Some(90));
+        assert!(parse("--seconds 1m").is_err());
     }
 
     #[test]

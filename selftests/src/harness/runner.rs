@@ -75,7 +75,8 @@ pub fn run(options: &Options) -> Result<bool, String> {
 }
 
 fn run_one(entry: &Entry, options: &Options) -> Verdict {
-    let limit = entry.test.limit * options.limit as u32 / 100;
+    let longer = Duration::from_secs(options.seconds.unwrap_or(0));
+    let limit = entry.test.limit * options.limit as u32 / 100 + longer;
     match fork_test(entry, options) {
         Ok((pid, pipe)) => watch(pid, pipe, limit),
         Err(errno) => Verdict::Failed(format!("fork: {errno}"), Vec::new()),

@@ -2,11 +2,9 @@
 
 //! Pages of a guest that the host merges stay what they are, and a guest's write to one changes that one alone.
 
+use crate::ksm::{self, Merging};
 use crate::memory::PAGE;
 use crate::prelude::*;
-use std::fs;
-use std::thread;
-use std::time::Duration;
 
 pub const TEST: Test = Test::new(120, run);
 
@@ -31,61 +29,16 @@ guest!(
 );
 
 const PAGES: usize = 32;
-const KSM: &str = "/sys/kernel/mm/ksm";
-
-/// Stops merging, and takes apart what was merged, however the test ends.
-struct Merging;
-
-impl Drop for Merging {
-    fn drop(&mut self) {
-        let _ = fs::write(format!("{KSM}/run"), "2");
-    }
-}
-
-fn set(name: &str, value: &str) -> std::io::Result<()> {
-    fs::write(format!("{KSM}/{name}"), value)
-}
-
-fn count(name: &str) -> u64 {
-    let text = fs::read_to_string(format!("{KSM}/{name}")).unwrap_or_default();
-    text.trim().parse().unwrap_or(0)
-}
-
-/// Pages that are kept in one place together with others.
-fn sharing() -> u64 {
-    count("pages_sharing")
-}
-
-/// Lets the host merge pages, and waits until it has merged as many as it can.
-fn merge(wanted: u64) -> std::io::Result<u64> {
-    // In Bochs the merging thread's timer is lost now and then: it scans no more until it is told again.
-    for _ in 0..3 {
-        set("run", "1")?;
-        for _ in 0..1500 {
-            if sharing() >= wanted {
-                break;
-            }
-            thread::sleep(Duration::from_millis(2));
-        }
-        set("run", "0")?;
-        if sharing() >= wanted / 2 {
-            break;
-        }
-        println!("# only {} pages are merged after {} scans", sharing(), count("full_scans"));
-    }
-    Ok(sharing())
-}
-
 fn run(t: &Context) -> Outcome {
     t.exclusive()?;
-    if fs::metadata(KSM).is_err() {
+    if !ksm::is_there() {
         skip!("the kernel does not merge pages");
     }
     let machine = Machine::long(&t.device()?, notifier_ksm())?;
     let memory = Memory::new(PAGES * PAGE)?;
     machine.vm.map(1, 0x40_0000, &memory)?;
     memory.advise(0, PAGES * PAGE, libc::MADV_MERGEABLE)?;
-    let _merging = Merging;
+    let merging = Merging::new()?;
     for round in 0..t.repetitions(3) {
         for page in 0..PAGES {
             memory.fill(page * PAGE, PAGE, 0);
@@ -95,18 +48,11 @@ fn run(t: &Context) -> Outcome {
         // Mapped for the guest, written even, before they are merged.
         check_eq!(machine.run()?, Exit::Hlt);
         check_eq!(machine.vcpu.regs()?.rax, 0x55 * PAGES as u64, "round {round}, before");
-        // Pages of the last round are not to be left out because they did not merge at once.
-        let _ = set("smart_scan", "0");
-        set("pages_to_scan", "10000")?;
-        set("sleep_millisecs", "1")?;
-        let merged = merge(PAGES as u64 - 1)?;
+        let merged = merging.merge(PAGES as u64 - 1)?;
         check!(
             merged >= PAGES as u64 / 2,
-            "round {round}: {merged} pages were merged, {} looked at in {} scans, {} unshared, {} volatile",
-            count("pages_scanned"),
-            count("full_scans"),
-            count("pages_unshared"),
-            count("pages_volatile")
+            "round {round}: {merged} pages were merged, {}",
+            merging.describe()
         );
         machine.change_regs(|regs| regs.rip = layout::CODE as u64)?;
         check_eq!(machine.run()?, Exit::Hlt);

@@ -3,11 +3,9 @@
 //! A guest's access to memory that userfaultfd holds back waits for it; a signal takes KVM_RUN out meanwhile.
 
 use crate::host::{self, Thread};
-use crate::ioctl::{ioctl, iowr};
 use crate::memory::PAGE;
 use crate::prelude::*;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::ptr;
+use crate::userfault::{Faults, MISSING};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,68 +14,14 @@ pub const TEST: Test = Test::new(60, run);
 
 guest!(userfault, code64, "2: mov rax, [rbx]", "mov [rbx + 8], rax", "hlt", "add rbx, 0x1000", "jmp 2b");
 
-const UFFD: u64 = 0xAA;
-const UFFDIO_API: u64 = iowr::<[u64; 3]>(UFFD, 0x3F);
-const UFFDIO_REGISTER: u64 = iowr::<[u64; 4]>(UFFD, 0x00);
-const UFFDIO_COPY: u64 = iowr::<[u64; 5]>(UFFD, 0x03);
-/// Pages that are not there.
-const MISSING: u64 = 1;
-
 const PAGES: usize = 8;
-
-/// A descriptor that hears of the missing pages of some memory.
-struct Faults(OwnedFd);
-
-impl Faults {
-    fn of(memory: &Memory) -> Result<Self, Errno> {
-        // SAFETY: no memory is involved.
-        let fd = Errno::check(unsafe {
-            libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) as i32
-        })?;
-        // SAFETY: the descriptor is new, so it is ours.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let mut api = [UFFD, 0, 0];
-        // SAFETY: as many words as the number says.
-        unsafe { ioctl(fd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr() as u64)? };
-        let mut range = [memory.address(), memory.size() as u64, MISSING, 0];
-        // SAFETY: as above.
-        unsafe { ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, range.as_mut_ptr() as u64)? };
-        Ok(Self(fd))
-    }
-
-    /// The address of the next fault.
-    fn next(&self) -> Option<u64> {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while Instant::now() < deadline {
-            // The kind of event, padding, flags, the address, the thread.
-            let mut message = [0u64; 4];
-            let place = message.as_mut_ptr().cast();
-            // SAFETY: room for one message.
-            if unsafe { libc::read(self.0.as_raw_fd(), place, 32) } == 32 {
-                return Some(message[2]);
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-        None
-    }
-
-    /// Puts a page there that starts with `word`.
-    fn answer(&self, address: u64, word: u64) -> Result<(), Errno> {
-        let page = Memory::new(PAGE)?;
-        page.write_u64(0, word);
-        let mut copy = [address & !0xFFF, page.address(), PAGE as u64, 0, 0];
-        // SAFETY: the words that the number asks for, and a page to copy from.
-        unsafe { ioctl(self.0.as_raw_fd(), UFFDIO_COPY, ptr::from_mut(&mut copy) as u64)? };
-        Ok(())
-    }
-}
 
 fn run(t: &Context) -> Outcome {
     let machine = Machine::long(&t.device()?, userfault())?;
     let memory = Memory::new(PAGES * PAGE)?;
     machine.vm.map(1, 0x40_0000, &memory)?;
     machine.change_regs(|regs| regs.rbx = 0x40_0000)?;
-    let faults = match Faults::of(&memory) {
+    let faults = match Faults::of(&memory, MISSING) {
         Ok(faults) => faults,
         Err(errno) => skip!("userfaultfd: {errno}"),
     };
@@ -98,13 +42,13 @@ fn run(t: &Context) -> Outcome {
                 let address = faults.next().unwrap_or_default();
                 // The guest is not to be seen going on before this.
                 thread::sleep(Duration::from_millis(5));
-                faults.answer(address, word)
+                faults.fill(faults.page_of(address), &[word])
             });
             let result = machine.run();
             (result, other.join())
         });
         check_eq!(result.0?, Exit::Hlt, "page {page}");
-        check!(matches!(result.1, Ok(Ok(()))), "page {page}: answering: {:?}", result.1);
+        check!(matches!(result.1, Ok(Ok(true))), "page {page}: answering: {:?}", result.1);
         check_eq!(machine.vcpu.regs()?.rax, word, "page {page}");
         check_eq!(memory.read_u64(page * PAGE + 8), word, "page {page}: what the guest wrote");
     }
@@ -112,7 +56,7 @@ fn run(t: &Context) -> Outcome {
 }
 
 /// Runs into a fault, and sends signals: the result, where the fault was, and whether they worked.
-fn with_signal(machine: &Machine, faults: &Faults) -> Result<(Result<Exit, Errno>, u64, bool), Failure> {
+fn with_signal(machine: &Machine, faults: &Faults<'_>) -> Result<(Result<Exit, Errno>, u64, bool), Failure> {
     let me = Thread::current();
     let left = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -127,7 +71,7 @@ fn with_signal(machine: &Machine, faults: &Faults) -> Result<(Result<Exit, Errno
             let in_time = left.load(Ordering::Acquire);
             if !in_time {
                 // Out of the way, so that the test can say what was wrong.
-                let _ = faults.answer(address, 0);
+                let _ = faults.fill(faults.page_of(address), &[]);
             }
             (address, in_time)
         });

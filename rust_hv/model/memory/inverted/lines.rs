@@ -178,6 +178,25 @@ pub(super) fn each_entry<M: TableMemory>(memory: &M, start: Line<'_>, mut f: imp
     }
 }
 
+/// The cluster that all entries of a chain are of, if it is one.
+pub(super) fn only_key<M: TableMemory>(memory: &M, start: Line<'_>) -> Option<Key> {
+    let key = start.get(0).0 & !MASK;
+    let mut line = start;
+    loop {
+        let other = |slot: usize| {
+            let first = line.get(slot).0;
+            is_entry(first) && first & !MASK != key
+        };
+        if (0..SLOTS).any(other) {
+            return None;
+        }
+        match line.link() {
+            Some(next) => line = Line::at(memory, next),
+            None => return Some(Key(key)),
+        }
+    }
+}
+
 /// Fills the hole that an entry has left with one from the end of the chain. True when the last
 /// line is not used any more; it goes to `own` then.
 pub(super) fn close<'a, M: TableMemory>(
