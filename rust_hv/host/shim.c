@@ -773,7 +773,8 @@ enum rhv_page_kind rhv_page_kind(u64 phys)
 	if (folio_test_ksm(folio))
 		return RHV_PAGE_KSM;
 	if (folio_test_anon(folio)) {
-		if (folio_test_hugetlb(folio))
+		/* one flag for all where all are mapped as one */
+		if (folio_test_large(folio) && folio_entire_mapcount(folio))
 			page = &folio->page;
 		/* PageAnonExclusive(), which insists that nothing changes */
 		return test_bit(PG_anon_exclusive, &page->flags.f) ?

@@ -195,6 +195,16 @@ pub struct Group {
     mapped: [u64; 3],
 }
 
+impl Group {
+    /// A group of a new table.
+    pub const EMPTY: Self = Self {
+        pages: 0,
+        entries: 0,
+        links: 0,
+        mapped: [0; 3],
+    };
+}
+
 /// The locks of a table.
 pub trait Locks {
     /// Calls `f` with a group's lock held; `index` is below [`GROUPS`].
@@ -745,8 +755,8 @@ impl Inverted {
             return Ok(());
         }
         let mut result = Ok(());
+        self.scarce.store(false, Ordering::Relaxed);
         if locks.spare(|spare| spare.free.count) < FEW_LINES {
-            self.scarce.store(false, Ordering::Relaxed);
             let mut own = Lines::default();
             result = add_lines(memory, locks, &mut own);
             give_lines(memory, locks, own);

@@ -5,6 +5,7 @@
 use crate::host;
 use crate::memory::{LARGE_PAGE, PAGE};
 use crate::prelude::*;
+use crate::rusthv::RUSTHV_PAGE_PRIVATE;
 
 pub const TEST: Test = Test::new(30, run);
 
@@ -39,6 +40,7 @@ fn run(t: &Context) -> Outcome {
     for inner in [0, 1, 4095, 0x12_3456, LARGE_PAGE as u64 - 1] {
         let frame = device.frame(found.hpa + inner, 0)?;
         check_eq!((frame.count, frame.total), (1, 1), "{inner:#x}: {frame:x?}");
+        check_eq!(frame.kind, RUSTHV_PAGE_PRIVATE, "{inner:#x}: {frame:x?}");
         let owner = frame.owners[0];
         check_eq!((owner.vm, owner.gpa, owner.page_shift), (id, BASE + inner, 21), "{inner:#x}");
     }

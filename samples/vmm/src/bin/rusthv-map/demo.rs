@@ -116,9 +116,8 @@ pub fn run(options: &Options, gva: u64, style: &draw::Style) -> Result<bool> {
     let path = std::ffi::CString::new(path).map_err(|error| error.to_string())?;
     let failed = |error: kvm_ioctls::Error| format!("{}: {error}", options.device.display());
     let memory = Memory::new()?;
-    let vm = Kvm::new_with_path(path)
-        .and_then(|kvm| kvm.create_vm())
-        .map_err(failed)?;
+    let kvm = Kvm::new_with_path(path).map_err(failed)?;
+    let vm = kvm.create_vm().map_err(failed)?;
     let region = kvm_userspace_memory_region {
         slot: 0,
         flags: 0,
@@ -139,6 +138,11 @@ pub fn run(options: &Options, gva: u64, style: &draw::Style) -> Result<bool> {
     // mov [rbx], eax; hlt
     memory.write(CODE, &[0x89, 0x03, 0xf4]);
     let mut vcpu = vm.create_vcpu(0).map_err(failed)?;
+    // Long mode is for vCPUs that have it.
+    let cpuid = kvm
+        .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+        .map_err(failed)?;
+    vcpu.set_cpuid2(&cpuid).map_err(failed)?;
     start(&mut vcpu, gva)?;
 
     println!("before `mov [{gva:#x}], eax`, a write:");
