@@ -285,9 +285,10 @@ impl Running<'_> {
                 Err(Errno::EINTR) => {}
                 other => {
                     let regs = vcpu.regs().unwrap_or_default();
+                    let cr2 = vcpu.sregs().map(|sregs| sregs.cr2).unwrap_or_default();
                     return Err(format!(
-                        "{other:x?}: {:#x} at {:#x}, not {:#x}; sweep {:#x}",
-                        regs.rcx, regs.rbx, regs.rax, regs.rbp
+                        "{other:x?}: {:#x} at {:#x}, not {:#x}; sweep {:#x}; RIP {:#x}, CR2 {cr2:#x}, RSP {:#x}",
+                        regs.rcx, regs.rbx, regs.rax, regs.rbp, regs.rip, regs.rsp
                     ));
                 }
             }

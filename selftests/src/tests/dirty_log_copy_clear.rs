@@ -10,7 +10,7 @@ pub const TEST: Test = Test::new(240, run);
 
 fn run(t: &Context) -> Outcome {
     let device = t.device()?;
-    let trials = t.repetitions(16);
+    let trials = t.repetitions(9);
     let small = Memory::aligned(SIZE, LARGE_PAGE)?;
     // Not known where there are no huge pages: then they are small anyway.
     let _ = small.advise(0, SIZE, libc::MADV_NOHUGEPAGE);

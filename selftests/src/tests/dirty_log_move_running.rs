@@ -2,7 +2,8 @@
 
 //! A logged slot that moves under running vCPUs keeps its log, and loses no write at either place.
 
-use super::dirty_log_delete_running::{written, Writers, LOG, PAGES, PLACES, SIZE, SLOT};
+use super::dirty_log_delete_running::{wait_until_written, written, Writers};
+use super::dirty_log_delete_running::{LOG, PAGES, PLACES, SIZE, SLOT};
 use crate::prelude::*;
 use crate::random::Random;
 use std::thread;
@@ -16,7 +17,6 @@ fn run(t: &Context) -> Outcome {
     let vm = &writers.machine.vm;
     let memory = Memory::new(SIZE)?;
     let mut random = Random::new(62);
-    let mut total = 0;
     for round in 0..t.repetitions(20) {
         memory.fill(0, SIZE, 0);
         let moves = 2 + random.below(6) as usize;
@@ -30,6 +30,7 @@ fn run(t: &Context) -> Outcome {
                     dirty.extend(vm.dirty_pages(SLOT, PAGES)?);
                 }
             }
+            wait_until_written(&memory)?;
             Ok(dirty)
         })?;
         dirty.extend(vm.dirty_pages(SLOT, PAGES)?);
@@ -41,9 +42,7 @@ fn run(t: &Context) -> Outcome {
         // A vCPU that may write a page, as the slot moves, writes elsewhere: one of each, each time.
         let extra = dirty.len() - written.len();
         check!(extra <= 2 * moves, "round {round}: {extra} pages too many in the log, {moves} moves");
-        total += written.len();
         vm.set_slot(SLOT, 0, 0, 0, 0)?;
     }
-    check!(total > PAGES, "only {total} pages were written in all rounds");
     Ok(())
 }

@@ -22,7 +22,7 @@ fn run(t: &Context) -> Outcome {
     let all: Vec<usize> = (0..PAGES).collect();
     guest.while_running(|running| {
         running.sweeps(1)?;
-        for round in 0..t.repetitions(10) {
+        for round in 0..t.repetitions(5) {
             // In quick succession, too: the guest may not even notice.
             for _ in 0..round % 4 {
                 set(LOG)?;

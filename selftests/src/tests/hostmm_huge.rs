@@ -34,7 +34,7 @@ fn run(t: &Context) -> Outcome {
         running.sweeps(1)?;
         let whole = large()?;
         check!(!ours || whole >= LARGE as u64, "{whole} large pages");
-        for round in 0..t.repetitions(8) {
+        for round in 0..t.repetitions(4) {
             let index = round as usize % LARGE;
             let offset = index * LARGE_PAGE;
             // The mapping alone, and back as soon as the guest may write again; or the page itself.

