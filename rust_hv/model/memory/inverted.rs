@@ -57,7 +57,7 @@ pub use lines::{Spare, LINES};
 /// Groups, each with a lock: as many as there are lines in a page.
 pub const GROUPS: usize = 64;
 /// Entries of a group for each two pages, above which it grows.
-pub const LOAD: u32 = 6;
+pub const LOAD: u32 = 4;
 /// Pages that an entry can cover.
 pub const CLUSTER: u64 = 16;
 /// With fewer lines for chains, [`Inverted::grow`] adds some: a fault makes at most as many entries.
