@@ -10,6 +10,10 @@
 //! | `tlb` | which CPU must forget what, and when a frame may be freed |
 //! | `access` | reads and writes of guest memory by the hypervisor |
 //! | `dirty` | which pages of a slot were written: the dirty log |
+//! | `owners` | which VM has a host frame mapped, and where: the inverted page table |
+//! | `verify` | the inverted page table compared with the VMs' own |
+//! | `query` | who has a frame, where an address is: for user space |
+//! | `show` | what of that is to be seen in debugfs |
 //!
 //! # Locks
 //!
@@ -30,8 +34,13 @@
 pub mod access;
 pub mod dirty;
 pub mod fault;
+pub mod owners;
+pub mod query;
+pub mod show;
 pub mod tlb;
+pub mod verify;
 
+use crate::host::inverted::{InvertedTable, INVERTED};
 use crate::host::notifier::{HvaRange, MmuEvents};
 use crate::host::pool::Reserve;
 use crate::host::supply::Supply;
@@ -39,6 +48,7 @@ use crate::host::tables::{give_back, Tables};
 use crate::host::task;
 use crate::host::user::{self, UserMm};
 use crate::model::arch::addr::{Gfn, GfnRange, Gpa, Hpa};
+use crate::model::memory::inverted::Run;
 use crate::model::memory::slots::{plan, Change, Limits, Request, Slot, SlotView};
 use crate::model::paging::format::Leaf;
 use crate::model::paging::frames::{Gather, TableFrame};
@@ -55,6 +65,7 @@ use kernel::sync::atomic::{
     Atomic,
 };
 use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock};
+use owners::{Notes, OwnerId};
 use tlb::Tlb;
 
 /// Entries that one step of a long change looks at before the lock is dropped.
@@ -101,6 +112,7 @@ struct Tree {
     /// Some until `drop`.
     table: Option<Table<Nested>>,
     supply: Arc<Supply>,
+    notes: Notes,
 }
 
 impl Tree {
@@ -120,7 +132,11 @@ fn empty_table(supply: &Supply, format: Nested) -> Result<Table<Nested>> {
 impl Drop for Tree {
     fn drop(&mut self) {
         if let Some(table) = self.table.take() {
-            table.destroy(&mut Tables::existing(&self.supply), |_, _| {});
+            let notes = &mut self.notes;
+            table.destroy(&mut Tables::existing(&self.supply), |gfn, leaf| {
+                notes.unmapped(gfn, &leaf);
+            });
+            notes.end(&mut None);
         }
     }
 }
@@ -134,6 +150,8 @@ struct State {
     /// Those of the slots whose flag asks for one, and of no others.
     logs: Logs,
     tree: Tree,
+    /// Pages that are mapped and not in the inverted page table yet.
+    waiting: Option<Run>,
     /// Changes under way in the host.
     invalidating: u64,
     /// Union of what they touch; none without a change under way.
@@ -190,6 +208,9 @@ pub struct Mmu {
     format: Nested,
     large_pages: bool,
     overrules_pat: bool,
+    inverted: &'static InvertedTable,
+    /// After `state`: no number is given to another VM while something is mapped.
+    owner: OwnerId,
     /// Counters, for `RUSTHV_GET_VM_STATS`.
     pub stats: MmuStats,
 }
@@ -202,10 +223,12 @@ pub struct TableCounts {
     pub leaves: [u64; 3],
 }
 
-/// Tables that were unlinked, until it is safe to free them.
+/// Tables that were unlinked, until it is safe to free them; and what the inverted page table has
+/// to be told before the lock is dropped.
 struct Unlinked<'a> {
     tables: [Option<TableFrame>; STEP_TABLES],
     changed: bool,
+    notes: Notes,
     mmu: &'a Mmu,
 }
 
@@ -214,6 +237,7 @@ impl<'a> Unlinked<'a> {
         Self {
             tables: [const { None }; STEP_TABLES],
             changed: false,
+            notes: Notes::new(mmu.inverted, &mmu.owner),
             mmu,
         }
     }
@@ -231,9 +255,10 @@ impl<'a> Unlinked<'a> {
 }
 
 impl Gather for Unlinked<'_> {
-    fn leaf(&mut self, _gfn: Gfn, _leaf: Leaf) {
+    fn leaf(&mut self, gfn: Gfn, leaf: Leaf) {
         // The page was marked dirty when it was mapped writable.
         self.changed = true;
+        self.notes.unmapped(gfn, &leaf);
     }
 
     fn table(&mut self, frame: TableFrame) {
@@ -268,10 +293,12 @@ impl Mmu {
         supply: Arc<Supply>,
     ) -> Result<impl PinInit<Self, Error>> {
         let top = format.levels();
+        let (inverted, owner) = (INVERTED.get()?, OwnerId::new()?);
         let table = empty_table(&supply, format)?;
         let tree = Tree {
             table: Some(table),
             supply: supply.clone(),
+            notes: Notes::new(inverted, &owner),
         };
         let tlb = Tlb::new()?;
         let state = State {
@@ -279,6 +306,7 @@ impl Mmu {
             generation: 1,
             logs: Logs::new(),
             tree,
+            waiting: None,
             invalidating: 0,
             range: None,
             sequence: 0,
@@ -300,6 +328,8 @@ impl Mmu {
             format,
             large_pages: format.largest() >= PageSize::Size2M,
             overrules_pat: format.overrules_pat(),
+            inverted,
+            owner,
             stats: MmuStats::new(),
         }))
     }
@@ -320,6 +350,7 @@ impl Mmu {
         let tree = Tree {
             table: Some(table),
             supply: self.supply.clone(),
+            notes: Notes::new(self.inverted, &self.owner),
         };
         // Without a vCPU nothing was mapped. The old table goes behind the lock.
         let _old = core::mem::replace(&mut self.state.lock().tree, tree);
@@ -417,9 +448,16 @@ impl Mmu {
         loop {
             let mut unlinked = Unlinked::new(self);
             let memory = Tables::existing(&self.supply);
-            let progress = match self.state.lock().tree.table.as_mut() {
-                Some(table) => table.zap(&memory, &mut sweep, STEP, &mut unlinked),
-                None => Progress::Done,
+            let progress = {
+                let mut state = self.state.lock();
+                let State { tree, waiting, .. } = &mut *state;
+                unlinked.notes.begin(waiting);
+                let progress = match tree.table.as_mut() {
+                    Some(table) => table.zap(&memory, &mut sweep, STEP, &mut unlinked),
+                    None => Progress::Done,
+                };
+                unlinked.notes.end(waiting);
+                progress
             };
             // Dropped here, after the lock: flush, then free.
             drop(unlinked);
@@ -527,10 +565,9 @@ fn everything() -> GfnRange {
 mod tests {
     use super::fault::{Faults, Resolved};
     use super::*;
-    use crate::host::frame::alive;
     use crate::host::kunit::UserMemory;
     use crate::host::notifier::Notifier;
-    use crate::host::pool::{pooled, POOLS};
+    use crate::host::pool::{in_use, POOLS};
     use crate::model::arch::addr::PAGE_SIZE;
     use crate::model::emulate::Backing;
     use crate::model::exit::{NestedFault, Origin};
@@ -587,11 +624,6 @@ mod tests {
     fn mapped(space: &Space) -> u64 {
         let [small, _, _] = space.mmu.counts().leaves;
         small
-    }
-
-    /// What must be as before when a test has cleaned up.
-    fn in_use() -> u64 {
-        alive().saturating_sub(pooled())
     }
 
     /// KUnit's threads have no address space of their own, and so no VM.

@@ -31,6 +31,7 @@ pub mod port;
 pub mod regs;
 pub mod run;
 pub mod snapshot;
+pub mod trace;
 
 use crate::host::bindings::rusthv_vcpu_stats;
 use crate::host::fpu::GuestFpu;
