@@ -202,7 +202,7 @@ struct rusthv_vcpu_stats {
 #define RUSTHV_MAP_EXEC			(1U << 2)
 #define RUSTHV_MAP_ACCESSED		(1U << 3)
 #define RUSTHV_MAP_DIRTY		(1U << 4)
-#define RUSTHV_MAP_TRACKED		(1U << 5)	/* writable, and the next write is waited for */
+#define RUSTHV_MAP_TRACKED		(1U << 5)	/* writable; a write is awaited */
 
 /* How guests of a VM are paged. */
 #define RUSTHV_MODE_EPT			0

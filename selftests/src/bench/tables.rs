@@ -215,7 +215,7 @@ pub fn run(unit: &str) -> Result<(), String> {
                     return Err(format!("page {page:#x} is not found"));
                 }
             }
-            let choose = cost(ASKED, |turn| asked(turn));
+            let choose = cost(ASKED, &asked);
             let down = cost(ASKED, |turn| both.frame_of(asked(turn).1)) - choose;
             let up = cost(ASKED, |turn| both.owner_of(host.frame(asked(turn).0))) - choose;
             let sweep = cost(1, |turn| both.owner_by_sweep(host.frame(asked(turn).0)));

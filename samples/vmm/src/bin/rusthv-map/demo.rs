@@ -132,7 +132,7 @@ pub fn run(options: &Options, gva: u64, style: &draw::Style) -> Result<bool> {
     memory.entry(PDPT, 0, DIRECTORY | 3);
     memory.entry(DIRECTORY, 0, TABLE | 3);
     for page in 0..512 {
-        memory.entry(TABLE, page, DATA + page * 4096 | 3);
+        memory.entry(TABLE, page, (DATA + page * 4096) | 3);
     }
     memory.entry(TABLE, CODE >> 12, CODE | 3);
     // mov [rbx], eax; hlt
