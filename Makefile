@@ -10,7 +10,7 @@ export KERNEL KDIR KSRC TEST MACHINE JOBS
 # Whatever a tool needs is installed first; says nothing when all is there.
 SETUP	:= tools/setup --quiet
 
-.PHONY: all modules run test bench fuzz check samples selftests kernel setup clean help
+.PHONY: all modules run test bench compare fuzz check samples selftests kernel setup clean help
 # One thing at a time: the tools run in parallel inside where that helps.
 .NOTPARALLEL:
 
@@ -30,6 +30,10 @@ test:
 bench:
 	@$(SETUP)
 	@tools/bench $(ARGS)
+
+compare:
+	@$(SETUP)
+	@tools/compare $(ARGS)
 
 fuzz:
 	@$(SETUP)
@@ -66,6 +70,7 @@ help:
 	@echo '  make run          boot the test machine and run the sample guests in it'
 	@echo '  make test         all tests; TEST="name ..." for those with that in their name'
 	@echo '  make bench        compare with KVM; figures also in .build/bench.json'
+	@echo '  make compare      compare the paging modes; also .build/compare.json and .svg'
 	@echo '  make fuzz         random ioctls and guests; ARGS="--seconds 600 --seed 1"'
 	@echo '  make check        formatting, clippy, checkpatch, shellcheck'
 	@echo '  make samples      the sample programs and guests, in .build/samples'

@@ -421,7 +421,8 @@ impl Mmu {
     }
 
     fn fill(&self, cpu: &mut ShadowCpu) -> Result {
-        if !cpu.drained {
+        // A table that went when another came leaves their number as it was, but not the reserves.
+        if !cpu.drained && cpu.reserves.iter().all(Reserve::is_full) {
             return Ok(());
         }
         for reserve in &mut cpu.reserves {

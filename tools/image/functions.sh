@@ -22,13 +22,13 @@ section() {
 	return $code
 }
 
-# KVM runs beside rusthv in every test.
+# KVM runs beside rusthv in every test. $kvm_parameter, if set, is one of the vendor's module.
 load_kvm() {
 	insmod /modules/irqbypass.ko && insmod /modules/kvm.ko || return
 	if grep -qw vmx /proc/cpuinfo; then
-		insmod /modules/kvm-intel.ko
+		insmod /modules/kvm-intel.ko ${kvm_parameter:+"$kvm_parameter"}
 	else
-		insmod /modules/kvm-amd.ko
+		insmod /modules/kvm-amd.ko ${kvm_parameter:+"$kvm_parameter"}
 	fi || return
 	# Only where it is needed: hold-vm.c says why.
 	[ ! -e /hold-vm ] || alone /hold-vm

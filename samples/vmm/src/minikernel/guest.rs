@@ -51,6 +51,8 @@ pub struct Setup<'a> {
 /// What came of it.
 #[derive(Debug, Default)]
 pub struct Report {
+    /// How the guest's memory was virtualized, where the device lets us choose.
+    pub paging: Option<Paging>,
     /// What went wrong, if anything did.
     pub failure: Option<String>,
     pub values: [u64; Value::COUNT],
@@ -106,7 +108,7 @@ impl Output {
 /// Runs the guest to its end. An error is one of the device or of the VMM; what the guest does
 /// wrong is in the report.
 pub fn run(setup: &Setup) -> Result<Report> {
-    let (vm, memory, vcpus) = create(setup)?;
+    let (vm, memory, vcpus, paging) = create(setup)?;
     register_signal_handler(SIGRTMIN(), nothing).map_err(|e| Error::Ioctl {
         what: "sigaction",
         errno: std::io::Error::from_raw_os_error(e.errno()),
@@ -161,6 +163,7 @@ pub fn run(setup: &Setup) -> Result<Report> {
         Err(RecvTimeoutError::Disconnected) => Some("all vCPUs stopped".to_owned()),
     };
     Ok(Report {
+        paging,
         failure,
         values: output.values,
         exits: Exits {
@@ -194,7 +197,9 @@ fn stop(shared: &Shared, threads: Vec<JoinHandle<()>>) {
     }
 }
 
-fn create(setup: &Setup) -> Result<(VmFd, GuestMemoryMmap, Vec<VcpuFd>)> {
+type Created = (VmFd, GuestMemoryMmap, Vec<VcpuFd>, Option<Paging>);
+
+fn create(setup: &Setup) -> Result<Created> {
     let size = u64::from(setup.parameters.memory);
     let memory = GuestMemoryMmap::from_ranges(&machine::ram_ranges(size)).map_err(Error::memory)?;
     for (image, address) in [(setup.kernel, KERNEL), (setup.program, PROGRAM)] {
@@ -218,7 +223,12 @@ fn create(setup: &Setup) -> Result<(VmFd, GuestMemoryMmap, Vec<VcpuFd>)> {
 
     let kvm = machine::open(setup.device)?;
     let vm = kvm.create_vm().map_err(Error::ioctl("KVM_CREATE_VM"))?;
-    if let Some(paging) = setup.paging.filter(|paging| *paging != Paging::Nested) {
+    // A device without a choice is asked for nothing but what it would do anyway.
+    let choice = kvm.check_extension_raw(RUSTHV_CAP_PAGING.into()) > 0;
+    let paging = setup
+        .paging
+        .filter(|paging| choice || *paging != Paging::Nested);
+    if let Some(paging) = paging.filter(|paging| *paging != Paging::Nested) {
         let cap = kvm_enable_cap {
             cap: RUSTHV_CAP_PAGING,
             args: [paging as u64, 0, 0, 0],
@@ -267,7 +277,7 @@ fn create(setup: &Setup) -> Result<(VmFd, GuestMemoryMmap, Vec<VcpuFd>)> {
             Ok(vcpu)
         })
         .collect::<Result<_>>()?;
-    Ok((vm, memory, vcpus))
+    Ok((vm, memory, vcpus, paging))
 }
 
 /// Tells where the host may have its own pages, if it wants to know.

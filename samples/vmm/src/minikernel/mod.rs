@@ -179,7 +179,6 @@ pub fn run(options: &Options, device: &Path, memory: u64, timeout: Option<Durati
                     standard.check(&mut report);
                     let name = Name {
                         device,
-                        paging,
                         form,
                         workload,
                         vcpus,
@@ -208,8 +207,6 @@ fn read(options: &Options, name: &str) -> Result<Vec<u8>> {
 /// Which run it was.
 struct Name<'a> {
     device: &'a Path,
-    /// As the device likes it, without.
-    paging: Option<Paging>,
     form: Form,
     workload: usize,
     vcpus: u32,
@@ -259,7 +256,7 @@ impl Printer {
 
     fn run(&mut self, name: &Name, report: &Report) -> io::Result<()> {
         let device = name.device.display();
-        let paging = name.paging.map_or("-", Paging::name);
+        let paging = report.paging.map_or("-", Paging::name);
         if !self.tap {
             let mut out = io::stdout().lock();
             let (form, workload) = (name.form.name(), WORKLOADS[name.workload]);
