@@ -276,11 +276,6 @@ impl Reserve {
         Ok(())
     }
 
-    /// Nothing has been taken since it was filled.
-    pub fn is_full(&self) -> bool {
-        self.have == RESERVE
-    }
-
     /// Takes one frame; `None` when the reserve is empty.
     pub fn take(&mut self) -> Option<Frame> {
         let frame = self.frames.iter_mut().find_map(Option::take)?;

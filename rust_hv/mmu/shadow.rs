@@ -120,8 +120,6 @@ pub struct ShadowCpu {
     /// The slot of the last fault, as of this moment.
     slot: Option<(Slot, Moment)>,
     reserves: [Reserve; 3],
-    /// Frames have been taken from them.
-    drained: bool,
     /// For a root below 4 GiB.
     pointers: Option<TableFrame>,
     /// A guest table that is being compared.
@@ -144,7 +142,6 @@ impl ShadowCpu {
             leaf: None,
             slot: None,
             reserves: Default::default(),
-            drained: true,
             pointers: None,
             words: KBox::new([0; 512], GFP_KERNEL_ACCOUNT)?,
         })
@@ -391,7 +388,6 @@ impl Mmu {
     /// `EOPNOTSUPP` for 5-level paging; `ENOMEM`.
     pub fn shadow_root(&self, cpu: &mut ShadowCpu, paging: &PagingState) -> Result<Hpa> {
         self.sync(&mut cpu.words, true)?;
-        cpu.drained = true;
         let key = RootKey::of(paging, paging.pointers()).ok_or_else(unsupported)?;
         loop {
             self.fill(cpu)?;
@@ -421,14 +417,9 @@ impl Mmu {
     }
 
     fn fill(&self, cpu: &mut ShadowCpu) -> Result {
-        // A table that went when another came leaves their number as it was, but not the reserves.
-        if !cpu.drained && cpu.reserves.iter().all(Reserve::is_full) {
-            return Ok(());
-        }
         for reserve in &mut cpu.reserves {
             reserve.fill(&self.supply)?;
         }
-        cpu.drained = false;
         Ok(())
     }
 
@@ -555,8 +546,8 @@ impl Mmu {
                 Some(Installed::Watched) => return Ok(ShadowFault::Table(nested)),
                 Some(Installed::Loose) => self.sync(&mut cpu.words, true)?,
                 Some(Installed::Lacking(Lack::Room)) => self.evict()?,
-                Some(Installed::Lacking(Lack::Frames)) if !cpu.drained => return Err(ENOMEM),
-                Some(Installed::Lacking(Lack::Frames)) => {}
+                // A full reserve has enough for any fault.
+                Some(Installed::Lacking(Lack::Frames)) => return Err(ENOMEM),
                 Some(Installed::Obsolete) | None => {
                     self.stats.retries.add(1, Relaxed);
                     task::cond_resched();
@@ -727,7 +718,6 @@ impl Mmu {
         }
         let now = &mut *state;
         let shadow = now.tree.shadow().ok_or(EIO)?;
-        let tables = shadow.counts.tables;
         let installed = shadow.install(
             &mut memory,
             &mut unlinked,
@@ -737,7 +727,6 @@ impl Mmu {
             host,
             cause,
         );
-        cpu.drained |= shadow.counts.tables != tables;
         if let Installed::Done(spot) = installed {
             if logged && fault.write {
                 now.logs.mark(slot, gfn);
