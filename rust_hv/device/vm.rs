@@ -3,6 +3,7 @@
 //! The ioctls of a VM's file.
 
 use super::check_extension;
+use super::inverted;
 use super::numbers::*;
 use super::stats::VmStats;
 use super::vcpu::VcpuFile;
@@ -77,7 +78,9 @@ impl<V: Vendor> FdObject for VmFile<V> {
                 let file = Arc::new(VmStats::new((*vm).clone())?, GFP_KERNEL_ACCOUNT)?;
                 install(file).map(|fd| fd as isize)
             }
+            RUSTHV_GET_GPA => inverted::locate(vm, arg),
             RUSTHV_MEASURE => measure(vm, arg),
+            RUSTHV_GET_PAGING_STATS => user::write(arg, &vm.paging_stats()).map(|()| 0),
             RUSTHV_SET_NUMA_POLICY => set_numa_policy(vm, arg),
             RUSTHV_SET_WIPE => set_wipe(vm, arg),
             RUSTHV_GET_VM_STATS => user::write(arg, &vm.stats()).map(|()| 0),
@@ -90,9 +93,16 @@ impl<V: Vendor> FdObject for VmFile<V> {
 #[inline(never)]
 fn enable_cap(vm: &Vm<impl Vendor>, arg: usize) -> Result<isize> {
     let wanted: kvm_enable_cap = user::read(arg)?;
-    let [value, ..] = wanted.args;
+    let [value, more, ..] = wanted.args;
     match wanted.cap {
         _ if wanted.flags != 0 => Err(EINVAL),
+        bindings::RUSTHV_CAP_PAGING => {
+            if !matches!(wanted.args, [_, _, 0, 0]) {
+                return Err(EINVAL);
+            }
+            let count = usize::try_from(more).map_err(|_| EINVAL)?;
+            vm.choose_paging(value, count).map(|()| 0)
+        }
         bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => vm.set_manual_log(value).map(|()| 0),
         _ => Err(EINVAL),
     }

@@ -14,7 +14,7 @@ use core::sync::atomic::AtomicU64;
 
 /// The host's memory as page tables, with a reserve to take new ones from.
 pub struct Tables<'a> {
-    reserve: Option<&'a mut Reserve>,
+    reserves: &'a mut [Reserve],
     supply: &'a Supply,
 }
 
@@ -23,16 +23,21 @@ impl<'a> Tables<'a> {
     #[inline]
     pub fn with_reserve(supply: &'a Supply, reserve: &'a mut Reserve) -> Self {
         Self {
-            reserve: Some(reserve),
+            reserves: core::slice::from_mut(reserve),
             supply,
         }
+    }
+
+    /// For changes that may need more than one reserve has.
+    pub fn with_reserves(supply: &'a Supply, reserves: &'a mut [Reserve]) -> Self {
+        Self { reserves, supply }
     }
 
     /// For changes that need none.
     #[inline]
     pub fn existing(supply: &'a Supply) -> Self {
         Self {
-            reserve: None,
+            reserves: &mut [],
             supply,
         }
     }
@@ -41,7 +46,7 @@ impl<'a> Tables<'a> {
 impl TableMemory for Tables<'_> {
     #[inline]
     fn alloc(&mut self) -> Option<TableFrame> {
-        let frame = self.reserve.as_mut()?.take()?;
+        let frame = self.reserves.iter_mut().find_map(Reserve::take)?;
         Some(TableFrame::new(frame.into_hpa()))
     }
 

@@ -33,6 +33,8 @@ struct Run {
     gpa: u64,
     bytes: u64,
     hva: u64,
+    /// Of a slot that can be written, and does not log.
+    plain: bool,
 }
 
 /// The slots that were found last, for a caller that asks again and again.
@@ -52,6 +54,7 @@ impl SlotCache {
                 gpa: 0,
                 bytes: 0,
                 hva: 0,
+                plain: false,
             }; WAYS],
             hole: GfnRange::new(Gfn::new(0), Gfn::new(0)),
         }
@@ -65,6 +68,19 @@ impl SlotCache {
         self.runs.iter().find_map(|run| {
             let offset = gpa.raw().wrapping_sub(run.gpa);
             (offset < run.bytes).then(|| Hva::new(run.hva.wrapping_add(offset)))
+        })
+    }
+
+    /// As `find`, where a write takes no more than that.
+    #[inline]
+    fn find_plain(&self, generation: u64, gpa: Gpa) -> Option<Hva> {
+        if self.generation != generation {
+            return None;
+        }
+        self.runs.iter().find_map(|run| {
+            let offset = gpa.raw().wrapping_sub(run.gpa);
+            let found = run.plain && offset < run.bytes;
+            found.then(|| Hva::new(run.hva.wrapping_add(offset)))
         })
     }
 
@@ -84,6 +100,7 @@ impl SlotCache {
                 gpa: base.raw(),
                 bytes: slot.pages.saturating_mul(PAGE_SIZE),
                 hva: slot.hva.raw(),
+                plain: !slot.flags.contains(SlotFlags::READ_ONLY) && !slot.flags.log_dirty(),
             };
         }
     }
@@ -117,7 +134,7 @@ impl Mmu {
     ///
     /// As [`Mmu::write`].
     pub fn write_word(&self, gpa: Gpa, size: u8, value: u64) -> Result {
-        self.change(gpa, |hva| user::write_word(hva, size, value))
+        self.change(gpa, size.into(), |hva| user::write_word(hva, size, value))
     }
 
     /// User address of a guest-physical one, if the cache has it: without a lock, for where nothing
@@ -208,7 +225,7 @@ impl Mmu {
         while !buf.is_empty() {
             let len = to_page_end(gpa.page_offset()).min(buf.len());
             let (now, rest) = buf.split_at_checked(len).ok_or(EFAULT)?;
-            self.change(gpa, |hva| user::copy_to(hva, now))?;
+            self.change(gpa, len, |hva| user::copy_to(hva, now))?;
             buf = rest;
             gpa = gpa.wrapping_add(len as u64);
         }
@@ -223,11 +240,40 @@ impl Mmu {
     /// `ENXIO` where the guest has no memory to be written, `EFAULT` where the VMM has none behind
     /// it.
     pub fn compare_exchange(&self, gpa: Gpa, size: u8, old: u64, new: u64) -> Result<u64> {
-        self.change(gpa, |hva| user::compare_exchange(hva, size, old, new))
+        let exchange = |hva| user::compare_exchange(hva, size, old, new);
+        self.change(gpa, size.into(), exchange)
+    }
+
+    /// The same for a walk that sets flags of an entry, which changes no translation.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mmu::compare_exchange`].
+    pub fn set_flags(
+        &self,
+        cache: &SlotCache,
+        gpa: Gpa,
+        size: u8,
+        old: u64,
+        new: u64,
+    ) -> Result<u64> {
+        if let Some(hva) = cache.find_plain(self.generation.load(Acquire), gpa) {
+            let result = user::compare_exchange(hva, size, old, new);
+            self.wrote_somewhere(gpa);
+            return result;
+        }
+        self.change_quietly(gpa, |hva| user::compare_exchange(hva, size, old, new))
+    }
+
+    /// Writes inside one page, logs that, and lets shadow tables follow.
+    fn change<R>(&self, gpa: Gpa, len: usize, write: impl FnOnce(Hva) -> Result<R>) -> Result<R> {
+        let result = self.change_quietly(gpa, write);
+        self.shadow_wrote(gpa, len);
+        result
     }
 
     /// Writes inside one page, and logs that.
-    fn change<R>(&self, gpa: Gpa, write: impl FnOnce(Hva) -> Result<R>) -> Result<R> {
+    fn change_quietly<R>(&self, gpa: Gpa, write: impl FnOnce(Hva) -> Result<R>) -> Result<R> {
         let slot = self.slot(gpa).ok_or_else(no_such_device)?;
         if slot.flags.contains(SlotFlags::READ_ONLY) {
             return Err(no_such_device());

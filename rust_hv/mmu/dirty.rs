@@ -34,6 +34,7 @@
 //! size; CPUs without such flags, and tables of other modes, need nothing else. The figures are in
 //! `Documentation/architecture.md`.
 
+use super::paging::{Mode, Paging, Steps};
 use super::{Mmu, State, STEP};
 use crate::host::supply::Supply;
 use crate::host::tables::Tables;
@@ -42,8 +43,7 @@ use crate::host::{bindings, cpu, task};
 use crate::model::arch::addr::{Gfn, GfnRange, Gpa, Hva};
 use crate::model::memory::dirty::{valid_bits, words_for, DirtyBitmap, WORD_PAGES};
 use crate::model::memory::slots::{Change, Slot, SlotFlags, USER_SLOTS};
-use crate::model::paging::sweep::{Progress, Sweep};
-use crate::model::paging::track::Allowed;
+use crate::model::paging::sweep::Progress;
 use crate::model::paging::PageSize;
 use core::sync::atomic::AtomicU64;
 use kernel::prelude::*;
@@ -216,8 +216,8 @@ impl State {
     #[inline]
     pub(super) fn allow_logged_write(&mut self, supply: &Supply, slot: &Slot, gpa: Gpa) -> bool {
         let memory = Tables::existing(supply);
-        let allowed = match self.tree.table.as_mut() {
-            Some(table) => table.allow_write(&memory, gpa) == Allowed::Yes,
+        let allowed = match self.tree.mode.as_mut() {
+            Some(mode) => mode.allow_write(&memory, gpa),
             None => false,
         };
         if allowed {
@@ -259,6 +259,17 @@ impl Mmu {
         }
     }
 
+    /// The same, for a slot that did not log when it was looked up.
+    #[inline]
+    pub(super) fn wrote_somewhere(&self, gpa: Gpa) {
+        cpu::smp_mb();
+        if self.logged.load(Relaxed) != 0 {
+            if let Some(slot) = self.slot(gpa) {
+                self.state.lock().logs.mark(&slot, gpa.gfn());
+            }
+        }
+    }
+
     /// After logging has started, with all pages or with none, or stopped for a slot that keeps its
     /// memory. `slots_lock` is held.
     pub(super) fn log_toggled(&self, slot: &Slot, all_dirty: bool) {
@@ -282,16 +293,15 @@ impl Mmu {
     /// From here on no guest writes to the range unnoticed.
     fn track(&self, range: GfnRange) {
         let mut flush = FlushLater::new(self);
-        self.sweep(range, |state, memory, sweep| {
-            let table = state.tree.table.as_mut()?;
-            Some(table.track(memory, sweep, STEP, &mut flush.needed))
+        self.sweep(range, |mode, memory, steps| {
+            mode.track(memory, steps, &mut flush.needed)
         });
     }
 
     /// Lets guests write without notice again, and use large pages again where the host has them.
     fn untrack(&self, slot: &Slot) {
-        self.sweep(slot.gfns(), |state, memory, sweep| {
-            Some(state.tree.table.as_mut()?.untrack(memory, sweep, STEP))
+        self.sweep(slot.gfns(), |mode, memory, steps| {
+            mode.untrack(memory, steps)
         });
         if !self.large_pages {
             return;
@@ -324,27 +334,27 @@ impl Mmu {
         }
         let memory = Tables::existing(&self.supply);
         let state = self.state.lock();
-        state
-            .tree
-            .table
-            .as_ref()
-            .is_some_and(|table| !table.is_large(&memory, gfn))
+        let mode = state.tree.mode.as_ref();
+        mode.is_some_and(|mode| mode.is_cut(&memory, gfn))
     }
 
     /// Does something to the tables of a range, in steps with the lock held.
     fn sweep(
         &self,
         range: GfnRange,
-        mut step: impl FnMut(&mut State, &Tables<'_>, &mut Sweep) -> Option<Progress>,
+        mut step: impl FnMut(&mut Mode, &Tables<'_>, &mut Steps) -> Progress,
     ) {
         let memory = Tables::existing(&self.supply);
-        let mut sweep = Sweep::new(range);
+        let mut steps = Steps::new(range);
         loop {
-            let progress = step(&mut self.state.lock(), &memory, &mut sweep);
-            match progress {
-                Some(Progress::More(_)) => task::cond_resched(),
-                Some(Progress::Done) | None => return,
+            let progress = match self.state.lock().tree.mode.as_mut() {
+                Some(mode) => step(mode, &memory, &mut steps),
+                None => Progress::Done,
+            };
+            if progress == Progress::Done {
+                return;
             }
+            task::cond_resched();
         }
     }
 
@@ -468,7 +478,7 @@ impl Mmu {
         let mut state = self.state.lock();
         let now = &mut *state;
         let log = now.logs.find(slot.id).ok_or(ENOENT)?;
-        let table = now.tree.table.as_mut().ok_or(EIO)?;
+        let mode = now.tree.mode.as_mut().ok_or(EIO)?;
         let mut budget = STEP as u32;
         for (index, &mask) in masks.iter().take(CHUNK).enumerate() {
             let bits = log.take_some(at + index, mask);
@@ -477,7 +487,7 @@ impl Mmu {
             }
             let first = (at + index) as u64 * WORD_PAGES;
             let first = Gfn::new(slot.base.raw().wrapping_add(first));
-            *changed |= table.track_pages(&memory, first, bits);
+            *changed |= mode.track_pages(&memory, first, bits);
             budget = budget.saturating_sub(bits.count_ones());
             if budget == 0 {
                 return Ok(index + 1);
@@ -493,7 +503,7 @@ impl Mmu {
         let mut state = self.state.lock();
         let now = &mut *state;
         let log = now.logs.find(slot.id).ok_or(ENOENT)?;
-        let table = now.tree.table.as_mut().ok_or(EIO)?;
+        let mode = now.tree.mode.as_mut().ok_or(EIO)?;
         let mut taken = Taken {
             words: words.len(),
             dirty: false,
@@ -505,7 +515,7 @@ impl Mmu {
             let bits = log.take(word);
             let first = slot.base.raw().wrapping_add(word as u64 * WORD_PAGES);
             taken.dirty = true;
-            taken.changed |= table.track_pages(&memory, Gfn::new(first), bits);
+            taken.changed |= mode.track_pages(&memory, Gfn::new(first), bits);
             if let Some(place) = words.get_mut(word - at) {
                 *place = bits;
             }
@@ -566,13 +576,9 @@ mod tests {
 
     /// Rights of a mapping, and whether a write is waited for.
     fn leaf(space: &Space, page: u64) -> Option<(Permissions, bool)> {
-        let state = space.mmu.state.lock();
+        let mut state = space.mmu.state.lock();
         let memory = Tables::existing(&space.mmu.supply);
-        let leaf = state
-            .tree
-            .table
-            .as_ref()?
-            .lookup(&memory, Gpa::new(gpa(page)))?;
+        let leaf = state.tree.nested()?.lookup(&memory, Gpa::new(gpa(page)))?;
         Some((leaf.perms, leaf.tracked))
     }
 

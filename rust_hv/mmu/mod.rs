@@ -6,10 +6,16 @@
 //! | File | What it holds |
 //! |---|---|
 //! | `mod` | the address space and its lock; slots; notifications of the host |
+//! | `paging` | what the tables of every paging mode can do |
 //! | `fault` | from a nested fault to a mapping |
+//! | `shadow` | the same, and the rest, where the tables stand in place of the guest's |
 //! | `tlb` | which CPU must forget what, and when a frame may be freed |
 //! | `access` | reads and writes of guest memory by the hypervisor |
 //! | `dirty` | which pages of a slot were written: the dirty log |
+//! | `owners` | which VM has a host frame mapped, and where: the inverted page table |
+//! | `verify` | the inverted page table compared with the VMs' own |
+//! | `query` | who has a frame, where an address is: for user space |
+//! | `show` | what of that is to be seen in debugfs |
 //!
 //! # Locks
 //!
@@ -30,20 +36,28 @@
 pub mod access;
 pub mod dirty;
 pub mod fault;
+pub mod owners;
+mod paging;
+pub mod query;
+pub mod shadow;
+pub mod show;
 pub mod tlb;
+pub mod verify;
 
+use crate::host::inverted::{InvertedTable, INVERTED};
 use crate::host::notifier::{HvaRange, MmuEvents};
 use crate::host::pool::Reserve;
 use crate::host::supply::Supply;
 use crate::host::tables::{give_back, Tables};
 use crate::host::task;
 use crate::host::user::{self, UserMm};
-use crate::model::arch::addr::{Gfn, GfnRange, Gpa, Hpa};
+use crate::model::arch::addr::{Gfn, GfnRange, Gpa};
+use crate::model::memory::inverted::Run;
 use crate::model::memory::slots::{plan, Change, Limits, Request, Slot, SlotView};
 use crate::model::paging::format::Leaf;
 use crate::model::paging::frames::{Gather, TableFrame};
 use crate::model::paging::nested::Nested;
-use crate::model::paging::sweep::{Progress, Sweep};
+use crate::model::paging::sweep::Progress;
 use crate::model::paging::table::Table;
 use crate::model::paging::PageSize;
 use crate::vendor::flush::Flushes;
@@ -55,6 +69,9 @@ use kernel::sync::atomic::{
     Atomic,
 };
 use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock};
+use owners::{Notes, OwnerId};
+use paging::{Mode, Paging, Shadows, Steps};
+use shadow::Choice;
 use tlb::Tlb;
 
 /// Entries that one step of a long change looks at before the lock is dropped.
@@ -99,14 +116,9 @@ impl MmuStats {
 /// when no vCPU and no notifier is left, so nothing walks the tables any more.
 struct Tree {
     /// Some until `drop`.
-    table: Option<Table<Nested>>,
+    mode: Option<Mode>,
     supply: Arc<Supply>,
-}
-
-impl Tree {
-    fn root(&self) -> Hpa {
-        self.table.as_ref().map_or(Hpa::new(0), Table::root)
-    }
+    notes: Notes,
 }
 
 /// Tables that map nothing.
@@ -119,8 +131,40 @@ fn empty_table(supply: &Supply, format: Nested) -> Result<Table<Nested>> {
 
 impl Drop for Tree {
     fn drop(&mut self) {
-        if let Some(table) = self.table.take() {
-            table.destroy(&mut Tables::existing(&self.supply), |_, _| {});
+        if let Some(mode) = self.mode.take() {
+            let notes = &mut self.notes;
+            mode.destroy(&mut Tables::existing(&self.supply), |gfn, leaf| {
+                notes.unmapped(gfn, &leaf);
+            });
+            notes.end(&mut None);
+        }
+    }
+}
+
+impl Tree {
+    /// The tables, where the CPU walks them behind the guest's own.
+    #[inline]
+    fn nested(&mut self) -> Option<&mut Table<Nested>> {
+        match &mut self.mode {
+            Some(Mode::Nested(table)) => Some(table),
+            _ => None,
+        }
+    }
+
+    /// The same, to be looked at.
+    fn walked(&self) -> Option<&Table<Nested>> {
+        match &self.mode {
+            Some(Mode::Nested(table)) => Some(table),
+            _ => None,
+        }
+    }
+
+    /// The tables, where they stand in place of the guest's own.
+    #[inline]
+    fn shadow(&mut self) -> Option<&mut Shadows> {
+        match &mut self.mode {
+            Some(Mode::Shadow(shadow)) => Some(shadow),
+            _ => None,
         }
     }
 }
@@ -134,6 +178,8 @@ struct State {
     /// Those of the slots whose flag asks for one, and of no others.
     logs: Logs,
     tree: Tree,
+    /// Pages that are mapped and not in the inverted page table yet.
+    waiting: Option<Run>,
     /// Changes under way in the host.
     invalidating: u64,
     /// Union of what they touch; none without a change under way.
@@ -190,11 +236,17 @@ pub struct Mmu {
     format: Nested,
     large_pages: bool,
     overrules_pat: bool,
+    /// How memory is virtualized.
+    choice: Choice,
+    inverted: &'static InvertedTable,
+    /// After `state`: no number is given to another VM while something is mapped.
+    owner: OwnerId,
     /// Counters, for `RUSTHV_GET_VM_STATS`.
     pub stats: MmuStats,
 }
 
 /// Counts of [`Mmu`]'s tables.
+#[derive(Default)]
 pub struct TableCounts {
     /// 4 KiB frames in tables.
     pub tables: u64,
@@ -202,10 +254,14 @@ pub struct TableCounts {
     pub leaves: [u64; 3],
 }
 
-/// Tables that were unlinked, until it is safe to free them.
+/// Tables that were unlinked, until it is safe to free them; and what the inverted page table has
+/// to be told before the lock is dropped.
 struct Unlinked<'a> {
     tables: [Option<TableFrame>; STEP_TABLES],
     changed: bool,
+    /// What [`crate::model::paging::shadow::Shadow::flushed`] has to hear after the flush.
+    stale: Option<u64>,
+    notes: Notes,
     mmu: &'a Mmu,
 }
 
@@ -214,16 +270,25 @@ impl<'a> Unlinked<'a> {
         Self {
             tables: [const { None }; STEP_TABLES],
             changed: false,
+            stale: None,
+            notes: Notes::new(mmu.inverted, &mmu.owner),
             mmu,
         }
     }
 
+    /// Everything that shadow tables have dropped up to now is to be flushed.
+    fn note(&mut self, shadow: &Shadows) {
+        self.stale = shadow.stale();
+        self.changed |= self.stale.is_some();
+    }
+
     /// Makes every CPU forget what was unmapped, then frees the tables.
     fn finish(&mut self) {
-        if self.changed {
-            self.mmu.tlb.flush(&self.mmu.stats);
-            self.changed = false;
+        // No table comes without a change.
+        if !core::mem::take(&mut self.changed) {
+            return;
         }
+        self.mmu.tlb.flush(&self.mmu.stats);
         for table in self.tables.iter_mut().filter_map(Option::take) {
             give_back(&self.mmu.supply, table);
         }
@@ -231,9 +296,10 @@ impl<'a> Unlinked<'a> {
 }
 
 impl Gather for Unlinked<'_> {
-    fn leaf(&mut self, _gfn: Gfn, _leaf: Leaf) {
+    fn leaf(&mut self, gfn: Gfn, leaf: Leaf) {
         // The page was marked dirty when it was mapped writable.
         self.changed = true;
+        self.notes.unmapped(gfn, &leaf);
     }
 
     fn table(&mut self, frame: TableFrame) {
@@ -250,8 +316,14 @@ impl Gather for Unlinked<'_> {
 }
 
 impl Drop for Unlinked<'_> {
+    /// Not under the lock.
     fn drop(&mut self) {
         self.finish();
+        if let Some(stale) = self.stale {
+            if let Some(shadow) = self.mmu.state.lock().tree.shadow() {
+                shadow.flushed(stale);
+            }
+        }
     }
 }
 
@@ -268,10 +340,12 @@ impl Mmu {
         supply: Arc<Supply>,
     ) -> Result<impl PinInit<Self, Error>> {
         let top = format.levels();
+        let (inverted, owner) = (INVERTED.get()?, OwnerId::new()?);
         let table = empty_table(&supply, format)?;
         let tree = Tree {
-            table: Some(table),
+            mode: Some(Mode::Nested(table)),
             supply: supply.clone(),
+            notes: Notes::new(inverted, &owner),
         };
         let tlb = Tlb::new()?;
         let state = State {
@@ -279,6 +353,7 @@ impl Mmu {
             generation: 1,
             logs: Logs::new(),
             tree,
+            waiting: None,
             invalidating: 0,
             range: None,
             sequence: 0,
@@ -300,14 +375,18 @@ impl Mmu {
             format,
             large_pages: format.largest() >= PageSize::Size2M,
             overrules_pat: format.overrules_pat(),
+            choice: Choice::new(),
+            inverted,
+            owner,
             stats: MmuStats::new(),
         }))
     }
 
     /// The tables, for the hardware; they live as long as the address space.
     pub fn root(this: &Arc<Self>) -> NestedRoot {
-        let table = this.state.lock().tree.root();
-        NestedRoot::new(table, this.clone())
+        let table = this.state.lock().tree.nested().map(|table| table.root());
+        // Without nested tables nobody asks.
+        NestedRoot::new(table.unwrap_or_default(), this.clone())
     }
 
     /// Puts the root table where the supply says now. No vCPU has it yet.
@@ -316,13 +395,17 @@ impl Mmu {
     ///
     /// `ENOMEM`.
     pub fn renew_root(&self) -> Result {
-        let table = empty_table(&self.supply, self.format)?;
-        let tree = Tree {
-            table: Some(table),
-            supply: self.supply.clone(),
+        let new = Mode::Nested(empty_table(&self.supply, self.format)?);
+        let mut state = self.state.lock();
+        // Without a vCPU nothing was mapped, and shadow tables are made when they are needed.
+        let old = match state.tree.nested() {
+            Some(_) => state.tree.mode.replace(new),
+            None => Some(new),
         };
-        // Without a vCPU nothing was mapped. The old table goes behind the lock.
-        let _old = core::mem::replace(&mut self.state.lock().tree, tree);
+        drop(state);
+        if let Some(old) = old {
+            old.destroy(&mut Tables::existing(&self.supply), |_, _| {});
+        }
         Ok(())
     }
 
@@ -345,16 +428,8 @@ impl Mmu {
     /// How much is mapped, and with how many tables.
     pub fn counts(&self) -> TableCounts {
         let state = self.state.lock();
-        let counts = state
-            .tree
-            .table
-            .as_ref()
-            .map(Table::counts)
-            .unwrap_or_default();
-        TableCounts {
-            tables: counts.tables,
-            leaves: counts.leaves,
-        }
+        let mode = state.tree.mode.as_ref();
+        mode.map(Paging::counts).unwrap_or_default()
     }
 
     /// `KVM_SET_USER_MEMORY_REGION`.
@@ -392,6 +467,8 @@ impl Mmu {
         // No fault maps a page of the old slot from here on.
         if let (true, Some(old)) = (change.unmaps(), change.before()) {
             self.zap(old.gfns(), true);
+            // Tables of the guest's may have been in it.
+            self.forget_shadows();
         }
         // Here the bitmap of a log that was goes, after the lock.
         drop(logs);
@@ -413,13 +490,20 @@ impl Mmu {
 
     /// Unmaps a range, in steps; others may run between them when `may_sleep`.
     fn zap(&self, range: GfnRange, may_sleep: bool) {
-        let mut sweep = Sweep::new(range);
+        let mut steps = Steps::new(range);
         loop {
             let mut unlinked = Unlinked::new(self);
             let memory = Tables::existing(&self.supply);
-            let progress = match self.state.lock().tree.table.as_mut() {
-                Some(table) => table.zap(&memory, &mut sweep, STEP, &mut unlinked),
-                None => Progress::Done,
+            let progress = {
+                let mut state = self.state.lock();
+                let State { tree, waiting, .. } = &mut *state;
+                unlinked.notes.begin(waiting);
+                let progress = match tree.mode.as_mut() {
+                    Some(mode) => mode.unmap(&memory, &mut steps, &mut unlinked),
+                    None => Progress::Done,
+                };
+                unlinked.notes.end(waiting);
+                progress
             };
             // Dropped here, after the lock: flush, then free.
             drop(unlinked);
@@ -494,17 +578,14 @@ impl MmuEvents for Mmu {
         let mut young = false;
         self.for_each_slot(range, |gfns| {
             let memory = Tables::existing(&self.supply);
-            let mut sweep = Sweep::new(gfns);
+            let mut steps = Steps::new(gfns);
             loop {
                 let mut state = self.state.lock();
-                let Some(table) = state.tree.table.as_mut() else {
+                let Some(mode) = state.tree.mode.as_mut() else {
                     return;
                 };
-                let progress = if clear {
-                    table.test_and_clear_accessed(&memory, &mut sweep, STEP, |_, _| young = true)
-                } else {
-                    table.for_each_leaf(&memory, &mut sweep, STEP, |_, leaf| young |= leaf.accessed)
-                };
+                let (progress, used) = mode.young(&memory, &mut steps, clear);
+                young |= used;
                 if progress == Progress::Done {
                     return;
                 }
@@ -527,10 +608,9 @@ fn everything() -> GfnRange {
 mod tests {
     use super::fault::{Faults, Resolved};
     use super::*;
-    use crate::host::frame::alive;
     use crate::host::kunit::UserMemory;
     use crate::host::notifier::Notifier;
-    use crate::host::pool::{pooled, POOLS};
+    use crate::host::pool::{in_use, POOLS};
     use crate::model::arch::addr::PAGE_SIZE;
     use crate::model::emulate::Backing;
     use crate::model::exit::{NestedFault, Origin};
@@ -587,11 +667,6 @@ mod tests {
     fn mapped(space: &Space) -> u64 {
         let [small, _, _] = space.mmu.counts().leaves;
         small
-    }
-
-    /// What must be as before when a test has cleaned up.
-    fn in_use() -> u64 {
-        alive().saturating_sub(pooled())
     }
 
     /// KUnit's threads have no address space of their own, and so no VM.

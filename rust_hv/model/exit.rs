@@ -5,6 +5,7 @@
 //! The hardware rooms turn their exit reasons into these; `vcpu` handles them.
 
 use super::arch::addr::{Gpa, Gva};
+use super::arch::exception::PageFaultError;
 
 /// Direction of a transfer between a register and something else.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -90,6 +91,17 @@ pub enum Exit {
         /// Error code, for vectors that have one.
         error_code: Option<u32>,
     },
+    /// The guest raised a page fault where the hypervisor keeps the tables that the CPU walks.
+    PageFault {
+        /// Where.
+        gva: Gva,
+        /// What the CPU says of it, which may not be what the guest's own tables say.
+        code: PageFaultError,
+    },
+    /// INVLPG, there; at this address, where the CPU tells it.
+    Invalidate(Option<Gva>),
+    /// INVPCID, there; the kind is in this general-purpose register, where the CPU tells it.
+    InvalidateContext(Option<u8>),
     /// The CPU met a machine check: on the way into the guest, or in it.
     MachineCheck,
     /// The guest can take an interrupt now.

@@ -137,6 +137,8 @@ impl Caps {
                 present: present.into(),
                 missing: missing.into(),
                 revision: revision & 0xff,
+                // VMRUN lets paging be on there (APM Vol. 2, "Paged Real Mode").
+                software_real_mode: true,
             },
             asids,
             flush_by_asid: has(bindings::RUSTHV_FEAT_ASID_FLUSH),

@@ -5,7 +5,8 @@
 
 use super::caps::Caps;
 use super::vmcb::Control;
-use crate::model::arch::addr::Gpa;
+use crate::model::arch::addr::{Gpa, Gva};
+use crate::model::arch::exception::PageFaultError;
 use crate::model::exit::{
     ControlAccess, Direction, Event, EventKind, Exit, NestedFault, Origin, PortAccess,
 };
@@ -32,6 +33,7 @@ pub(super) mod code {
     pub(crate) const RSM: u64 = 0x73;
     pub(crate) const INVD: u64 = 0x76;
     pub(crate) const HLT: u64 = 0x78;
+    pub(crate) const INVLPG: u64 = 0x79;
     pub(crate) const INVLPGA: u64 = 0x7a;
     pub(crate) const IO: u64 = 0x7b;
     pub(crate) const MSR: u64 = 0x7c;
@@ -173,6 +175,25 @@ pub(super) fn decode(control: &Control, caps: &Caps) -> Exit {
         _ if is_failure(code) => Exit::EntryFailed { reason: code },
         _ => Exit::Unknown { reason: code },
     }
+}
+
+/// The exits that are intercepted without nested tables alone.
+pub(super) fn of_tables(control: &Control, caps: &Caps, invpcid: bool) -> Option<Exit> {
+    let measured = caps.next_rip && control.next_rip != 0;
+    Some(match control.exit_code {
+        code::PAGE_FAULT => Exit::PageFault {
+            gva: Gva::new(control.exit_info2),
+            code: PageFaultError::from_raw(control.exit_info1 as u32),
+        },
+        code::INVLPG if measured && caps.decode_assists => {
+            Exit::Invalidate(Some(Gva::new(control.exit_info1)))
+        }
+        code::INVLPG if measured => Exit::Invalidate(None),
+        code::INVLPG => Exit::Fetch,
+        // CPUs with the instruction have both.
+        code::INVPCID if invpcid && measured => Exit::InvalidateContext(None),
+        _ => return None,
+    })
 }
 
 /// RDMSR or WRMSR.

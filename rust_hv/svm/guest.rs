@@ -23,7 +23,7 @@ use crate::host::task;
 use crate::model::arch::regs::{Efer, Rflags, DR6_RESET};
 use crate::model::arch::segment::AccessRights;
 use crate::vendor::flush::FlushKind;
-use crate::vendor::{self, HwError, NestedRoot, ResetRights};
+use crate::vendor::{self, HwError, ResetRights, Translation};
 use kernel::prelude::*;
 
 /// Whether the CR0 intercepts are lifted for an instruction that the CPU has to execute itself.
@@ -34,6 +34,14 @@ pub(super) enum Lifted {
     /// Until the next exit, which is a #DB behind the instruction if nothing else comes: the guest
     /// steps anyway, or only for this.
     Stepping { anyway: bool },
+}
+
+/// What a guest sees of registers that are the hypervisor's while it keeps the tables that the CPU
+/// walks.
+#[derive(Clone, Copy)]
+pub(super) struct Software {
+    pub(super) cr3: u64,
+    pub(super) pat: u64,
 }
 
 /// A vCPU as the hardware sees it.
@@ -65,7 +73,9 @@ pub struct Guest {
     pub(super) skipped: u8,
     /// RDTSCP and INVPCID.
     pub(super) offered: (bool, bool),
-    pub(super) root: NestedRoot,
+    /// Without nested tables.
+    pub(super) software: Option<Software>,
+    pub(super) translation: Translation,
     tsc_offset: u64,
     host_xcr0: u64,
     host_debugctl: u64,
@@ -79,17 +89,21 @@ pub struct GuestWindow<'a> {
 }
 
 impl Guest {
-    /// A guest whose memory is behind `root`, with its controls set and its registers all zero.
+    /// A guest whose memory is behind `translation`, with its controls set and its registers all zero.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
     pub(super) fn new(
         svm: &'static Svm,
-        root: NestedRoot,
+        translation: Translation,
         tsc_offset: u64,
         place: Place,
     ) -> Result<Self> {
+        let software = match &translation {
+            Translation::Nested(_) => None,
+            Translation::Software(_) => Some(Software { cr3: 0, pat: 0 }),
+        };
         let vmcb = VmcbPage::new(place)?;
         let mut guest = Self {
             before: vmcb.get().save,
@@ -108,7 +122,8 @@ impl Guest {
             stepped: false,
             skipped: 0,
             offered: (false, false),
-            root,
+            software,
+            translation,
             tsc_offset,
             host_xcr0: msr::host_xcr0(),
             host_debugctl: 0,
@@ -125,13 +140,26 @@ impl Guest {
     /// Everything of the host's exits, and whatever would let the guest reach anything but its
     /// own registers and memory.
     pub(super) fn set_up(&mut self) {
-        let (svm, nested) = (self.svm, self.root.table().raw());
+        let svm = self.svm;
+        let nested = match &self.translation {
+            Translation::Nested(root) => Some(root.table().raw()),
+            Translation::Software(_) => None,
+        };
+        let [registers, exceptions, others] = match nested {
+            Some(_) => [0; 3],
+            None => [
+                intercept::CR3_READ | intercept::CR3_WRITE,
+                intercept::PAGE_FAULT,
+                intercept::INVLPG,
+            ],
+        };
         let control = &mut self.vmcb.get_mut().control;
         control.intercepts = [
-            intercept::CR0_WRITE | intercept::CR4_WRITE | intercept::CR8_WRITE,
+            registers | intercept::CR0_WRITE | intercept::CR4_WRITE | intercept::CR8_WRITE,
             intercept::DEBUG_REGISTERS,
-            intercept::EXCEPTIONS,
-            intercept::INTR
+            exceptions | intercept::EXCEPTIONS,
+            others
+                | intercept::INTR
                 | intercept::NMI
                 | intercept::SMI
                 | intercept::INIT
@@ -159,8 +187,8 @@ impl Guest {
         control.tsc_offset = self.tsc_offset;
         control.tlb_control = tlb_control::NOTHING;
         control.interrupt_state = 0;
-        control.nested_control = NESTED_PAGING;
-        control.nested_cr3 = nested;
+        control.nested_control = if nested.is_some() { NESTED_PAGING } else { 0 };
+        control.nested_cr3 = nested.unwrap_or(0);
         control.event = 0;
         self.clean = 0;
         self.intercept_instructions();
@@ -171,7 +199,7 @@ impl Guest {
     pub(super) fn intercept_instructions(&mut self) {
         let (rdtscp, invpcid) = self.offered;
         // Without INVPCID in the CPU its bit is reserved.
-        let invpcid = invpcid || !self.svm.caps.invpcid;
+        let invpcid = (invpcid && self.software.is_none()) || !self.svm.caps.invpcid;
         let [.., word4, word5] = &mut self.vmcb.get_mut().control.intercepts;
         *word4 = with(*word4, intercept::RDTSCP, !rdtscp);
         *word5 = with(*word5, intercept::INVPCID, !invpcid);
@@ -201,9 +229,19 @@ impl Guest {
         *exceptions = u32::MAX;
         let anyway = Rflags::from_raw(vmcb.save.rflags).contains(Rflags::TF);
         vmcb.save.rflags |= Rflags::TF.raw();
-        vmcb.save.efer = self.efer | Efer::SVME.raw();
+        if self.software.is_none() {
+            vmcb.save.efer = self.efer | Efer::SVME.raw();
+        }
         self.dirty(clean::INTERCEPTS | clean::CONTROL_REGISTERS);
         self.lifted = Lifted::Stepping { anyway };
+    }
+
+    /// Exceptions that exit.
+    pub(super) fn exceptions(&self) -> u32 {
+        match self.software {
+            None => intercept::EXCEPTIONS,
+            Some(_) => intercept::EXCEPTIONS | intercept::PAGE_FAULT,
+        }
     }
 
     /// Notes what has changed since the last entry.
@@ -311,8 +349,8 @@ impl GuestWindow<'_> {
         vmcb.control.tlb_control = tag.control;
         match tag.control {
             tlb_control::NOTHING => {}
-            tlb_control::ASID => guest.root.count(FlushKind::Tag),
-            _ => guest.root.count(FlushKind::AllTags),
+            tlb_control::ASID => guest.translation.count(FlushKind::Tag),
+            _ => guest.translation.count(FlushKind::AllTags),
         }
         vmcb.save.rax = rax;
         if vmcb.save.cr2 != cr2 {
@@ -349,7 +387,7 @@ impl GuestWindow<'_> {
         let (vmcb, debugctl) = (guest.vmcb.hpa().raw(), guest.host_debugctl);
         let regs = &mut guest.regs;
         // SAFETY: The VMCB's controls keep the guest inside its memory and make every event of the
-        // host's an exit; its maps and nested tables live as long as `svm` and `root`. Interrupts
+        // host's an exit; its maps and tables live as long as `svm` and `translation`. Interrupts
         // are off, no reference to the VMCB is alive, and the host's state is saved. Whoever sets
         // a guest's XCR0 checks it against the host's.
         let failed = unsafe {
@@ -414,10 +452,11 @@ pub(super) fn test_guest(svm: &'static Svm) -> Result<Guest> {
         }
     }
     let keep = kernel::sync::Arc::new(Nothing, GFP_KERNEL)?;
-    let root = NestedRoot::new(crate::model::arch::addr::Hpa::new(NO_TABLES), keep);
+    let root = vendor::NestedRoot::new(crate::model::arch::addr::Hpa::new(NO_TABLES), keep);
+    let translation = Translation::Nested(root);
     Guest::new(
         svm,
-        root,
+        translation,
         0x1234_5678,
         crate::host::cpu::current_node().into(),
     )

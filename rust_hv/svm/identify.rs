@@ -36,6 +36,7 @@ fn identity(control: &Control, kind: &Kind) -> Option<Identity> {
             Exit::CacheControl
         }
         Kind::Hlt if code == code::HLT => Exit::Halt,
+        Kind::Invlpg(_) if code == code::INVLPG => Exit::Invalidate(None),
         Kind::Xsetbv if code == code::XSETBV => Exit::Xsetbv,
         Kind::Int1 if code == code::INT1 => Exit::Exception {
             vector: 1,

@@ -43,7 +43,7 @@ use crate::model::arch::regs::Cr4;
 use crate::model::paging::nested::Nested;
 use crate::model::paging::npt::Npt;
 use crate::model::paging::PageSize;
-use crate::vendor::{self, NestedRoot, Vendor};
+use crate::vendor::{self, Translation, Vendor};
 use caps::Caps;
 use cpus::{AllFrames, Virtualization};
 use guest::Guest;
@@ -120,8 +120,13 @@ impl Vendor for Svm {
         Nested::Npt(self.npt)
     }
 
-    fn guest(&'static self, root: NestedRoot, tsc_offset: u64, place: Place) -> Result<Guest> {
-        Guest::new(self, root, tsc_offset, place)
+    fn guest(
+        &'static self,
+        translation: Translation,
+        tsc_offset: u64,
+        place: Place,
+    ) -> Result<Guest> {
+        Guest::new(self, translation, tsc_offset, place)
     }
 }
 

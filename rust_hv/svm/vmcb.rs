@@ -12,10 +12,14 @@ use kernel::prelude::*;
 pub mod intercept {
     /// Word 0: reads of CR0.
     pub const CR0_READ: u32 = 1 << 0;
+    /// Word 0: reads of CR3.
+    pub const CR3_READ: u32 = 1 << 3;
     /// Word 0: reads of CR4.
     pub const CR4_READ: u32 = 1 << 4;
     /// Word 0: writes of CR0, CLTS and LMSW among them.
     pub const CR0_WRITE: u32 = 1 << 16;
+    /// Word 0: writes of CR3.
+    pub const CR3_WRITE: u32 = 1 << 19;
     /// Word 0: writes of CR4.
     pub const CR4_WRITE: u32 = 1 << 20;
     /// Word 0: writes of CR8.
@@ -25,6 +29,8 @@ pub mod intercept {
     /// Word 2: #DB and #AC, as a guest can raise them without end while one is being delivered;
     /// #MC, which is the host's.
     pub const EXCEPTIONS: u32 = 1 << 1 | 1 << 17 | 1 << 18;
+    /// Word 2: #PF, where the hypervisor keeps the tables that the CPU walks.
+    pub const PAGE_FAULT: u32 = 1 << 14;
     /// Word 3: physical interrupts.
     pub const INTR: u32 = 1 << 0;
     /// Word 3: NMIs.
@@ -45,6 +51,8 @@ pub mod intercept {
     pub const INVD: u32 = 1 << 22;
     /// Word 3: HLT.
     pub const HLT: u32 = 1 << 24;
+    /// Word 3: INVLPG.
+    pub const INVLPG: u32 = 1 << 25;
     /// Word 3: INVLPGA.
     pub const INVLPGA: u32 = 1 << 26;
     /// Word 3: ports, by the map.

@@ -13,7 +13,7 @@ use crate::host::debug;
 use crate::host::fpu::FpuInUse;
 use crate::host::switch::{self, HostSwitch, Running, UserMsr};
 use crate::host::tsc;
-use crate::model::arch::addr::Gva;
+use crate::model::arch::addr::{Gva, Hpa};
 use crate::model::arch::regs::{Cr0, Cr4, Efer, Rflags, DR6_RESET};
 use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::exit::{Event, EventKind, Exit};
@@ -25,17 +25,43 @@ use kernel::prelude::*;
 const CR0_NEVER: Cr0 = Cr0::NW.union(Cr0::CD);
 
 /// CR0 as the CPU has it for a guest that sees `value`.
-const fn real_cr0(value: u64) -> u64 {
-    Cr0::from_raw(value)
+const fn real_cr0(value: u64, software: bool) -> u64 {
+    let real = Cr0::from_raw(value)
         .intersection(Cr0::NAMED)
-        .without(CR0_NEVER)
-        .raw()
+        .without(CR0_NEVER);
+    if software {
+        return real.union(CR0_OF_TABLES).raw();
+    }
+    real.raw()
+}
+
+/// CR0 bits that are always on in the CPU without nested tables: paging, and write protection, as
+/// rights to write are withheld to notice writes.
+const CR0_OF_TABLES: Cr0 = Cr0::PG.union(Cr0::WP);
+
+/// CR4 in a CPU that walks the hypervisor's tables: they have entries of 8 bytes and know neither
+/// PCIDs nor keys; while the guest does not page, all is a user's, and is executed by the kernel.
+const fn software_cr4(value: u64, paged: bool) -> u64 {
+    let real = Cr4::from_raw(value).union(Cr4::PAE).without(Cr4::PCIDE);
+    match paged {
+        true => real.without(Cr4::PKE).raw(),
+        false => real
+            .without(Cr4::PKE)
+            .without(Cr4::SMEP)
+            .without(Cr4::SMAP)
+            .raw(),
+    }
 }
 
 /// CR0 as a guest sees it that has seen `shadow`, after the CPU has executed an instruction of its
 /// own on `real`.
-const fn seen_cr0(shadow: u64, real: u64) -> u64 {
-    let own = Cr0::NAMED.without(CR0_NEVER).raw();
+const fn seen_cr0(shadow: u64, real: u64, software: bool) -> u64 {
+    let own = Cr0::NAMED.without(CR0_NEVER);
+    let own = if software {
+        own.without(CR0_OF_TABLES).raw()
+    } else {
+        own.raw()
+    };
     real & own | shadow & !own | real & CR0_NEVER.raw()
 }
 
@@ -65,7 +91,14 @@ impl GuestWindow<'_> {
             // There is nothing to do but to enter again.
             return Exit::HostEvent;
         }
-        exit::decode(&self.guest.vmcb.get().control, &self.guest.svm.caps)
+        let control = &self.guest.vmcb.get().control;
+        if self.guest.software.is_some() {
+            if let Some(exit) = exit::of_tables(control, &self.guest.svm.caps, self.guest.offered.1)
+            {
+                return exit;
+            }
+        }
+        exit::decode(control, &self.guest.svm.caps)
     }
 
     /// Looks at the exit that follows [`super::guest::Guest::lift_cr0`].
@@ -100,25 +133,55 @@ impl GuestWindow<'_> {
             self.save_mut().rflags &= !Rflags::TF.raw();
         }
         self.guest.lifted = Lifted::No;
-        let seen = seen_cr0(self.guest.cr0, self.save().cr0);
-        // Should it have switched paging on in the same breath.
-        self.write_efer(self.save().efer & !Efer::SVME.raw());
+        let software = self.guest.software.is_some();
+        let seen = seen_cr0(self.guest.cr0, self.save().cr0, software);
+        if !software {
+            // Should it have switched paging on in the same breath.
+            self.write_efer(self.save().efer & !Efer::SVME.raw());
+        }
+        let intercepted = self.guest.exceptions();
         let [word0, _, exceptions, ..] = &mut self.guest.vmcb.get_mut().control.intercepts;
         *word0 |= intercept::CR0_WRITE;
-        *exceptions = intercept::EXCEPTIONS;
+        *exceptions = intercepted;
         self.guest.dirty(clean::INTERCEPTS);
         self.write_cr0(seen);
     }
 
     fn write_efer(&mut self, value: u64) {
         self.guest.efer = value;
-        self.save_mut().efer = real_efer(value);
+        let mut real = real_efer(value);
+        if self.guest.software.is_some() {
+            // The CPU pages already, and with PG the two have to go together.
+            let efer = Efer::from_raw(real).union(Efer::NXE);
+            real = efer.with(Efer::LME, efer.contains(Efer::LMA)).raw();
+        }
+        self.save_mut().efer = real;
         self.guest.dirty(clean::CONTROL_REGISTERS);
     }
 
     fn write_cr0(&mut self, value: u64) {
+        let software = self.guest.software.is_some();
         self.guest.cr0 = value;
-        self.save_mut().cr0 = real_cr0(value);
+        self.save_mut().cr0 = real_cr0(value, software);
+        if software {
+            // What CR4 may say depends on whether the guest pages.
+            self.write_cr4(self.guest.cr4);
+        }
+        self.guest.intercept_cr_reads();
+        self.guest.dirty(clean::CONTROL_REGISTERS);
+    }
+
+    fn write_cr4(&mut self, value: u64) {
+        // Machine checks are the host's, whatever the guest wants: without CR4.MCE one of them
+        // shuts the CPU down.
+        let machine_checks = switch::host_cr4(&self.irqs) & Cr4::MCE.raw();
+        let mut real = value | machine_checks;
+        if self.guest.software.is_some() {
+            let paged = Cr0::from_raw(self.guest.cr0).contains(Cr0::PG);
+            real = software_cr4(real, paged);
+        }
+        self.guest.cr4 = value;
+        self.save_mut().cr4 = real;
         self.guest.intercept_cr_reads();
         self.guest.dirty(clean::CONTROL_REGISTERS);
     }
@@ -383,11 +446,25 @@ impl Window for GuestWindow<'_> {
         Ok(())
     }
 
+    fn set_root(&mut self, root: Hpa) -> Result<(), HwError> {
+        self.save_mut().cr3 = root.raw();
+        self.guest.dirty(clean::CONTROL_REGISTERS);
+        self.guest.asid.flush();
+        Ok(())
+    }
+
     fn cr3(&self) -> Result<u64, HwError> {
-        Ok(self.save().cr3)
+        Ok(match &self.guest.software {
+            Some(software) => software.cr3,
+            None => self.save().cr3,
+        })
     }
 
     fn set_cr3(&mut self, value: u64) -> Result<(), HwError> {
+        if let Some(software) = &mut self.guest.software {
+            software.cr3 = value;
+            return Ok(());
+        }
         self.save_mut().cr3 = value;
         self.guest.dirty(clean::CONTROL_REGISTERS);
         Ok(())
@@ -398,13 +475,7 @@ impl Window for GuestWindow<'_> {
     }
 
     fn set_cr4(&mut self, value: u64) -> Result<(), HwError> {
-        // Machine checks are the host's, whatever the guest wants: without CR4.MCE one of them
-        // shuts the CPU down.
-        let machine_checks = switch::host_cr4(&self.irqs) & Cr4::MCE.raw();
-        self.guest.cr4 = value;
-        self.save_mut().cr4 = value | machine_checks;
-        self.guest.intercept_cr_reads();
-        self.guest.dirty(clean::CONTROL_REGISTERS);
+        self.write_cr4(value);
         Ok(())
     }
 
@@ -434,10 +505,18 @@ impl Window for GuestWindow<'_> {
     }
 
     fn pat(&self) -> Result<u64, HwError> {
-        Ok(self.save().pat)
+        Ok(match &self.guest.software {
+            Some(software) => software.pat,
+            None => self.save().pat,
+        })
     }
 
     fn set_pat(&mut self, value: u64) -> Result<(), HwError> {
+        if let Some(software) = &mut self.guest.software {
+            // The entries that the CPU sees are ours, and it looks them up in the host's.
+            software.pat = value;
+            return Ok(());
+        }
         self.save_mut().pat = value;
         self.guest.dirty(clean::NESTED_PAGING);
         Ok(())
@@ -523,7 +602,7 @@ impl Window for GuestWindow<'_> {
 
     fn flush_address(&mut self, address: Gva) -> Result<(), HwError> {
         if self.guest.asid.flush_address(&self.irqs, address)? {
-            self.guest.root.count(FlushKind::Address);
+            self.guest.translation.count(FlushKind::Address);
         }
         Ok(())
     }

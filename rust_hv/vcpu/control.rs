@@ -110,11 +110,14 @@ impl Pdptes {
     }
 
     /// Gives them to the CPU; some when that cannot be done now.
-    fn load(self, window: &mut impl Window) -> Result<Option<Written>, HwError> {
+    fn load(self, state: &mut State, window: &mut impl Window) -> Result<Option<Written>, HwError> {
         match self {
             Self::Unread => Ok(Some(Written::NeedsPdptes)),
             Self::Bad => Ok(Some(Written::Faulted(Fault::general_protection()))),
-            Self::Read(entries) => window.set_pdptes(entries).map(|()| None),
+            Self::Read(entries) => {
+                state.note_pointers(entries);
+                window.set_pdptes(entries).map(|()| None)
+            }
         }
     }
 }
@@ -122,6 +125,7 @@ impl Pdptes {
 /// MOV to CR0.
 pub(super) fn write_cr0(
     caps: &Caps,
+    state: &mut State,
     window: &mut impl Window,
     raw: u64,
     pdptes: Pdptes,
@@ -156,7 +160,7 @@ pub(super) fn write_cr0(
     // SDM Vol. 3A, "PDPTE Registers": any change of paging loads them, and so does one of CD or NW.
     let reloads = Cr0::PG.union(caching);
     if is_pae(new, cr4, new_efer) && (new.raw() ^ old.raw()) & reloads.raw() != 0 {
-        if let Some(not_now) = pdptes.load(window)? {
+        if let Some(not_now) = pdptes.load(state, window)? {
             return Ok(not_now);
         }
     }
@@ -167,6 +171,34 @@ pub(super) fn write_cr0(
     if turns_on || turns_off || (new.raw() ^ old.raw()) & Cr0::WP.raw() != 0 {
         window.flush_guest_tables()?;
     }
+    DONE
+}
+
+/// MOV to CR3, which exits without nested tables alone.
+pub(super) fn write_cr3(
+    state: &mut State,
+    window: &mut impl Window,
+    raw: u64,
+    pdptes: Pdptes,
+) -> Result<Written, HwError> {
+    /// With PCIDs: what is cached of this one may stay. We need not.
+    const KEEP: u64 = 1 << 63;
+    let cr0 = Cr0::from_raw(window.cr0()?);
+    let cr4 = Cr4::from_raw(window.cr4()?);
+    let efer = Efer::from_raw(window.efer()?);
+    let value = match cr4.contains(Cr4::PCIDE) {
+        true => raw & !KEEP,
+        false => raw,
+    };
+    if efer.contains(Efer::LMA) && value >> state.cpuid.facts().phys_bits != 0 {
+        return REFUSED;
+    }
+    if is_pae(cr0, cr4, efer) {
+        if let Some(not_now) = pdptes.load(state, window)? {
+            return Ok(not_now);
+        }
+    }
+    window.set_cr3(value)?;
     DONE
 }
 
@@ -198,7 +230,7 @@ pub(super) fn write_cr4(
     // SDM Vol. 3A, "PDPTE Registers": the bits whose change loads them.
     let reloads = Cr4::PAE | Cr4::PGE | Cr4::PSE | Cr4::SMEP;
     if is_pae(cr0, new, efer) && changed.intersects(reloads) {
-        if let Some(not_now) = pdptes.load(window)? {
+        if let Some(not_now) = pdptes.load(state, window)? {
             return Ok(not_now);
         }
     }

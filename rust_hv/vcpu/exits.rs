@@ -6,12 +6,16 @@
 //! may sleep, or wants user space, leaves as an [`Action`].
 
 use super::control::{self, Fault, Pdptes, Written};
+use super::software::fault_at;
 use super::{msr, port, Counters, State};
 use crate::host::bindings::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON;
 use crate::host::debug::machine_check;
 use crate::host::run_page::{RunPages, UserExit};
 use crate::host::switch::HostSwitch;
+use crate::mmu::shadow::GuestFault;
+use crate::model::arch::addr::Gva;
 use crate::model::arch::exception::Vector;
+use crate::model::arch::msr::EFER;
 use crate::model::arch::regs::{Cr0, Cr4, Efer, Rflags};
 use crate::model::emulate::Exception;
 use crate::model::exit::{
@@ -47,9 +51,15 @@ pub(super) enum Action {
     PortString(PortAccess),
     /// Fetch the instruction, and ask the window again.
     Fetch,
-    /// A write of CR0 or CR4 that loads the entries of PAE paging.
+    /// Without nested tables: a page fault.
+    GuestFault(GuestFault),
+    /// Without nested tables: translations to be forgotten, of one address or all.
+    Invalidate(Option<Gva>),
+    /// Close the window, and enter again.
+    Leave,
+    /// A write of CR0, CR3 or CR4 that loads the entries of PAE paging.
     Control {
-        /// 0 or 4.
+        /// 0, 3 or 4.
         register: u8,
         /// What is written.
         value: u64,
@@ -159,6 +169,19 @@ impl Handler<'_> {
             // Counted when it is known what it is.
             Exit::Fetch => Ok(Action::Fetch),
             Exit::Memory(fault) => Ok(Action::Memory(fault)),
+            // Counted when it is known what it is.
+            Exit::PageFault { gva, code } => {
+                Ok(Action::GuestFault(fault_at(state, window, gva, code)?))
+            }
+            Exit::Invalidate(gva) => {
+                counters.invalidations.bump();
+                self.skip(state, window)?;
+                Ok(Action::Invalidate(gva))
+            }
+            Exit::InvalidateContext(kind) => {
+                counters.invalidations.bump();
+                self.invalidate_context(state, window, kind)
+            }
             Exit::Halt => {
                 counters.hlt.bump();
                 self.skip(state, window)?;
@@ -267,6 +290,10 @@ impl Handler<'_> {
                 if let Written::Faulted(fault) = written {
                     return Ok(self.fault(state, fault));
                 }
+                if number == EFER {
+                    self.skip(state, window)?;
+                    return state.after_change(window);
+                }
             }
         }
         self.skip(state, window)?;
@@ -374,7 +401,25 @@ impl Handler<'_> {
         self.write_control(state, window, register, value, Pdptes::Unread)
     }
 
-    /// MOV to CR0 or CR4.
+    /// INVPCID. All kinds forget everything, which is more than they are asked for; of the operand
+    /// only the kind is looked at.
+    fn invalidate_context(
+        &self,
+        state: &mut State,
+        window: &mut impl Window,
+        kind: Option<u8>,
+    ) -> Result<Action, HwError> {
+        const LAST_KIND: u64 = 3;
+        if let Some(gpr) = kind {
+            if self.gpr(window, gpr)? > LAST_KIND {
+                return Ok(self.fault(state, Fault::general_protection()));
+            }
+        }
+        self.skip(state, window)?;
+        Ok(Action::Invalidate(None))
+    }
+
+    /// MOV to CR0, CR3 or CR4.
     pub(super) fn write_control(
         &self,
         state: &mut State,
@@ -384,14 +429,15 @@ impl Handler<'_> {
         pdptes: Pdptes,
     ) -> Result<Action, HwError> {
         let written = match register {
-            0 => control::write_cr0(self.caps, window, value, pdptes)?,
+            0 => control::write_cr0(self.caps, state, window, value, pdptes)?,
+            3 => control::write_cr3(state, window, value, pdptes)?,
             4 => control::write_cr4(self.caps, state, window, value, pdptes)?,
             _ => return Ok(Action::User(UserExit::Unknown(register.into()))),
         };
         match written {
             Written::Done => {
                 self.skip(state, window)?;
-                Ok(Action::Enter)
+                state.after_change(window)
             }
             Written::Faulted(fault) => Ok(self.fault(state, fault)),
             Written::NeedsPdptes => Ok(Action::Control { register, value }),

@@ -83,11 +83,13 @@ impl GuestPhys for GuestPhysical<'_> {
     }
 
     fn cmpxchg_entry(&mut self, at: Gpa, size: EntrySize, old: u64, new: u64) -> Result<bool> {
-        if let MmuBacking::Rom(_) = self.mmu.backing(at) {
-            return Ok(true);
+        match self.mmu.set_flags(self.slot, at, size.bytes(), old, new) {
+            Ok(found) => Ok(found == old),
+            Err(error) => match self.mmu.backing(at) {
+                MmuBacking::Rom(_) => Ok(true),
+                _ => Err(error),
+            },
         }
-        let found = self.mmu.compare_exchange(at, size.bytes(), old, new)?;
-        Ok(found == old)
     }
 }
 

@@ -58,6 +58,15 @@ pub(super) enum Step {
     Enter,
     /// User space has to do something.
     Exit(UserExit),
+    /// The instruction cannot be executed here. Nothing has changed.
+    Unknown(Unknown),
+}
+
+/// An instruction that is not known.
+pub(super) struct Unknown {
+    cpl: u8,
+    bytes: [u8; MAX_LEN],
+    have: usize,
 }
 
 impl Mmio {
@@ -113,7 +122,13 @@ impl Mmio {
             }
             Err(Stop::Retry) => return Ok(Step::Enter),
             // The guest executes where it has no memory.
-            Err(Stop::Failed(_)) => return unknown(state, guest, cpl, &bytes, 0),
+            Err(Stop::Failed(_)) => {
+                return Ok(Step::Unknown(Unknown {
+                    cpl,
+                    bytes,
+                    have: 0,
+                }))
+            }
         };
         let code = bytes.get(..have).unwrap_or_default();
         match decode(code, machine.snapshot.mode()) {
@@ -128,10 +143,10 @@ impl Mmio {
                         state.raise(&mut guest.open()?, exception);
                         Ok(Step::Enter)
                     }
-                    _ => unknown(state, guest, cpl, &bytes, have),
+                    _ => Ok(Step::Unknown(Unknown { cpl, bytes, have })),
                 }
             }
-            Err(DecodeError::Unknown) => unknown(state, guest, cpl, &bytes, have),
+            Err(DecodeError::Unknown) => Ok(Step::Unknown(Unknown { cpl, bytes, have })),
             Err(error) => {
                 if let Some(exception) = error.exception() {
                     state.raise(&mut guest.open()?, exception);
@@ -274,30 +289,27 @@ impl Mmio {
     }
 }
 
-/// An instruction that cannot be executed. The VMM hears of it, unless it is one of the guest's
-/// user programs: that must not be able to stop the VM, and gets #UD, as with KVM.
-fn unknown(
-    state: &mut State,
-    guest: &mut impl Guest,
-    cpl: u8,
-    bytes: &[u8; MAX_LEN],
-    have: usize,
-) -> Result<Step> {
-    if cpl == 0 {
-        return Ok(failure(bytes, have));
+impl Unknown {
+    /// What comes of an instruction that cannot be executed. The VMM hears of it, unless it is one
+    /// of the guest's user programs: that must not be able to stop the VM, and gets #UD, as with
+    /// KVM.
+    pub(super) fn report(
+        &self,
+        state: &mut State,
+        guest: &mut impl Guest,
+    ) -> Result<Option<UserExit>> {
+        if self.cpl == 0 {
+            return Ok(Some(UserExit::Emulation {
+                bytes: self.bytes,
+                len: self.have as u8,
+            }));
+        }
+        let exception = Exception {
+            vector: Vector::UD,
+            error_code: None,
+            cr2: None,
+        };
+        state.raise(&mut guest.open()?, exception);
+        Ok(None)
     }
-    let exception = Exception {
-        vector: Vector::UD,
-        error_code: None,
-        cr2: None,
-    };
-    state.raise(&mut guest.open()?, exception);
-    Ok(Step::Enter)
-}
-
-fn failure(bytes: &[u8; MAX_LEN], have: usize) -> Step {
-    Step::Exit(UserExit::Emulation {
-        bytes: *bytes,
-        len: have as u8,
-    })
 }

@@ -7,6 +7,7 @@
 //! | `mod` | the object and its state |
 //! | `run` | `KVM_RUN`: the loop around the entry |
 //! | `exits` | what each exit does |
+//! | `software` | vCPUs whose page tables the hypervisor keeps |
 //! | `control` | writes of control registers, and their checks |
 //! | `cpuid`, `msr` | what the guest's CPU has |
 //! | `port`, `direct`, `mmio` | accesses that user space answers |
@@ -31,6 +32,8 @@ pub mod port;
 pub mod regs;
 pub mod run;
 pub mod snapshot;
+pub mod software;
+pub mod trace;
 
 use crate::host::bindings::rusthv_vcpu_stats;
 use crate::host::fpu::GuestFpu;
@@ -41,10 +44,11 @@ use crate::host::switch::HostSwitch;
 use crate::host::sync::{KillableGuard, KillableMutex};
 use crate::mmu::access::SlotCache;
 use crate::mmu::fault::Faults;
+use crate::mmu::shadow::PagingMode;
 use crate::mmu::Mmu;
 use crate::model::arch::regs::Efer;
 use crate::model::exit::Event;
-use crate::vendor::{Guest, Vendor, Window};
+use crate::vendor::{Guest, Translation, Vendor, Window};
 use cpuid::Cpuid;
 use direct::PendingLoad;
 use kernel::prelude::*;
@@ -53,6 +57,7 @@ use kernel::sync::Arc;
 use mmio::Mmio;
 use msr::Msrs;
 use port::PendingPort;
+use software::Software;
 
 /// What all guests of the machine share.
 pub struct Machine<V: Vendor> {
@@ -102,6 +107,8 @@ pub struct State {
     /// DR7 has breakpoints: DR0 to DR3 must be in the CPU.
     breakpoints: bool,
     msrs: Msrs,
+    /// Without nested tables.
+    software: Option<Software>,
     /// Where the VMM has the memory that was last reached in software.
     slots: SlotCache,
     /// For `kvm_run`, as of the last exit.
@@ -125,7 +132,7 @@ macro_rules! counters {
             pub fn read(&self) -> rusthv_vcpu_stats {
                 rusthv_vcpu_stats {
                     $($name: self.$name.0.load(Relaxed),)*
-                    reserved: [0; 12],
+                    reserved: [0; 9],
                 }
             }
         }
@@ -133,7 +140,21 @@ macro_rules! counters {
 }
 
 counters!(
-    exits, io, mmio, ept_faults, cpuid, hlt, msr, cr, interrupts, exceptions, other, user_exits,
+    exits,
+    io,
+    mmio,
+    ept_faults,
+    cpuid,
+    hlt,
+    msr,
+    cr,
+    interrupts,
+    exceptions,
+    other,
+    user_exits,
+    page_faults,
+    invalidations,
+    table_writes,
 );
 
 /// One counter with a single writer.
@@ -177,9 +198,15 @@ impl<V: Vendor> Vcpu<V> {
     ///
     /// `ENOMEM`; `EIO` when the hardware refuses.
     pub fn new(machine: Machine<V>, mmu: Arc<Mmu>, id: u32, tsc_offset: u64) -> Result<Arc<Self>> {
-        let root = Mmu::root(&mmu);
         let place = mmu.supply().place();
-        let guest = machine.vendor.guest(root, tsc_offset, place)?;
+        let (translation, software) = match mmu.settle() {
+            PagingMode::Nested => (Translation::Nested(Mmu::root(&mmu)), None),
+            PagingMode::Shadow | PagingMode::Trap => {
+                let software = Software::new(mmu.clone())?;
+                (Translation::Software(mmu.clone()), Some(software))
+            }
+        };
+        let guest = machine.vendor.guest(translation, tsc_offset, place)?;
         let mut inner = Inner {
             switch: KBox::pin_init(HostSwitch::new(V::LEAVES), GFP_KERNEL_ACCOUNT)?,
             guest,
@@ -201,6 +228,7 @@ impl<V: Vendor> Vcpu<V> {
                 dr6: 0,
                 breakpoints: false,
                 msrs: Msrs::new(),
+                software,
                 slots: SlotCache::new(),
                 if_flag: false,
                 ready_for_interrupt: false,
@@ -260,6 +288,7 @@ impl<V: Vendor> Vcpu<V> {
         }
         let facts = *cpuid.facts();
         inner.state.cpuid = cpuid;
+        inner.state.translate_anew();
         let mut window = inner.guest.open()?;
         window.offer(facts.rdtscp, facts.invpcid)?;
         let efer = window.efer()?;

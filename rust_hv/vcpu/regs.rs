@@ -257,8 +257,10 @@ impl<V: Vendor> Vcpu<V> {
         window.set_cr0(cr0.raw())?;
         window.set_cr4(cr4.raw())?;
         if let Pdptes::Read(entries) = pdptes {
+            state.note_pointers(entries);
             window.set_pdptes(entries)?;
         }
+        state.translate_anew();
         set_segments(&mut window, sregs)?;
         window.flush_guest_tables()?;
         drop(window);

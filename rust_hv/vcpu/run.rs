@@ -35,7 +35,7 @@ use kernel::sync::atomic::ordering::Relaxed;
 const EXITS_PER_WINDOW: u32 = 256;
 
 /// What a turn of the loop came to.
-enum Turn {
+pub(super) enum Turn {
     /// Look after signals, then enter (again).
     Again,
     /// Return to user space.
@@ -141,7 +141,7 @@ impl<V: Vendor> Vcpu<V> {
     ) -> Result<Option<UserExit>> {
         if mmio.is_waiting() {
             let step = mmio.complete(state, guest, &self.run, &self.mmu)?;
-            return Ok(self.mmio_step(step));
+            return self.mmio_step(state, guest, step);
         }
         match core::mem::replace(&mut state.pending, Pending::None) {
             Pending::None => Ok(None),
@@ -162,14 +162,21 @@ impl<V: Vendor> Vcpu<V> {
         }
     }
 
-    fn mmio_step(&self, step: Step) -> Option<UserExit> {
-        match step {
+    fn mmio_step(
+        &self,
+        state: &mut State,
+        guest: &mut impl Guest,
+        step: Step,
+    ) -> Result<Option<UserExit>> {
+        let exit = match step {
             Step::Enter => None,
-            Step::Exit(exit) => {
-                self.counters.mmio.bump();
-                Some(exit)
-            }
+            Step::Exit(exit) => Some(exit),
+            Step::Unknown(unknown) => unknown.report(state, guest)?,
+        };
+        if exit.is_some() {
+            self.counters.mmio.bump();
         }
+        Ok(exit)
     }
 
     /// Enters until an exit needs to sleep or goes to user space, and does what it needs.
@@ -181,7 +188,11 @@ impl<V: Vendor> Vcpu<V> {
         guest: &mut impl Guest,
         faults: &mut Faults,
     ) -> Result<Turn> {
+        self.follow_registers(state, guest)?;
         let mut window = guest.open()?;
+        if let Some(software) = &mut state.software {
+            software.apply(&mut window)?;
+        }
         let action = entry.in_window(state, &mut window);
         let mut action = match action {
             Ok(Some(action)) => action,
@@ -210,8 +221,16 @@ impl<V: Vendor> Vcpu<V> {
         drop(window);
         match action {
             Action::Memory(fault) => self.memory(state, mmio, guest, faults, &fault),
+            Action::GuestFault(fault) => self.guest_fault(state, mmio, guest, faults, &fault),
+            Action::Invalidate(gva) => {
+                self.invalidate(state, gva)?;
+                Ok(Turn::Again)
+            }
             Action::Control { register, value } => {
-                let cr3 = guest.open()?.cr3()?;
+                let cr3 = match register {
+                    3 => value,
+                    _ => guest.open()?.cr3()?,
+                };
                 let pdptes = Pdptes::read(&self.mmu, state, cr3);
                 let mut window = guest.open()?;
                 entry
@@ -219,9 +238,11 @@ impl<V: Vendor> Vcpu<V> {
                     .write_control(state, &mut window, register, value, pdptes)?;
                 Ok(Turn::Again)
             }
-            Action::Enter | Action::User(_) | Action::PortString(_) | Action::Fetch => {
-                Ok(Turn::Again)
-            }
+            Action::Enter
+            | Action::Leave
+            | Action::User(_)
+            | Action::PortString(_)
+            | Action::Fetch => Ok(Turn::Again),
         }
     }
 
@@ -300,26 +321,36 @@ impl<V: Vendor> Vcpu<V> {
                 self.counters.ept_faults.bump();
                 Ok(Turn::Again)
             }
-            Resolved::Mmio(_) if state.event.is_some() => {
-                // Not an instruction's access but the delivery of an event: nothing to emulate.
-                Ok(Turn::User(delivery_failure(
-                    &guest.open()?,
-                    state.event.as_ref(),
-                    fault,
-                )?))
-            }
-            Resolved::Mmio(backing) => {
-                if backing == Backing::Mmio {
-                    // The next one may be simple enough for the window.
-                    self.mmu.note_hole(&mut state.slots, fault.gpa);
-                }
-                let step = mmio.emulate(state, guest, &self.mmu, fault, backing)?;
-                Ok(match self.mmio_step(step) {
-                    Some(exit) => Turn::User(exit),
-                    None => Turn::Again,
-                })
-            }
+            Resolved::Mmio(backing) => self.device(state, mmio, guest, fault, backing),
         }
+    }
+
+    /// An access to what is not memory.
+    pub(super) fn device(
+        &self,
+        state: &mut State,
+        mmio: &mut Mmio,
+        guest: &mut impl Guest,
+        fault: &NestedFault,
+        backing: Backing,
+    ) -> Result<Turn> {
+        if state.event.is_some() {
+            // Not an instruction's access but the delivery of an event: nothing to emulate.
+            return Ok(Turn::User(delivery_failure(
+                &guest.open()?,
+                state.event.as_ref(),
+                fault,
+            )?));
+        }
+        if backing == Backing::Mmio {
+            // The next one may be simple enough for the window.
+            self.mmu.note_hole(&mut state.slots, fault.gpa);
+        }
+        let step = mmio.emulate(state, guest, &self.mmu, fault, backing)?;
+        Ok(match self.mmio_step(state, guest, step)? {
+            Some(exit) => Turn::User(exit),
+            None => Turn::Again,
+        })
     }
 }
 

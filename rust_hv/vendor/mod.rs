@@ -88,6 +88,8 @@ pub struct Caps {
     pub missing: u64,
     /// What the CPU calls the layout of its guest states.
     pub revision: u32,
+    /// Guests without nested tables can be in real mode.
+    pub software_real_mode: bool,
 }
 
 impl Caps {
@@ -178,6 +180,28 @@ impl NestedRoot {
     }
 }
 
+/// How a guest's addresses become the host's.
+#[derive(Clone)]
+pub enum Translation {
+    /// The CPU walks the guest's own tables, and these behind them.
+    Nested(NestedRoot),
+    /// The CPU walks tables from guest-linear to host-physical addresses, at
+    /// [`Window::set_root`]; they live as long as what is here. The guest's own are walked by the
+    /// hypervisor: page faults, INVLPG, INVPCID and accesses to CR3 exit.
+    Software(Arc<dyn KeepAlive>),
+}
+
+impl Translation {
+    /// Counts a flush.
+    #[inline]
+    pub fn count(&self, kind: FlushKind) {
+        match self {
+            Self::Nested(root) => root.count(kind),
+            Self::Software(keep) => keep.flushes().count(kind),
+        }
+    }
+}
+
 /// A look at the state of a VM's translations on the CPU at hand, right before an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Visit {
@@ -204,14 +228,18 @@ pub trait Vendor: Sized + Send + Sync + 'static {
     /// Format of the nested tables.
     fn format(&self) -> Nested;
 
-    /// A guest whose memory is behind `root`, with its controls set and its registers all zero.
+    /// A guest whose memory is behind `translation`, with its controls set and its registers all zero.
     /// `tsc_offset` is added to the host's time-stamp counter.
     ///
     /// # Errors
     ///
     /// `ENOMEM`; `EIO` when the CPU refuses a control.
-    fn guest(&'static self, root: NestedRoot, tsc_offset: u64, place: Place)
-        -> Result<Self::Guest>;
+    fn guest(
+        &'static self,
+        translation: Translation,
+        tsc_offset: u64,
+        place: Place,
+    ) -> Result<Self::Guest>;
 }
 
 /// A vCPU as the hardware sees it.
@@ -351,10 +379,14 @@ pub trait Window {
     /// Sets CR0 as the guest sees it. Bits without a meaning are kept for reading only.
     fn set_cr0(&mut self, value: u64) -> Result<(), HwError>;
 
-    /// CR3.
+    /// With [`Translation::Software`]: the root of the tables that the CPU walks; as for CR3, it is
+    /// four pointers below 4 GiB for a guest that is not in long mode. Forgets translations.
+    fn set_root(&mut self, root: Hpa) -> Result<(), HwError>;
+
+    /// CR3 as the guest sees it.
     fn cr3(&self) -> Result<u64, HwError>;
 
-    /// Sets CR3.
+    /// Sets CR3 as the guest sees it.
     fn set_cr3(&mut self, value: u64) -> Result<(), HwError>;
 
     /// CR4 as the guest sees it.
@@ -424,6 +456,6 @@ pub trait Window {
     fn flush_address(&mut self, address: Gva) -> Result<(), HwError>;
 
     /// Forgets what this CPU has cached of the guest's own tables, as a change of CR0 or CR4
-    /// demands.
+    /// demands; or of those that stand for them.
     fn flush_guest_tables(&mut self) -> Result<(), HwError>;
 }

@@ -17,7 +17,7 @@
 pub mod debugfs;
 pub mod stats;
 
-use crate::host::bindings::rusthv_vm_stats;
+use crate::host::bindings::{rusthv_paging_stats, rusthv_vm_stats};
 use crate::host::digest::Sha256;
 use crate::host::frame::Wipe;
 use crate::host::notifier::Notifier;
@@ -25,6 +25,8 @@ use crate::host::supply::{Policy, Supply};
 use crate::host::tsc;
 use crate::host::user::{ClearLog, UserMm};
 use crate::host::{bindings, cpu, task};
+use crate::mmu::owners::Listed;
+use crate::mmu::shadow::PagingMode;
 use crate::mmu::Mmu;
 use crate::model::arch::addr::Hva;
 use crate::model::arch::addr::{Gpa, PAGE_SIZE};
@@ -82,6 +84,7 @@ pub struct Vm<V: Vendor> {
     notifier: Pin<KBox<Notifier<Mmu>>>,
     #[pin]
     vcpus: Mutex<KVec<Member<V>>>,
+    _listed: Listed,
     /// The first vCPU was asked for: what concerns all of them stays as it is. Changes under the
     /// lock of `vcpus`.
     settled: Atomic<bool>,
@@ -114,12 +117,13 @@ impl<V: Vendor> Vm<V> {
         let notifier = KBox::pin_init(Notifier::new(mm, mmu.clone()), GFP_KERNEL_ACCOUNT)?;
         let owner = kernel::current!().pid();
         let id = NUMBERS.fetch_add(1, Relaxed) as u64 + 1;
-        let files = debugfs::Files::new(owner, id, stats::Counts::new(mmu.clone()))?;
+        let files = debugfs::Files::new(owner, id, stats::Counts::new(mmu.clone()), mmu.clone())?;
         Arc::pin_init(
             try_pin_init!(Self {
                 _files: files,
                 notifier,
                 vcpus <- new_mutex!(KVec::new()),
+                _listed: Listed::new(mmu.clone(), owner, id),
                 settled: Atomic::new(false),
                 mmu,
                 machine,
@@ -299,6 +303,50 @@ impl<V: Vendor> Vm<V> {
             task::do_work_if_pending()?;
         }
         Ok(digest.finish())
+    }
+
+    /// `RUSTHV_CAP_PAGING`: how memory is virtualized, and with how many shadow tables.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for a mode or a number that there is not, `EBUSY` when there are or were vCPUs,
+    /// `ENOMEM`.
+    pub fn choose_paging(&self, mode: u64, tables: usize) -> Result {
+        let mode = match u32::try_from(mode).map_err(|_| EINVAL)? {
+            bindings::RUSTHV_PAGING_NESTED => PagingMode::Nested,
+            bindings::RUSTHV_PAGING_SHADOW => PagingMode::Shadow,
+            bindings::RUSTHV_PAGING_TRAP => PagingMode::Trap,
+            _ => return Err(EINVAL),
+        };
+        self.mmu.choose(mode, tables)
+    }
+
+    /// `RUSTHV_GET_PAGING_STATS`.
+    pub fn paging_stats(&self) -> rusthv_paging_stats {
+        let counts = self.mmu.shadow_counts();
+        let [mapped_4k, mapped_2m] = counts.leaves;
+        rusthv_paging_stats {
+            mode: self.mmu.paging_mode() as u64,
+            shadow_tables: counts.tables,
+            mapped_4k,
+            mapped_2m,
+            root_hits: counts.root_hits,
+            root_misses: counts.root_misses,
+            evictions: counts.evictions,
+            loosened: counts.loosened,
+            compared: counts.compared,
+            changed: counts.changed,
+            reserved: [0; 6],
+        }
+    }
+
+    /// `RUSTHV_GET_GPA`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mmu::locate`].
+    pub fn locate(&self, asked: &bindings::rusthv_gpa) -> Result<bindings::rusthv_gpa> {
+        self.mmu.locate(asked)
     }
 
     /// `RUSTHV_GET_VM_STATS`.

@@ -65,10 +65,15 @@ pub mod pin {
 pub mod primary {
     /// Exit when the guest can take an interrupt.
     pub const INTERRUPT_WINDOW: u32 = 1 << 2;
+    /// Exit on INVLPG and INVPCID, and on MOV to and from CR3. The latter two are among the controls
+    /// that every CPU lets be 1.
+    pub const TRANSLATION: u32 = 1 << 9 | 1 << 15 | 1 << 16;
 }
 
 /// Secondary processor-based controls.
 pub mod secondary {
+    /// EPT, and unrestricted guests, which need it.
+    pub const NESTED: u32 = 1 << 1 | 1 << 7;
     /// RDTSCP works.
     pub const RDTSCP: u32 = 1 << 3;
     /// Translations are tagged with a VPID.
@@ -94,6 +99,7 @@ const PRIMARY: &[Control] = &[
     control(2, "interrupt-window exiting", Later),
     control(3, "TSC offsetting", Required),
     control(7, "HLT exiting", Required),
+    control(9, "INVLPG exiting", Later),
     control(10, "MWAIT exiting", Required),
     control(11, "RDPMC exiting", Required),
     control(15, "CR3-load exiting", Refused),
@@ -299,6 +305,8 @@ impl Caps {
                 present: reader.present,
                 missing: reader.missing,
                 revision: basic as u32 & 0x7fff_ffff,
+                // Unrestricted guests need EPT.
+                software_real_mode: false,
             },
             pin,
             primary,

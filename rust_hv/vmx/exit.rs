@@ -8,6 +8,7 @@
 use super::fields::*;
 use super::vmcs::Window;
 use crate::model::arch::addr::{Gpa, Gva};
+use crate::model::arch::exception::PageFaultError;
 use crate::model::exit::{
     ControlAccess, Direction, Event, EventKind, Exit, NestedFault, Origin, PortAccess,
 };
@@ -27,6 +28,7 @@ mod reason {
     pub(super) const GETSEC: u16 = 11;
     pub(super) const HLT: u16 = 12;
     pub(super) const INVD: u16 = 13;
+    pub(super) const INVLPG: u16 = 14;
     pub(super) const RDPMC: u16 = 15;
     pub(super) const VMCALL: u16 = 18;
     pub(super) const VMXON: u16 = 27;
@@ -52,6 +54,7 @@ mod reason {
 const VALID: u32 = 1 << 31;
 const HAS_ERROR_CODE: u32 = 1 << 11;
 const VECTOR_NMI: u8 = 2;
+const VECTOR_PAGE_FAULT: u8 = 14;
 const VECTOR_MACHINE_CHECK: u8 = 18;
 
 /// Interruption type, bits 10:8 of the interruption-information fields.
@@ -137,6 +140,12 @@ pub(super) fn decode(window: &Window<'_>, raw: u32) -> Result<Exit, HwError> {
         reason::TRIPLE_FAULT => Exit::TripleFault,
         reason::INVD | reason::WBINVD => Exit::CacheControl,
         reason::XSETBV => Exit::Xsetbv,
+        reason::INVLPG => Exit::Invalidate(Some(Gva::new(window.read(EXIT_QUALIFICATION)?))),
+        // SDM Vol. 3C, table "Format of the VM-Exit Instruction-Information Field as Used for
+        // INVEPT, INVPCID, and INVVPID".
+        reason::INVPCID => {
+            Exit::InvalidateContext(Some((window.read(EXIT_INSTRUCTION_INFO)? >> 28) as u8))
+        }
         reason::RDPMC => Exit::Rdpmc,
         reason::EPT_MISCONFIGURATION => {
             Exit::Misconfigured(Gpa::new(window.read(GUEST_PHYSICAL_ADDRESS)?))
@@ -149,7 +158,6 @@ pub(super) fn decode(window: &Window<'_>, raw: u32) -> Result<Exit, HwError> {
         | reason::MONITOR
         | reason::INVEPT
         | reason::INVVPID
-        | reason::INVPCID
         | reason::VMFUNC
         | reason::ENCLS => Exit::Undefined,
         _ => Exit::Unknown {
@@ -165,6 +173,11 @@ fn exception(window: &Window<'_>) -> Result<Exit, HwError> {
         // The host's handler ran before anything else did.
         (EventKind::Nmi, VECTOR_NMI) => Ok(Exit::HostEvent),
         (EventKind::Exception, VECTOR_MACHINE_CHECK) => Ok(Exit::MachineCheck),
+        // Asked for without EPT only.
+        (EventKind::Exception, VECTOR_PAGE_FAULT) => Ok(Exit::PageFault {
+            gva: Gva::new(window.read(EXIT_QUALIFICATION)?),
+            code: PageFaultError::from_raw(window.read(EXIT_ERROR_CODE)?),
+        }),
         _ => Ok(Exit::Exception {
             vector,
             error_code: if info & HAS_ERROR_CODE != 0 {

@@ -4,7 +4,7 @@
 //! in `window`.
 
 use super::bitmap::MsrBitmap;
-use super::caps::{secondary, Caps};
+use super::caps::{primary, secondary, Caps};
 use super::fields::*;
 use super::tlb::Vpid;
 use super::vmcs::{Vmcs, Window};
@@ -18,13 +18,21 @@ use crate::host::switch::{self, Running};
 use crate::model::arch::segment::AccessRights;
 use crate::model::paging::Level;
 use crate::vendor::flush::FlushKind;
-use crate::vendor::{self, Guest as _, HwError, NestedRoot, ResetRights};
+use crate::vendor::{self, Guest as _, HwError, ResetRights, Translation};
 use kernel::prelude::*;
 
 /// CR0 bits that the guest writes without an exit: TS, EM, MP, WP, AM.
 pub(super) const CR0_GUEST_OWNED: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 16 | 1 << 18;
 /// CR4 bits that the guest writes without an exit: PVI, TSD, DE, PGE, OSFXSR, OSXMMEXCPT.
 pub(super) const CR4_GUEST_OWNED: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 7 | 1 << 9 | 1 << 10;
+
+/// Of those bits, the ones that an exit is needed for where the hypervisor keeps the tables that the
+/// CPU walks: CR0.WP and CR4.PGE.
+pub(super) const CR0_OF_TABLES: u64 = 1 << 16;
+pub(super) const CR4_OF_TABLES: u64 = 1 << 7;
+
+/// #PF exits there, too.
+const PAGE_FAULT: u32 = 1 << 14;
 
 /// Exceptions that exit: #DB and #AC, as a guest can raise them without end while one is being
 /// delivered; #MC, which is the host's.
@@ -39,6 +47,16 @@ pub(super) struct HostShadow {
     gs: u64,
 }
 
+/// What a guest sees of registers that are the hypervisor's while it keeps the tables that the CPU
+/// walks.
+pub(super) struct Software {
+    pub(super) cr3: u64,
+    pub(super) efer: u64,
+    pub(super) pat: u64,
+    /// [`vendor::Visit::epoch`] at the last visit.
+    pub(super) epoch: u64,
+}
+
 /// A vCPU as the hardware sees it.
 pub struct Guest {
     vmcs: Vmcs,
@@ -47,7 +65,8 @@ pub struct Guest {
     host: HostShadow,
     caps: &'static Caps,
     eptp: u64,
-    root: NestedRoot,
+    translation: Translation,
+    software: Option<Software>,
     entry_controls: u32,
     primary_controls: u32,
     secondary_controls: u32,
@@ -61,7 +80,8 @@ pub struct GuestWindow<'a> {
     pub(super) host: &'a mut HostShadow,
     pub(super) caps: &'static Caps,
     pub(super) eptp: u64,
-    pub(super) root: &'a NestedRoot,
+    pub(super) software: Option<&'a mut Software>,
+    pub(super) translation: &'a Translation,
     pub(super) entry_controls: &'a mut u32,
     pub(super) primary_controls: &'a mut u32,
     pub(super) secondary_controls: &'a mut u32,
@@ -72,12 +92,17 @@ pub struct GuestWindow<'a> {
 }
 
 impl Guest {
-    /// A guest whose memory is behind `root`, with its controls set and its registers all zero.
+    /// A guest whose memory is behind `translation`, with its controls set and its registers all zero.
     ///
     /// # Errors
     ///
     /// `ENOMEM`; `EIO` when the CPU refuses a control.
-    pub fn new(vmx: &'static Vmx, root: NestedRoot, tsc_offset: u64, place: Place) -> Result<Self> {
+    pub fn new(
+        vmx: &'static Vmx,
+        translation: Translation,
+        tsc_offset: u64,
+        place: Place,
+    ) -> Result<Self> {
         let caps = &vmx.caps;
         let vpid = if caps.has(bindings::RUSTHV_FEAT_VPID) {
             Vpid::new()
@@ -88,16 +113,32 @@ impl Guest {
         if vpid.is_none() {
             secondary_controls &= !secondary::VPID;
         }
+        let mut primary_controls = caps.primary;
+        let (eptp, software) = match &translation {
+            Translation::Nested(root) => (vmx.ept().pointer(root.table(), Level::Pml4), None),
+            Translation::Software(_) => {
+                secondary_controls &= !secondary::NESTED;
+                primary_controls |= primary::TRANSLATION;
+                let software = Software {
+                    cr3: 0,
+                    efer: 0,
+                    pat: 0,
+                    epoch: 0,
+                };
+                (0, Some(software))
+            }
+        };
         let mut guest = Self {
             vmcs: Vmcs::new(caps.common.revision, place)?,
             vpid,
             regs: rhv_regs::default(),
             host: HostShadow::default(),
             caps,
-            eptp: vmx.ept().pointer(root.table(), Level::Pml4),
-            root,
+            eptp,
+            translation,
+            software,
             entry_controls: caps.entry,
-            primary_controls: caps.primary,
+            primary_controls,
             secondary_controls,
             host_xcr0: msr::host_xcr0(),
         };
@@ -125,7 +166,7 @@ impl vendor::Guest for Guest {
             if let Some(vpid) = &self.vpid {
                 // Translations from when the vCPU was here last would be stale.
                 vpid.flush(window.irqs())?;
-                self.root.count(FlushKind::Tag);
+                self.translation.count(FlushKind::Tag);
             }
         }
         let mut window = GuestWindow {
@@ -134,7 +175,8 @@ impl vendor::Guest for Guest {
             host: &mut self.host,
             caps: self.caps,
             eptp: self.eptp,
-            root: &self.root,
+            software: self.software.as_mut(),
+            translation: &self.translation,
             entry_controls: &mut self.entry_controls,
             primary_controls: &mut self.primary_controls,
             secondary_controls: &mut self.secondary_controls,
@@ -166,22 +208,40 @@ impl vendor::Guest for Guest {
 }
 
 impl GuestWindow<'_> {
+    /// The bits of CR0 and CR4 that the guest writes without an exit.
+    #[inline]
+    pub(super) fn owned(&self) -> (u64, u64) {
+        match self.software {
+            None => (CR0_GUEST_OWNED, CR4_GUEST_OWNED),
+            Some(_) => (
+                CR0_GUEST_OWNED & !CR0_OF_TABLES,
+                CR4_GUEST_OWNED & !CR4_OF_TABLES,
+            ),
+        }
+    }
+
     /// Writes every control field.
     fn set_up(&mut self, bitmap: &'static MsrBitmap) -> Result<(), HwError> {
         let (pin, exit) = (self.caps.pin, self.caps.exit);
         let (primary, secondary) = (*self.primary_controls, *self.secondary_controls);
         let (entry, eptp, vpid) = (*self.entry_controls, self.eptp, self.vpid);
+        let (cr0_owned, cr4_owned) = self.owned();
+        let exceptions = match self.software {
+            None => EXCEPTIONS,
+            Some(_) => EXCEPTIONS | PAGE_FAULT,
+        };
         let w = &mut self.window;
         // SAFETY: Controls that keep the guest inside its memory and make every event of the
-        // host's an exit, as `caps` lists them; no MSR lists. The bitmap is never freed, the
-        // nested tables live as long as the guest holds its root.
+        // host's an exit, as `caps` lists them; no MSR lists. The bitmap is never freed, and the
+        // tables live as long as the guest holds its translation: nested ones, or those that alone
+        // CR3 is ever set to.
         unsafe {
             w.write_host(PIN_CONTROLS, pin)?;
             w.write_host(PRIMARY_CONTROLS, primary)?;
             w.write_host(SECONDARY_CONTROLS, secondary)?;
             w.write_host(EXIT_CONTROLS, exit)?;
             w.write_host(ENTRY_CONTROLS, entry)?;
-            w.write_host(EXCEPTION_BITMAP, EXCEPTIONS)?;
+            w.write_host(EXCEPTION_BITMAP, exceptions)?;
             w.write_host(EXIT_MSR_STORE_COUNT, 0)?;
             w.write_host(EXIT_MSR_LOAD_COUNT, 0)?;
             w.write_host(ENTRY_MSR_LOAD_COUNT, 0)?;
@@ -194,8 +254,8 @@ impl GuestWindow<'_> {
             if secondary & secondary::ENCLS_EXITING != 0 {
                 w.write_host(ENCLS_EXITING_BITMAP, u64::MAX)?;
             }
-            w.write_host(CR0_MASK, !CR0_GUEST_OWNED)?;
-            w.write_host(CR4_MASK, !CR4_GUEST_OWNED)?;
+            w.write_host(CR0_MASK, !cr0_owned)?;
+            w.write_host(CR4_MASK, !cr4_owned)?;
         }
         w.write(PAGE_FAULT_MASK, 0)?;
         w.write(PAGE_FAULT_MATCH, 0)?;

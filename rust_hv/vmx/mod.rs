@@ -40,7 +40,7 @@ use crate::host::switch::Leaves;
 use crate::model::paging::ept::Ept;
 use crate::model::paging::nested::Nested;
 use crate::model::paging::PageSize;
-use crate::vendor::{self, NestedRoot, Vendor};
+use crate::vendor::{self, Translation, Vendor};
 use active::Virtualization;
 use bitmap::MsrBitmap;
 use caps::Caps;
@@ -108,8 +108,13 @@ impl Vendor for Vmx {
         Nested::Ept(self.ept())
     }
 
-    fn guest(&'static self, root: NestedRoot, tsc_offset: u64, place: Place) -> Result<Guest> {
-        Guest::new(self, root, tsc_offset, place)
+    fn guest(
+        &'static self,
+        translation: Translation,
+        tsc_offset: u64,
+        place: Place,
+    ) -> Result<Guest> {
+        Guest::new(self, translation, tsc_offset, place)
     }
 }
 

@@ -5,15 +5,15 @@
 use super::caps::{entry, primary, secondary};
 use super::exit;
 use super::fields::*;
-use super::guest::{GuestWindow, CR0_GUEST_OWNED, CR4_GUEST_OWNED};
+use super::guest::GuestWindow;
 use super::tlb;
 use crate::host::cpu::IrqsOff;
 use crate::host::debug;
 use crate::host::fpu::FpuInUse;
 use crate::host::switch::{self, HostSwitch, Running, UserMsr};
 use crate::host::tsc;
-use crate::model::arch::addr::Gva;
-use crate::model::arch::regs::{Cr0, Cr4};
+use crate::model::arch::addr::{Gva, Hpa};
+use crate::model::arch::regs::{Cr0, Cr4, Efer};
 use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::exit::{Event, Exit};
 use crate::vendor::flush::FlushKind;
@@ -26,7 +26,25 @@ const INTERRUPT_SHADOW: u32 = 3;
 /// CR0 bits that are never on in the CPU: NW and CD, the caches are the host's.
 const CR0_NEVER: u64 = 1 << 29 | 1 << 30;
 
+/// CR0 bits that are always on without EPT: protection, paging, and write protection, as rights to
+/// write are withheld to notice writes.
+const CR0_OF_SOFTWARE: u64 = 1 << 0 | 1 << 16 | 1 << 31;
+
 const EFER_LMA: u64 = 1 << 10;
+
+/// CR4 in a CPU that walks the hypervisor's tables: they have entries of 8 bytes and know neither
+/// PCIDs nor keys; while the guest does not page, all is a user's, and is executed by the kernel.
+const fn software_cr4(value: u64, paged: bool) -> u64 {
+    let real = Cr4::from_raw(value).union(Cr4::PAE).without(Cr4::PCIDE);
+    match paged {
+        true => real.without(Cr4::PKE).raw(),
+        false => real
+            .without(Cr4::PKE)
+            .without(Cr4::SMEP)
+            .without(Cr4::SMAP)
+            .raw(),
+    }
+}
 
 /// What an entry came to: what the hardware refused before it looked at the guest is an exit, too.
 fn exit_of(window: &GuestWindow<'_>, reason: Result<u32, HwError>) -> Result<Exit, HwError> {
@@ -40,6 +58,19 @@ fn exit_of(window: &GuestWindow<'_>, reason: Result<u32, HwError>) -> Result<Exi
 }
 
 impl GuestWindow<'_> {
+    /// CR4 in the CPU, for a guest that sees `value`.
+    fn write_real_cr4(&mut self, value: u64) -> Result<(), HwError> {
+        // Machine checks are the host's, whatever the guest wants: without CR4.MCE one of them shuts
+        // the CPU down.
+        let machine_checks = switch::host_cr4(self.window.irqs()) & Cr4::MCE.raw();
+        let mut real = value | machine_checks | self.caps.common.cr4.ones;
+        if self.software.is_some() {
+            let paged = Cr0::from_raw(self.cr0()?).contains(Cr0::PG);
+            real = software_cr4(real, paged);
+        }
+        self.window.write(GUEST_CR4, real)
+    }
+
     /// IA-32e mode has come on: the task register must then hold a 64-bit TSS, which is what a
     /// busy 32-bit one becomes.
     fn make_task_64_bit(&mut self) -> Result<(), HwError> {
@@ -219,41 +250,62 @@ impl Window for GuestWindow<'_> {
     }
 
     fn cr0(&self) -> Result<u64, HwError> {
-        Ok(self.window.read(GUEST_CR0)? & CR0_GUEST_OWNED
-            | self.window.read(CR0_SHADOW)? & !CR0_GUEST_OWNED)
+        let (owned, _) = self.owned();
+        Ok(self.window.read(GUEST_CR0)? & owned | self.window.read(CR0_SHADOW)? & !owned)
     }
 
     fn set_cr0(&mut self, value: u64) -> Result<(), HwError> {
         self.window.write(CR0_SHADOW, value)?;
         let meant = value & Cr0::NAMED.raw();
-        self.window
-            .write(GUEST_CR0, (meant | self.caps.common.cr0.ones) & !CR0_NEVER)
+        let mut real = (meant | self.caps.common.cr0.ones) & !CR0_NEVER;
+        if self.software.is_some() {
+            real |= CR0_OF_SOFTWARE;
+        }
+        self.window.write(GUEST_CR0, real)?;
+        if self.software.is_some() {
+            // What CR4 may say depends on whether the guest pages.
+            self.write_real_cr4(self.cr4()?)?;
+        }
+        Ok(())
+    }
+
+    fn set_root(&mut self, root: Hpa) -> Result<(), HwError> {
+        self.window.write(GUEST_CR3, root.raw())?;
+        self.flush_guest_tables()
     }
 
     fn cr3(&self) -> Result<u64, HwError> {
-        self.window.read(GUEST_CR3)
+        match &self.software {
+            Some(software) => Ok(software.cr3),
+            None => self.window.read(GUEST_CR3),
+        }
     }
 
     fn set_cr3(&mut self, value: u64) -> Result<(), HwError> {
-        self.window.write(GUEST_CR3, value)
+        match &mut self.software {
+            Some(software) => {
+                software.cr3 = value;
+                Ok(())
+            }
+            None => self.window.write(GUEST_CR3, value),
+        }
     }
 
     fn cr4(&self) -> Result<u64, HwError> {
-        Ok(self.window.read(GUEST_CR4)? & CR4_GUEST_OWNED
-            | self.window.read(CR4_SHADOW)? & !CR4_GUEST_OWNED)
+        let (_, owned) = self.owned();
+        Ok(self.window.read(GUEST_CR4)? & owned | self.window.read(CR4_SHADOW)? & !owned)
     }
 
     fn set_cr4(&mut self, value: u64) -> Result<(), HwError> {
         self.window.write(CR4_SHADOW, value)?;
-        // Machine checks are the host's, whatever the guest wants: without CR4.MCE one of them shuts
-        // the CPU down.
-        let machine_checks = switch::host_cr4(self.window.irqs()) & Cr4::MCE.raw();
-        let value = value | machine_checks | self.caps.common.cr4.ones;
-        self.window.write(GUEST_CR4, value)
+        self.write_real_cr4(value)
     }
 
     fn efer(&self) -> Result<u64, HwError> {
-        self.window.read(GUEST_EFER)
+        match &self.software {
+            Some(software) => Ok(software.efer),
+            None => self.window.read(GUEST_EFER),
+        }
     }
 
     fn set_efer(&mut self, value: u64) -> Result<(), HwError> {
@@ -270,10 +322,23 @@ impl Window for GuestWindow<'_> {
                 self.make_task_64_bit()?;
             }
         }
-        self.window.write(GUEST_EFER, value)
+        let real = match &mut self.software {
+            None => value,
+            Some(software) => {
+                software.efer = value;
+                let efer = Efer::from_raw(value).union(Efer::NXE);
+                // The CPU pages already, and with PG the two have to go together.
+                efer.with(Efer::LME, efer.contains(Efer::LMA)).raw()
+            }
+        };
+        self.window.write(GUEST_EFER, real)
     }
 
     fn set_pdptes(&mut self, entries: [u64; 4]) -> Result<(), HwError> {
+        if self.software.is_some() {
+            // The CPU loads them from the root at each entry.
+            return Ok(());
+        }
         let [zero, one, two, three] = entries;
         self.window.write(GUEST_PDPTE0, zero)?;
         self.window.write(GUEST_PDPTE1, one)?;
@@ -290,11 +355,22 @@ impl Window for GuestWindow<'_> {
     }
 
     fn pat(&self) -> Result<u64, HwError> {
-        self.window.read(GUEST_PAT)
+        match &self.software {
+            Some(software) => Ok(software.pat),
+            None => self.window.read(GUEST_PAT),
+        }
     }
 
     fn set_pat(&mut self, value: u64) -> Result<(), HwError> {
-        self.window.write(GUEST_PAT, value)
+        let real = match &mut self.software {
+            None => value,
+            Some(software) => {
+                // The entries that the CPU sees are ours: what they mean is up to the host's.
+                software.pat = value;
+                switch::host_state(self.window.irqs()).pat
+            }
+        };
+        self.window.write(GUEST_PAT, real)
     }
 
     fn time_stamp(&self) -> Result<u64, HwError> {
@@ -381,7 +457,7 @@ impl Window for GuestWindow<'_> {
             return Ok(());
         }
         tlb::flush_vpid(self.window.irqs(), self.vpid)?;
-        self.root.count(FlushKind::Tag);
+        self.translation.count(FlushKind::Tag);
         Ok(())
     }
 
@@ -389,17 +465,26 @@ impl Window for GuestWindow<'_> {
         if self.vpid != 0 {
             let irqs = self.window.irqs();
             let kind = tlb::flush_address(self.caps, irqs, self.vpid, address)?;
-            self.root.count(kind);
+            self.translation.count(kind);
         }
         Ok(())
     }
 
-    /// INVEPT reaches every VPID: once for each change is enough for all vCPUs.
+    /// INVEPT reaches every VPID: once for each change is enough for all vCPUs. Without EPT it is
+    /// each vCPU's VPID, once in each epoch.
     #[inline]
     fn follow(&mut self, visit: Visit) -> Result<bool, HwError> {
+        if let Some(software) = &mut self.software {
+            if !visit.stale && software.epoch == visit.epoch {
+                return Ok(false);
+            }
+            software.epoch = visit.epoch;
+            self.flush_guest_tables()?;
+            return Ok(true);
+        }
         if visit.stale {
             let kind = tlb::flush_ept(self.caps, self.window.irqs(), self.eptp)?;
-            self.root.count(kind);
+            self.translation.count(kind);
         }
         Ok(visit.stale)
     }
@@ -418,7 +503,7 @@ mod tests {
     use crate::model::arch::addr::Hpa;
     use crate::model::exit::EventKind;
     use crate::vendor::flush::Flushes;
-    use crate::vendor::{checks, Guest as _, KeepAlive, NestedRoot, Vendor};
+    use crate::vendor::{checks, Guest as _, KeepAlive, NestedRoot, Translation, Vendor};
     use crate::vmx::guest::{Guest, EXCEPTIONS};
     use crate::vmx::vmx_or_skip;
     use crate::vmx::VMX;
@@ -438,7 +523,11 @@ mod tests {
 
     fn guest() -> Result<Guest> {
         let root = NestedRoot::new(Hpa::new(NO_TABLES), Arc::new(Nothing, GFP_KERNEL)?);
-        VMX.get()?.guest(root, 0x1234_5678, current_node().into())
+        VMX.get()?.guest(
+            Translation::Nested(root),
+            0x1234_5678,
+            current_node().into(),
+        )
     }
 
     // Nothing is asserted while a window is open: a failed assertion ends the thread at once, and

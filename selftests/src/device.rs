@@ -5,11 +5,16 @@
 use crate::errno::Errno;
 use crate::ioctl::{self, *};
 use crate::memory::{Memory, PAGE};
+use crate::rusthv;
 use crate::statistics::Statistics;
 use kvm_bindings::*;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// How rusthv is to virtualize the memory of all VMs: a `RUSTHV_PAGING_*`.
+pub static PAGING: AtomicU32 = AtomicU32::new(rusthv::PAGING_NESTED);
 
 /// An open `/dev/rusthv` or `/dev/kvm`.
 pub struct Device {
@@ -49,6 +54,16 @@ impl Device {
     }
 
     pub fn vm(&self) -> Result<Vm, Errno> {
+        let vm = self.plain_vm()?;
+        let paging = PAGING.load(Relaxed);
+        if paging != rusthv::PAGING_NESTED && self.has_extensions() {
+            vm.enable_cap(rusthv::CAP_PAGING, 0, paging.into())?;
+        }
+        Ok(vm)
+    }
+
+    /// A VM whose memory is virtualized as it is by default.
+    pub fn plain_vm(&self) -> Result<Vm, Errno> {
         let fd = self.ioctl(KVM_CREATE_VM, 0)?;
         let run_size = self.ioctl(KVM_GET_VCPU_MMAP_SIZE, 0)? as usize;
         // SAFETY: the descriptor is new, so it is ours.

@@ -3,9 +3,12 @@
 //! What the emulator of the test machine cannot do. Tests and generators leave that out there, as
 //! narrowly as it is known, and nowhere else.
 
+use crate::device::PAGING;
 use crate::machine::{CR0_PG, CR4_PAE, EFER_LME};
+use crate::rusthv::PAGING_NESTED;
 use kvm_bindings::kvm_sregs;
 use std::arch::x86_64::{__cpuid, CpuidResult};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::LazyLock;
 
 /// CPUID leaf where a hypervisor or an emulator says its name.
@@ -15,6 +18,11 @@ static TCG: LazyLock<bool> = LazyLock::new(|| {
     let found = cpuid(NAME);
     is_name_of_tcg([found.ebx, found.ecx, found.edx])
 });
+
+/// True where the CPU itself walks the guests' tables.
+pub fn is_nested() -> bool {
+    PAGING.load(Relaxed) == PAGING_NESTED
+}
 
 /// What the processor says of itself.
 fn cpuid(leaf: u32) -> CpuidResult {
@@ -122,7 +130,10 @@ const NO_QUIRKS: WalkQuirks = WalkQuirks {
 /// there is a next table; and the error code that it has for a reserved bit lacks the present bit
 /// (target/i386: `mmu_translate`). Other CPUs may set flags as they like.
 pub fn walk_quirks() -> WalkQuirks {
-    if is_tcg() {
+    if !is_nested() {
+        // It is the module that walks.
+        NO_QUIRKS
+    } else if is_tcg() {
         WalkQuirks {
             faulting: FaultMarks::Always,
             faulting_1g: FaultMarks::Maybe,

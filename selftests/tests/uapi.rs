@@ -81,9 +81,52 @@ fn mirror_matches_the_header() {
         exceptions,
         other,
         user_exits,
+        page_faults,
+        invalidations,
+        table_writes,
         reserved
     );
+    layout!(
+        text,
+        "rusthv_paging_stats",
+        PagingStats,
+        mode,
+        shadow_tables,
+        mapped_4k,
+        mapped_2m,
+        root_hits,
+        root_misses,
+        evictions,
+        loosened,
+        compared,
+        changed,
+        reserved
+    );
+    layout!(text, "rusthv_owner", Owner, vm, gpa, pid, page_shift, flags, mode);
+    layout!(text, "rusthv_frame", Frame, hpa, first, count, total, kind, node, owners, reserved);
+    layout!(
+        text,
+        "rusthv_gpa",
+        GpaInfo,
+        gpa,
+        hva,
+        hpa,
+        slot,
+        page_shift,
+        flags,
+        mode,
+        kind,
+        node,
+        owners,
+        reserved
+    );
+    layout!(text, "rusthv_walk_entry", WalkEntry, table, level, address, entry);
+    layout!(text, "rusthv_walk", Walk, gva, access, result, gpa, hpa, error_code, count, entries, reserved);
     for (name, value) in [
+        ("RUSTHV_CAP_INVERTED", u64::from(RUSTHV_CAP_INVERTED)),
+        ("RUSTHV_GET_FRAME", RUSTHV_GET_FRAME),
+        ("RUSTHV_GET_GPA", RUSTHV_GET_GPA),
+        ("RUSTHV_WALK", RUSTHV_WALK),
         ("RUSTHV_CAP_EXTENSIONS", u64::from(RUSTHV_CAP_EXTENSIONS)),
         ("RUSTHV_EXTENSIONS_VERSION", RUSTHV_EXTENSIONS_VERSION as u64),
         ("RUSTHV_CAP_NUMA_POLICY", u64::from(RUSTHV_CAP_NUMA_POLICY)),
@@ -99,6 +142,11 @@ fn mirror_matches_the_header() {
         ("RUSTHV_GET_INFO", RUSTHV_GET_INFO),
         ("RUSTHV_GET_HOST_STATS", RUSTHV_GET_HOST_STATS),
         ("RUSTHV_GET_NODE_STATS", RUSTHV_GET_NODE_STATS),
+        ("RUSTHV_CAP_PAGING", u64::from(CAP_PAGING)),
+        ("RUSTHV_PAGING_NESTED", u64::from(PAGING_NESTED)),
+        ("RUSTHV_PAGING_SHADOW", u64::from(PAGING_SHADOW)),
+        ("RUSTHV_PAGING_TRAP", u64::from(PAGING_TRAP)),
+        ("RUSTHV_GET_PAGING_STATS", RUSTHV_GET_PAGING_STATS),
         ("RUSTHV_GET_VM_STATS", RUSTHV_GET_VM_STATS),
         ("RUSTHV_GET_VCPU_STATS", RUSTHV_GET_VCPU_STATS),
     ] {

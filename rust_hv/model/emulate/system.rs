@@ -43,6 +43,8 @@ pub enum Kind {
     /// INT1, once known as ICEBP.
     Int1,
     Invd,
+    /// INVLPG, of the page with this operand.
+    Invlpg(Operand),
     Invlpga,
     /// INVPCID: the register says what is to be invalidated, the 16 bytes in memory where.
     Invpcid {
@@ -238,6 +240,7 @@ fn group7(modrm: &ModRm, prefixes: &Prefixes) -> Result<Kind, DecodeError> {
             });
         }
         6 => return Ok(Kind::Lmsw(modrm.rm(prefixes, Width::Word))),
+        7 if modrm.is_memory() => return Ok(Kind::Invlpg(modrm.rm(prefixes, Width::Byte))),
         _ if modrm.is_memory() => return Err(DecodeError::Unknown),
         _ => {}
     }

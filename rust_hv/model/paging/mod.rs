@@ -8,6 +8,7 @@ pub mod format;
 pub mod frames;
 pub mod nested;
 pub mod npt;
+pub mod shadow;
 pub mod state;
 pub mod sweep;
 pub mod table;

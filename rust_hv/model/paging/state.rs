@@ -2,6 +2,7 @@
 
 //! The rules of the guest's paging: modes, reserved bits, rights (SDM Vol. 3A, "Paging").
 
+use super::walk::EntrySize;
 use super::Permissions;
 use crate::model::arch::addr::Gva;
 use crate::model::arch::exception::PageFaultError;
@@ -181,6 +182,12 @@ impl Rights {
 }
 
 impl PagingState {
+    /// True when a walk in PAE mode takes the page-directory pointers from the CPU.
+    #[inline]
+    pub const fn has_pdptes(&self) -> bool {
+        self.pdptes.is_some()
+    }
+
     /// From registers and CPUID. `pdptes` are the pointers that a CPU in PAE mode has loaded;
     /// without them a walk reads them from memory, with reserved bits as page faults.
     pub fn new(registers: Registers, features: Features, pdptes: Option<[u64; 4]>) -> Self {
@@ -214,10 +221,40 @@ impl PagingState {
         }
     }
 
+    /// CR0.PE is 1.
+    #[inline]
+    pub const fn is_protected(&self) -> bool {
+        self.registers.cr0.contains(Cr0::PE)
+    }
+
     /// Long mode, whatever the size of its code.
     #[inline]
     pub const fn is_long(&self) -> bool {
         self.registers.efer.contains(Efer::LMA)
+    }
+
+    /// The same, with these page-directory pointers loaded.
+    pub const fn with_pointers(mut self, pointers: [u64; 4]) -> Self {
+        self.pdptes = Some(pointers);
+        self
+    }
+
+    /// The page-directory pointers that are loaded; zeroes where none are.
+    pub fn pointers(&self) -> [u64; 4] {
+        self.pdptes.unwrap_or_default()
+    }
+
+    /// Bytes of an entry of the tables.
+    pub const fn entry_size(&self) -> EntrySize {
+        match self.mode {
+            Mode::Bits32 => EntrySize::Four,
+            _ => EntrySize::Eight,
+        }
+    }
+
+    /// Bits that must be 0 in an entry for a page of 4 KiB.
+    pub fn reserved_in_small(&self) -> u64 {
+        self.reserved(12, true)
     }
 
     /// The paging mode.

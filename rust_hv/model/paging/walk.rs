@@ -125,14 +125,39 @@ pub fn walk<M: GuestPhys>(
     gva: Gva,
     access: Access,
 ) -> Result<Translation, WalkError<M::Error>> {
+    walk_traced(memory, state, gva, access).map(|(translation, _)| translation)
+}
+
+/// [`walk`] that tells the way.
+pub fn walk_traced<M: GuestPhys>(
+    memory: &mut M,
+    state: &PagingState,
+    gva: Gva,
+    access: Access,
+) -> Result<(Translation, Path), WalkError<M::Error>> {
     for _ in 0..RETRIES {
         let mut path = Path::new();
         let translation = translate(memory, state, gva, access, |step| path.push(step))?;
-        if path.set_flags(memory, entry_size(state.mode), access)? {
-            return Ok(translation);
+        if path.set_flags(memory, state.entry_size(), access)? {
+            return Ok((translation, path));
         }
     }
     Err(WalkError::Contended)
+}
+
+/// Sets the flags that an access of an entry for a page sets, which has passed all checks. What the
+/// entry says then; `None` when it has changed since it was read.
+pub fn mark_used<M: GuestPhys>(
+    memory: &mut M,
+    state: &PagingState,
+    at: Gpa,
+    entry: u64,
+    access: Access,
+) -> Result<Option<u64>, M::Error> {
+    let dirty = if access.is_write() { DIRTY } else { 0 };
+    let new = entry | ACCESSED | dirty;
+    let set = new == entry || memory.cmpxchg_entry(at, state.entry_size(), entry, new)?;
+    Ok(set.then_some(new))
 }
 
 /// Translates an address without a trace: for debuggers and for `KVM_TRANSLATE`.
@@ -145,19 +170,15 @@ pub fn probe<M: GuestPhys>(
     translate(memory, state, gva, access, |_| ())
 }
 
-#[inline]
-const fn entry_size(mode: Mode) -> EntrySize {
-    match mode {
-        Mode::Bits32 => EntrySize::Four,
-        _ => EntrySize::Eight,
-    }
-}
-
-#[derive(Clone, Copy, Default)]
-struct Step {
-    at: Gpa,
-    entry: u64,
-    leaf: bool,
+/// An entry that a walk has used.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Step {
+    /// Where it is.
+    pub at: Gpa,
+    /// What it says, with the flags that the walk has set.
+    pub entry: u64,
+    /// It maps a page.
+    pub leaf: bool,
 }
 
 /// Goes down the tables, and shows each entry that it uses to `used`.
@@ -193,7 +214,7 @@ fn translate<M: GuestPhys>(
         Mode::FourLevel => (gva.raw(), cr3 & physical, 39, 9, physical),
         Mode::FiveLevel => (gva.raw(), cr3 & physical, 48, 9, physical),
     };
-    let size = entry_size(state.mode);
+    let size = state.entry_size();
     let scale = match size {
         EntrySize::Four => 2,
         EntrySize::Eight => 3,
@@ -279,14 +300,35 @@ fn pdpte<M: GuestPhys>(
     Ok(pdpte)
 }
 
-/// The entries that a walk has used, from the top.
-struct Path {
+/// The entries that a walk has used, from the top. Those of page-directory pointers are not among
+/// them: a CPU has them loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Path {
     steps: [Step; LEVELS],
     count: usize,
 }
 
 impl Path {
-    fn new() -> Self {
+    /// The entries.
+    #[inline]
+    pub fn steps(&self) -> &[Step] {
+        self.steps.get(..self.count).unwrap_or_default()
+    }
+
+    /// Where the entry is that maps a page of 4 KiB.
+    pub fn leaf_of_small_page(&self, state: &PagingState) -> Option<Gpa> {
+        let levels = match state.mode {
+            Mode::Unpaged => return None,
+            Mode::Bits32 | Mode::Pae => 2,
+            Mode::FourLevel => 4,
+            Mode::FiveLevel => 5,
+        };
+        let last = self.steps().get(levels - 1)?;
+        Some(last.at)
+    }
+
+    /// That of a walk which used none.
+    pub(super) fn new() -> Self {
         Self {
             steps: [Step::default(); LEVELS],
             count: 0,
@@ -303,14 +345,16 @@ impl Path {
 
     /// Sets the flags that are not set yet, from the top. False when an entry has changed.
     fn set_flags<M: GuestPhys>(
-        &self,
+        &mut self,
         memory: &mut M,
         size: EntrySize,
         access: Access,
     ) -> Result<bool, WalkError<M::Error>> {
-        for Step { at, entry, leaf } in self.steps.iter().take(self.count).copied() {
+        for step in self.steps.iter_mut().take(self.count) {
+            let Step { at, entry, leaf } = *step;
             let dirty = if leaf && access.is_write() { DIRTY } else { 0 };
             let new = entry | ACCESSED | dirty;
+            step.entry = new;
             let set = new == entry
                 || memory
                     .cmpxchg_entry(at, size, entry, new)

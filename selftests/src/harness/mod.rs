@@ -5,12 +5,14 @@
 pub mod options;
 pub mod runner;
 
-use crate::device::Device;
+use crate::device::{self, Device};
 use crate::errno::Errno;
 use crate::skip;
+use crate::vendor::{vendor, Vendor};
 use options::Options;
 use std::cell::Cell;
 use std::panic::Location;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 /// Why a test did not pass.
@@ -70,6 +72,7 @@ pub struct Context {
 
 impl Context {
     pub fn new(options: &Options) -> Self {
+        device::PAGING.store(options.paging, Relaxed);
         Self {
             device: options.device.clone(),
             scale: options.scale,
@@ -86,6 +89,22 @@ impl Context {
             skip!("{} is KVM", self.device);
         }
         Ok(device)
+    }
+
+    /// For tests of what nested tables do: how many there are, where they go, what the CPU's own walk is like.
+    pub fn nested(&self) -> Outcome {
+        if !crate::emulator::is_nested() {
+            skip!("is about nested tables");
+        }
+        Ok(())
+    }
+
+    /// For tests with guests in real mode, which VT-x runs with nested tables alone.
+    pub fn real_mode(&self) -> Outcome {
+        if !crate::emulator::is_nested() && vendor() == Vendor::Intel {
+            skip!("has guests in real mode");
+        }
+        Ok(())
     }
 
     /// For tests that other users of the machine would notice, or be noticed by.

@@ -2,6 +2,8 @@
 
 //! The command line of the test program.
 
+use crate::rusthv::{PAGING_NESTED, PAGING_SHADOW, PAGING_TRAP};
+
 pub const USAGE: &str = "\
 usage: rusthv-selftests [options] [name...]
 
@@ -14,6 +16,8 @@ word that is a test's whole name means that test alone), and prints TAP.
   --scale N        run N percent of the repetitions (for slow kernels)
   --seconds N      how long the tests that go on for some time do so
   --limit N        multiply every time limit by N percent (default 100)
+  --paging MODE    how rusthv virtualizes the memory of every VM: nested (the
+                   default), shadow, or trap
   --exclusive      the machine is the tests' own: also run those that offline
                    processors, suspend, unload the module, or measure free memory
   --module FILE    rust_hv.ko, for the tests that load it again
@@ -27,6 +31,7 @@ pub struct Options {
     pub scale: u64,
     pub seconds: Option<u64>,
     pub limit: u64,
+    pub paging: u32,
     pub exclusive: bool,
     pub module: Option<String>,
     pub kmsg: bool,
@@ -42,12 +47,23 @@ impl Default for Options {
             scale: 100,
             seconds: None,
             limit: 100,
+            paging: PAGING_NESTED,
             exclusive: false,
             module: None,
             kmsg: true,
             names: Vec::new(),
             skip: Vec::new(),
         }
+    }
+}
+
+/// A mode by its name.
+fn paging(name: &str) -> Result<u32, String> {
+    match name {
+        "nested" => Ok(PAGING_NESTED),
+        "shadow" => Ok(PAGING_SHADOW),
+        "trap" => Ok(PAGING_TRAP),
+        _ => Err(format!("--paging: {name} is none of nested, shadow, trap")),
     }
 }
 
@@ -73,6 +89,7 @@ impl Options {
                     options.seconds = Some(seconds.ok_or(format!("{argument}: not a time: {text}"))?);
                 }
                 "--limit" => options.limit = number(value()?)?,
+                "--paging" => options.paging = paging(&value()?)?,
                 "--exclusive" => options.exclusive = true,
                 "--module" => options.module = Some(value()?),
                 "--skip" => options.skip.push(value()?),

@@ -28,6 +28,7 @@ const IOPL_3: u64 = 3 << 12;
 const CR4_SMAP: u64 = 1 << 21;
 
 fn run(t: &Context) -> Outcome {
+    t.nested()?;
     let count = t.repetitions(600);
     let cpuid = t.device()?.supported_cpuid(256)?;
     compare(t, |device, log| scenario(device, log, &cpuid, count))

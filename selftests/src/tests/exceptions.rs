@@ -25,7 +25,8 @@ fn run(t: &Context) -> Outcome {
     let code = layout::CODE as u64;
     // QEMU's TCG makes no difference between accesses to the stack and others, and does not call a
     // page with reserved bits present (with KVM, too).
-    let (stack_fault, reserved) = if emulator::is_tcg() { (GENERAL_PROTECTION, 8) } else { (STACK_FAULT, 9) };
+    let stack_fault = if emulator::is_tcg() { GENERAL_PROTECTION } else { STACK_FAULT };
+    let reserved = if emulator::walk_quirks().reserved_without_present { 8 } else { 9 };
     // Error code bits: present, write, (user,) reserved, fetch.
     for (what, guest, vector, error, rip, cr2) in [
         ("UD2", exception_ud2(), INVALID_OPCODE, 0, code, None),

@@ -8,5 +8,6 @@ use crate::walk::corpus;
 pub const TEST: Test = Test::new(120, run);
 
 fn run(t: &Context) -> Outcome {
+    t.nested()?;
     corpus::check(t, &t.reference()?, 5)
 }

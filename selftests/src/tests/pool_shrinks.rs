@@ -16,6 +16,7 @@ const TABLES: u64 = 32;
 const CAPACITY: u64 = 128;
 
 fn run(t: &Context) -> Outcome {
+    t.nested()?;
     t.exclusive()?;
     // Each node has a pool of its own.
     pin(0)?;

@@ -8,7 +8,7 @@ use super::guest::{data_offset, is_table, layout, written, Guest, Record, CASES,
 use super::model::{entry_size, Expected, Model};
 use super::Features;
 use crate::device::Device;
-use crate::emulator::{is_bochs, walk_quirks, FaultMarks, WalkQuirks};
+use crate::emulator::{is_bochs, is_nested, walk_quirks, FaultMarks, WalkQuirks};
 use crate::fail;
 use crate::harness::{count_check, Context, Failure, Outcome};
 use crate::memory::{Memory, PAGE};
@@ -36,18 +36,19 @@ pub struct Pair {
     pages: Vec<u64>,
 }
 
+/// Page-directory pointers are loaded with CR3. AMD's CPUs read those of a guest in each walk.
+fn loads_pointers() -> bool {
+    vendor() == Vendor::Intel || !is_nested()
+}
+
 impl Pair {
     pub fn new(device: &Device) -> Result<Self, Failure> {
         let cpuid = device.supported_cpuid(256)?;
         let features = Features::new(&cpuid);
         let guest = Guest::new(device, &cpuid, &features)?;
         let pages = choose_pages(&mut Random::new(1), &guest.pools);
-        let pair = Self {
-            guest,
-            model: Model::new(features, vendor() == Vendor::Intel),
-            quirks: walk_quirks(),
-            pages,
-        };
+        let pair =
+            Self { guest, model: Model::new(features, loads_pointers()), quirks: walk_quirks(), pages };
         for page in &pair.pages {
             for slot in 0..PAGE as u64 / layout::SLOT as u64 {
                 pair.write_slot(page + slot * layout::SLOT as u64);
@@ -58,7 +59,8 @@ impl Pair {
 
     /// For cases that fit this guest.
     pub fn generator(&self, seed: u64) -> Generator {
-        let limits = Limits::new(vendor() == Vendor::Intel, self.quirks.unchecked_pdpte_bits);
+        let upper_global = vendor() == Vendor::Intel;
+        let limits = Limits::new(loads_pointers(), upper_global, self.quirks.unchecked_pdpte_bits);
         Generator::new(seed, self.model.features, limits, self.pages.clone())
     }
 

@@ -32,12 +32,13 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Those of a vendor's CPUs, and of one that leaves some reserved bits of pointers unchecked.
-    pub fn new(intel: bool, unchecked_pdpte_bits: u64) -> Self {
+    /// Those of a CPU that loads page-directory pointers or not, has the global bit in all levels or not, and leaves
+    /// some reserved bits of pointers unchecked.
+    pub fn new(loads_pointers: bool, upper_global: bool, unchecked_pdpte_bits: u64) -> Self {
         // A CPU that reads the pointers in each walk may set this flag in them; so the model, too, must
-        // let it pass. AMD's do so in a guest.
-        let flag = if intel { 0 } else { ACCESSED };
-        Self { unchecked_pdpte_bits: unchecked_pdpte_bits | flag, upper_global: intel }
+        // let it pass.
+        let flag = if loads_pointers { 0 } else { ACCESSED };
+        Self { unchecked_pdpte_bits: unchecked_pdpte_bits | flag, upper_global }
     }
 }
 

@@ -163,7 +163,7 @@ mod tests {
         let pages = choose_pages(&mut Random::new(1), &[layout::FIRST_POOL, layout::THIRD_POOL]);
         for intel in [false, true] {
             let mut model = Model::new(features, intel);
-            let mut generator = Generator::new(1, features, Limits::new(intel, 0), pages.clone());
+            let mut generator = Generator::new(1, features, Limits::new(intel, intel, 0), pages.clone());
             let mut coverage = Coverage::default();
             for number in 0..200 {
                 let batch = generator.batch(features.modes()[number % 4]);

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{kvm_enable_cap, kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use minikernel_abi::report::{
     status, Value, Wait, CONSOLE_PORT, EXIT_PORT, NAME_PORT, VALUE_PORT, YIELD_PORT,
@@ -19,6 +19,8 @@ use minikernel_abi::{Parameters, KERNEL, PARAMETERS, PROGRAM};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::signal::{register_signal_handler, SIGRTMIN};
 
+use super::counters::Counters;
+use super::Paging;
 use crate::boot::Mode;
 use crate::error::{Error, Result};
 use crate::machine::{self, FOUR_GIB, IDENTITY_MAP_SIZE};
@@ -30,6 +32,8 @@ const IDLE_SLEEP: Duration = Duration::from_micros(100);
 const SHORT_SLEEP: Duration = Duration::from_micros(20);
 
 const RFLAGS_IF: u64 = 1 << 9;
+/// Of <rusthv.h>: how a VM's memory is virtualized.
+const RUSTHV_CAP_PAGING: u32 = 0x5248_0001;
 
 /// What is to run.
 pub struct Setup<'a> {
@@ -38,6 +42,8 @@ pub struct Setup<'a> {
     pub program: &'a [u8],
     /// How the kernel starts.
     pub mode: Mode,
+    /// How the guest's memory is virtualized, where the device lets us choose.
+    pub paging: Option<Paging>,
     pub parameters: Parameters,
     pub timeout: Duration,
 }
@@ -49,6 +55,7 @@ pub struct Report {
     pub failure: Option<String>,
     pub values: [u64; Value::COUNT],
     pub exits: Exits,
+    pub counters: Counters,
     pub elapsed: Duration,
     /// Of the processor's time-stamp counter.
     pub cycles: u64,
@@ -69,6 +76,7 @@ struct Shared {
     yields: AtomicU64,
     ports: AtomicU64,
     output: Mutex<Output>,
+    counters: Mutex<Counters>,
 }
 
 /// What the guest has written so far.
@@ -113,7 +121,14 @@ pub fn run(setup: &Setup) -> Result<Report> {
         .map(|vcpu| {
             let (shared, sender) = (shared.clone(), sender.clone());
             thread::spawn(move || {
-                if let Some(end) = run_vcpu(vcpu, &shared) {
+                let mut vcpu = vcpu;
+                let end = run_vcpu(&mut vcpu, &shared);
+                shared
+                    .counters
+                    .lock()
+                    .expect("no thread has panicked")
+                    .add_vcpu(&vcpu);
+                if let Some(end) = end {
                     // When nobody listens any more, another vCPU was first.
                     let _ = sender.send(end);
                 }
@@ -126,6 +141,8 @@ pub fn run(setup: &Setup) -> Result<Report> {
     let elapsed = started.elapsed();
     let cycles = time_stamp() - cycles;
     stop(&shared, threads);
+    let mut counters = *shared.counters.lock().expect("no thread has panicked");
+    counters.add_vm(&vm);
     // In this order: the VM has the memory mapped.
     drop(vm);
     drop(memory);
@@ -150,6 +167,7 @@ pub fn run(setup: &Setup) -> Result<Report> {
             port: shared.ports.load(Ordering::Relaxed),
             yields: shared.yields.load(Ordering::Relaxed),
         },
+        counters,
         elapsed,
         cycles,
     })
@@ -200,6 +218,15 @@ fn create(setup: &Setup) -> Result<(VmFd, GuestMemoryMmap, Vec<VcpuFd>)> {
 
     let kvm = machine::open(setup.device)?;
     let vm = kvm.create_vm().map_err(Error::ioctl("KVM_CREATE_VM"))?;
+    if let Some(paging) = setup.paging.filter(|paging| *paging != Paging::Nested) {
+        let cap = kvm_enable_cap {
+            cap: RUSTHV_CAP_PAGING,
+            args: [paging as u64, 0, 0, 0],
+            ..Default::default()
+        };
+        vm.enable_cap(&cap)
+            .map_err(Error::ioctl("RUSTHV_CAP_PAGING"))?;
+    }
     place_host_pages(&kvm, &vm)?;
     for (slot, region) in (0..).zip(memory.iter()) {
         let host = memory
@@ -259,7 +286,7 @@ fn place_host_pages(kvm: &Kvm, vm: &VmFd) -> Result<()> {
 
 /// Runs a vCPU until it ends the run, with its status or with what went wrong; `None` when another
 /// one did.
-fn run_vcpu(mut vcpu: VcpuFd, shared: &Shared) -> Option<std::result::Result<u8, String>> {
+fn run_vcpu(vcpu: &mut VcpuFd, shared: &Shared) -> Option<std::result::Result<u8, String>> {
     while !shared.stop.load(Ordering::SeqCst) {
         let why = match vcpu.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
@@ -292,7 +319,7 @@ fn run_vcpu(mut vcpu: VcpuFd, shared: &Shared) -> Option<std::result::Result<u8,
             Ok(other) => format!("unexpected exit {other:?}"),
             Err(e) => format!("KVM_RUN: {e}"),
         };
-        return Some(Err(format!("{why}, at {}", place(&vcpu))));
+        return Some(Err(format!("{why}, at {}", place(vcpu))));
     }
     None
 }

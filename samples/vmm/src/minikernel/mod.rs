@@ -3,6 +3,7 @@
 //! compares what comes out: the same workload has the same checksum on every device and with any
 //! number of vCPUs.
 
+mod counters;
 mod guest;
 
 use std::io::{self, Write};
@@ -15,6 +16,7 @@ use minikernel_abi::{Parameters, MAGIC, MAX_MEMORY, MAX_VCPUS, WORKLOADS};
 
 use crate::boot::Mode;
 use crate::error::{exit_code, Error, Result};
+use counters::Counters;
 use guest::{Exits, Report, Setup};
 
 /// Without --timeout, for each run.
@@ -28,6 +30,9 @@ pub struct Options {
     /// The kernel's form, and with it the guest's paging mode
     #[arg(long, value_enum, value_delimiter = ',', default_value = "long")]
     kernel: Vec<Form>,
+    /// How rusthv virtualizes the guest's memory; other devices do it their way
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "nested")]
+    paging: Vec<Paging>,
     /// How many vCPUs
     #[arg(long, value_delimiter = ',', default_value = "1",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_VCPUS)))]
@@ -58,6 +63,27 @@ pub enum Form {
     Pae,
     /// Two levels, in protected mode
     Legacy,
+}
+
+/// How a guest's memory is virtualized, with the numbers of RUSTHV_CAP_PAGING.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Paging {
+    /// By the CPU: nested page tables
+    Nested = 0,
+    /// Shadow page tables that follow the guest's when it invalidates translations
+    Shadow = 1,
+    /// Shadow page tables that follow each write to the guest's
+    Trap = 2,
+}
+
+impl Paging {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Nested => "nested",
+            Self::Shadow => "shadow",
+            Self::Trap => "trap",
+        }
+    }
 }
 
 impl Form {
@@ -125,8 +151,12 @@ pub fn run(options: &Options, device: &Path, memory: u64, timeout: Option<Durati
             let against = options
                 .against
                 .as_deref()
-                .map(|other| (other, &options.vcpus[..1]));
-            for (device, counts) in against.into_iter().chain([(device, &options.vcpus[..])]) {
+                .map(|other| (other, None, &options.vcpus[..1]));
+            let ours = options
+                .paging
+                .iter()
+                .map(|&paging| (device, Some(paging), &options.vcpus[..]));
+            for (device, paging, counts) in against.into_iter().chain(ours) {
                 for &vcpus in counts {
                     let parameters = Parameters {
                         magic: MAGIC,
@@ -142,12 +172,14 @@ pub fn run(options: &Options, device: &Path, memory: u64, timeout: Option<Durati
                         kernel: &kernel,
                         program: &program,
                         mode: form.mode(),
+                        paging,
                         parameters,
                         timeout: timeout.unwrap_or(TIMEOUT),
                     })?;
                     standard.check(&mut report);
                     let name = Name {
                         device,
+                        paging,
                         form,
                         workload,
                         vcpus,
@@ -176,6 +208,8 @@ fn read(options: &Options, name: &str) -> Result<Vec<u8>> {
 /// Which run it was.
 struct Name<'a> {
     device: &'a Path,
+    /// As the device likes it, without.
+    paging: Option<Paging>,
     form: Form,
     workload: usize,
     vcpus: u32,
@@ -202,14 +236,18 @@ impl Printer {
         } else {
             write!(
                 out,
-                "{:<11} {:<6} {:<10} vcpus",
-                "device", "kernel", "workload"
+                "{:<11} {:<6} {:<6} {:<10} vcpus",
+                "device", "paging", "kernel", "workload"
             )?;
             write!(out, " {:<16} {:>7} {:>10}", Value::NAMES[0], "ms", "cycles")?;
             for name in &Value::NAMES[1..] {
                 write!(out, " {name:>NARROWEST$}")?;
             }
-            writeln!(out, " {:>NARROWEST$} {:>NARROWEST$}", "exits", "yields")?;
+            write!(out, " {:>NARROWEST$} {:>NARROWEST$}", "exits", "yields")?;
+            for name in Counters::NAMES {
+                write!(out, " {name:>NARROWEST$}")?;
+            }
+            writeln!(out)?;
         }
         Ok(Self {
             tap,
@@ -221,13 +259,14 @@ impl Printer {
 
     fn run(&mut self, name: &Name, report: &Report) -> io::Result<()> {
         let device = name.device.display();
+        let paging = name.paging.map_or("-", Paging::name);
         if !self.tap {
             let mut out = io::stdout().lock();
             let (form, workload) = (name.form.name(), WORKLOADS[name.workload]);
             let milliseconds = report.elapsed.as_secs_f64() * 1e3;
             write!(
                 out,
-                "{device:<11} {form:<6} {workload:<10} {:>5}",
+                "{device:<11} {paging:<6} {form:<6} {workload:<10} {:>5}",
                 name.vcpus
             )?;
             write!(out, " {:016x}", report.values[0])?;
@@ -237,10 +276,14 @@ impl Printer {
                 write!(out, " {value:>width$}")?;
             }
             let Exits { port, yields } = report.exits;
-            writeln!(out, " {port:>NARROWEST$} {yields:>NARROWEST$}")?;
+            write!(out, " {port:>NARROWEST$} {yields:>NARROWEST$}")?;
+            for value in report.counters.values() {
+                write!(out, " {value:>NARROWEST$}")?;
+            }
+            writeln!(out)?;
         }
         if let Some(failure) = &report.failure {
-            let failure = format!("{device}, {} vCPUs: {failure}", name.vcpus);
+            let failure = format!("{device}, {paging}, {} vCPUs: {failure}", name.vcpus);
             self.failures.push(failure);
         }
         Ok(())

@@ -1,0 +1,925 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Shadow tables, in place of the guest's: which VM has them, a vCPU's root, faults, and what the
+//! guest does to its own tables. The tables themselves are in `model/paging/shadow`.
+//!
+//! # Locks
+//!
+//! The tables are a part of `Mmu::state`. Nothing here is called with interrupts off: a vCPU leaves
+//! its window first.
+//!
+//! # The guest's tables are read without the lock
+//!
+//! That may fault, and sleep. A fault notes [`crate::model::paging::shadow::Shadow::sequence`]
+//! before it walks, and maps under the lock only if that is the same, and the host's page as it was
+//! (`State::is_current`).
+
+use super::access::SlotCache;
+use super::paging::{Mode, Shadows};
+use super::{Mmu, Moment, Unlinked};
+use crate::host::errno::{no_such_device, unsupported};
+use crate::host::frame::Frame;
+use crate::host::notifier::HvaRange;
+use crate::host::pool::Reserve;
+use crate::host::tables::{give_back, Tables};
+use crate::host::task;
+use crate::host::user::{PageRun, UserPages, Wanted};
+use crate::model::arch::addr::{Gfn, Gpa, Gva, Hpa, Hva, PAGE_SIZE};
+use crate::model::arch::exception::PageFaultError;
+use crate::model::emulate::Backing;
+use crate::model::exit::{NestedFault, Origin};
+use crate::model::memory::slots::{Slot, SlotFlags};
+use crate::model::paging::frames::TableFrame;
+use crate::model::paging::shadow::route::{RootKey, Route};
+use crate::model::paging::shadow::{
+    self, Cause, Cursor, Filled, HostPage, Installed, Lack, LeafTable, Policy, Shadow,
+    ShadowCounts, Spot, Syncing, TableId,
+};
+use crate::model::paging::state::{Access, AccessKind, PagingState, Privilege};
+use crate::model::paging::walk::{self, GuestPhys, WalkError};
+use crate::model::paging::PageSize;
+use kernel::prelude::*;
+use kernel::sync::atomic::{
+    ordering::{Acquire, Relaxed, Release},
+    Atomic,
+};
+use kernel::sync::Arc;
+
+/// How a VM's memory is virtualized.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PagingMode {
+    /// By the CPU: nested tables.
+    Nested,
+    /// By shadow tables that follow the guest's when it invalidates translations.
+    Shadow,
+    /// By shadow tables that follow each of the guest's writes to its own.
+    Trap,
+}
+
+/// Tables of a VM at least, at most, and when nothing is said.
+pub const MIN_TABLES: usize = 16;
+/// See [`MIN_TABLES`].
+pub const MAX_TABLES: usize = 8192;
+/// See [`MIN_TABLES`].
+pub const DEFAULT_TABLES: usize = 1024;
+
+/// Tables that are watched again with one flush.
+const SYNCED: usize = 8;
+/// Tries of a fault whose tables are changed by other vCPUs, before the guest tries by itself.
+const TRIES: u32 = 64;
+/// Entries behind the one of a fault that are mapped with it, if the guest has used them.
+const NEIGHBOURS: usize = 7;
+/// Pieces of a large page that are mapped with the first.
+const PIECES: usize = 31;
+
+/// The mode, which is settled with the first vCPU. Changed with `slots_lock` held.
+pub(super) struct Choice(Atomic<u64>);
+
+impl Choice {
+    const SETTLED: u64 = 1 << 8;
+
+    pub(super) const fn new() -> Self {
+        Self(Atomic::new(PagingMode::Nested as u64))
+    }
+
+    fn mode(&self) -> PagingMode {
+        match self.0.load(Acquire) & !Self::SETTLED {
+            0 => PagingMode::Nested,
+            1 => PagingMode::Shadow,
+            _ => PagingMode::Trap,
+        }
+    }
+}
+
+/// What a fault in shadow tables came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ShadowFault {
+    /// Try the access again.
+    Mapped,
+    /// It is the guest's own fault.
+    Guest(PageFaultError),
+    /// The address is not canonical, and the CPU has said nothing of it before.
+    NonCanonical,
+    /// There is no memory for the guest there: a device's business.
+    Device(NestedFault, Backing),
+    /// A write to a table of the guest's, to be executed in software.
+    Table(NestedFault),
+    /// The guest's tables are where it has no memory.
+    NoTables,
+}
+
+/// A vCPU's part of shadow paging.
+pub struct ShadowCpu {
+    mmu: Arc<Mmu>,
+    root: Option<TableId>,
+    /// The tables' sequence when it was last looked at: whatever was read since is current if it is
+    /// still the same.
+    sequence: u64,
+    /// The table of the last fault.
+    leaf: Option<LeafTable>,
+    /// The slot of the last fault, as of this moment.
+    slot: Option<(Slot, Moment)>,
+    reserves: [Reserve; 3],
+    /// Frames have been taken from them.
+    drained: bool,
+    /// For a root below 4 GiB.
+    pointers: Option<TableFrame>,
+    /// A guest table that is being compared.
+    words: KBox<[u64; 512]>,
+}
+
+const _: () = assert!(3 * crate::host::pool::RESERVE >= shadow::RESERVE);
+
+impl ShadowCpu {
+    /// Without a root yet.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new(mmu: Arc<Mmu>) -> Result<Self> {
+        Ok(Self {
+            mmu,
+            root: None,
+            sequence: 0,
+            leaf: None,
+            slot: None,
+            reserves: Default::default(),
+            drained: true,
+            pointers: None,
+            words: KBox::new([0; 512], GFP_KERNEL_ACCOUNT)?,
+        })
+    }
+}
+
+impl Drop for ShadowCpu {
+    fn drop(&mut self) {
+        if let (Some(root), Some(shadow)) = (self.root, self.mmu.state.lock().tree.shadow()) {
+            shadow.leave(root);
+        }
+        if let Some(frame) = self.pointers.take() {
+            give_back(&self.mmu.supply, frame);
+        }
+    }
+}
+
+/// Empty tables.
+fn tables(policy: Policy, count: usize) -> Result<Shadows> {
+    let mut slots = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
+    for _ in 0..count {
+        // Within the capacity.
+        slots
+            .push_within_capacity(shadow::Slot::new())
+            .map_err(|_| ENOMEM)?;
+    }
+    let words = KVVec::from_elem(Shadows::WORD, Shadows::words(count), GFP_KERNEL_ACCOUNT)?;
+    Shadow::new(policy, slots, words).ok_or(EINVAL)
+}
+
+/// What the guest's own tables have to say to a page fault of the CPU's.
+fn access_of(code: PageFaultError, cpl: u8, ac: bool) -> Access {
+    let kind = if code.contains(PageFaultError::FETCH) {
+        AccessKind::Fetch
+    } else if code.contains(PageFaultError::WRITE) {
+        AccessKind::Write
+    } else {
+        AccessKind::Read
+    };
+    let privilege = match cpl {
+        _ if code.contains(PageFaultError::USER) => Privilege::User,
+        // To a descriptor table or a TSS.
+        3 => Privilege::Implicit,
+        _ => Privilege::Supervisor { ac },
+    };
+    Access { kind, privilege }
+}
+
+/// A fault, and who made it.
+#[derive(Clone, Copy)]
+pub struct GuestFault {
+    /// Where.
+    pub gva: Gva,
+    /// What the CPU says of it.
+    pub code: PageFaultError,
+    /// Current privilege level.
+    pub cpl: u8,
+    /// RFLAGS.AC.
+    pub ac: bool,
+}
+
+/// What a fault has found before it takes the lock.
+struct Found {
+    slot: Slot,
+    moment: Moment,
+    hva: Hva,
+    /// The guest's entries behind the one of the fault that are in use, and how many.
+    next: [u64; NEIGHBOURS],
+    used: usize,
+}
+
+impl Mmu {
+    /// Chooses how memory is virtualized, with so many shadow tables at most.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` when there are vCPUs; `EINVAL` for a number of tables out of range, or one for nested
+    /// tables; `ENOMEM`.
+    pub fn choose(&self, mode: PagingMode, count: usize) -> Result {
+        let _one_at_a_time = self.slots_lock.lock();
+        if self.choice.0.load(Relaxed) & Choice::SETTLED != 0 {
+            return Err(EBUSY);
+        }
+        let policy = match mode {
+            PagingMode::Nested if count != 0 => return Err(EINVAL),
+            // Once left, the nested tables are gone.
+            PagingMode::Nested if self.choice.mode() == mode => return Ok(()),
+            PagingMode::Nested => return Err(EBUSY),
+            PagingMode::Shadow => Policy::Virtual,
+            PagingMode::Trap => Policy::Exact,
+        };
+        let count = match count {
+            0 => DEFAULT_TABLES,
+            MIN_TABLES..=MAX_TABLES => count,
+            _ => return Err(EINVAL),
+        };
+        let new = Mode::Shadow(tables(policy, count)?);
+        let old = self.state.lock().tree.mode.replace(new);
+        if let Some(old) = old {
+            // No vCPU has ever walked them.
+            old.destroy(&mut Tables::existing(&self.supply), |_, _| {});
+        }
+        self.choice.0.store(mode as u64, Release);
+        Ok(())
+    }
+
+    /// The mode, which does not change any more.
+    pub fn settle(&self) -> PagingMode {
+        let _one_at_a_time = self.slots_lock.lock();
+        let mode = self.choice.mode();
+        self.choice.0.store(mode as u64 | Choice::SETTLED, Release);
+        mode
+    }
+
+    /// How memory is virtualized.
+    pub fn paging_mode(&self) -> PagingMode {
+        self.choice.mode()
+    }
+
+    /// What shadow tables have been through; zeroes without any.
+    pub fn shadow_counts(&self) -> ShadowCounts {
+        let mut state = self.state.lock();
+        let shadow = state.tree.shadow();
+        shadow.map(|shadow| shadow.counts).unwrap_or_default()
+    }
+
+    fn with_shadow<R>(&self, f: impl FnOnce(&mut Shadows) -> R) -> Result<R> {
+        self.state.lock().tree.shadow().map(f).ok_or(EIO)
+    }
+
+    /// Waits until no CPU uses what shadow tables have dropped.
+    fn flush_stale(&self, stale: Option<u64>) -> Result {
+        if let Some(stale) = stale {
+            self.tlb.flush(&self.stats);
+            self.with_shadow(|shadow| shadow.flushed(stale))?;
+        }
+        Ok(())
+    }
+
+    /// Drops all shadow tables, in steps.
+    pub(super) fn forget_shadows(&self) {
+        if self.choice.mode() == PagingMode::Nested {
+            return;
+        }
+        let mut cursor = Cursor::default();
+        loop {
+            let mut unlinked = Unlinked::new(self);
+            let memory = Tables::existing(&self.supply);
+            let done = match self.state.lock().tree.shadow() {
+                Some(shadow) => {
+                    let done = shadow.clear(&memory, &mut unlinked, &mut cursor);
+                    unlinked.note(shadow);
+                    done
+                }
+                None => true,
+            };
+            // Dropped here, after the lock: flush, then free.
+            drop(unlinked);
+            if done {
+                return;
+            }
+            task::cond_resched();
+        }
+    }
+
+    /// Makes room in shadow tables.
+    fn evict(&self) -> Result {
+        let mut unlinked = Unlinked::new(self);
+        let memory = Tables::existing(&self.supply);
+        let room = self.with_shadow(|shadow| {
+            let room = shadow.evict(&memory, &mut unlinked);
+            unlinked.note(shadow);
+            room
+        })?;
+        drop(unlinked);
+        task::cond_resched();
+        if room {
+            Ok(())
+        } else {
+            Err(ENOMEM)
+        }
+    }
+
+    /// Brings shadow tables in step with the guest's: those that refer to others, or all.
+    fn sync(&self, words: &mut [u64; 512], leaves: bool) -> Result {
+        // Other vCPUs may go on changing theirs.
+        for _ in 0..MAX_TABLES / SYNCED {
+            let mut syncing = [None; SYNCED];
+            let memory = Tables::existing(&self.supply);
+            let stale = self.with_shadow(|shadow| {
+                for place in syncing.iter_mut() {
+                    *place = shadow.begin_sync(&memory, leaves);
+                    if place.is_none() {
+                        break;
+                    }
+                }
+                shadow.stale()
+            })?;
+            if syncing.iter().all(Option::is_none) {
+                return Ok(());
+            }
+            // Whatever the guest writes from here on is noticed.
+            self.flush_stale(stale)?;
+            let mut slots = SlotCache::new();
+            for syncing in syncing.into_iter().flatten() {
+                let read = self.read_table(&mut slots, &syncing, words);
+                let words = read.is_ok().then_some(&*words);
+                self.with_shadow(|shadow| shadow.compare(&memory, &syncing, words))?;
+            }
+            task::cond_resched();
+        }
+        Ok(())
+    }
+
+    /// Reads what is compared of a guest's table.
+    fn read_table(
+        &self,
+        slots: &mut SlotCache,
+        syncing: &Syncing,
+        words: &mut [u64; 512],
+    ) -> Result {
+        let gpa = syncing.gfn().base().ok_or(EINVAL)?;
+        let Some(wanted) = syncing.words() else {
+            return self.read_cached(slots, gpa, words.as_mut_bytes());
+        };
+        for (place, mut bits) in wanted.into_iter().enumerate() {
+            while bits != 0 {
+                let index = place * 64 + bits.trailing_zeros() as usize;
+                bits &= bits - 1;
+                let at = gpa.wrapping_add(index as u64 * 8);
+                if let Some(word) = words.get_mut(index) {
+                    *word = self.read_word_cached(slots, at, 8)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The root of the tables that the CPU walks for these registers, in step with the guest's
+    /// tables: what MOV to CR3 does.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` for 5-level paging; `ENOMEM`.
+    pub fn shadow_root(&self, cpu: &mut ShadowCpu, paging: &PagingState) -> Result<Hpa> {
+        self.sync(&mut cpu.words, true)?;
+        cpu.drained = true;
+        let key = RootKey::of(paging, paging.pointers()).ok_or_else(unsupported)?;
+        loop {
+            self.fill(cpu)?;
+            if key.has_pointers() && cpu.pointers.is_none() {
+                let frame = Frame::new_below_4g(self.supply.place())?;
+                cpu.pointers = Some(TableFrame::new(frame.into_hpa()));
+            }
+            let mut memory = Tables::with_reserves(&self.supply, &mut cpu.reserves);
+            let entered = self.with_shadow(|shadow| {
+                let entered = shadow.enter(&mut memory, &key, &mut cpu.pointers);
+                if let (Ok(_), Some(old)) = (entered, cpu.root) {
+                    shadow.leave(old);
+                }
+                cpu.sequence = shadow.sequence;
+                cpu.leaf = None;
+                entered.map(|root| (root, shadow.root(root)))
+            })?;
+            match entered {
+                Ok((root, hpa)) => {
+                    cpu.root = Some(root);
+                    return hpa.ok_or(EIO);
+                }
+                Err(Lack::Room) => self.evict()?,
+                Err(Lack::Frames) => return Err(ENOMEM),
+            }
+        }
+    }
+
+    fn fill(&self, cpu: &mut ShadowCpu) -> Result {
+        if !cpu.drained {
+            return Ok(());
+        }
+        for reserve in &mut cpu.reserves {
+            reserve.fill(&self.supply)?;
+        }
+        cpu.drained = false;
+        Ok(())
+    }
+
+    /// INVLPG; without an address, as MOV to CR3.
+    ///
+    /// # Errors
+    ///
+    /// `EIO`.
+    pub fn shadow_invalidate(&self, cpu: &mut ShadowCpu, gva: Option<Gva>) -> Result {
+        let memory = Tables::existing(&self.supply);
+        let (Some(gva), Some(root)) = (gva, cpu.root) else {
+            return self.sync(&mut cpu.words, true);
+        };
+        let loose = self.with_shadow(|shadow| {
+            shadow.invalidate(&memory, root, gva);
+            cpu.sequence = shadow.sequence;
+            shadow.has_loose_tables()
+        })?;
+        match loose {
+            true => self.sync(&mut cpu.words, false),
+            false => Ok(()),
+        }
+    }
+
+    /// The hypervisor has written to a guest's page on the guest's behalf.
+    pub(super) fn shadow_wrote(&self, gpa: Gpa, len: usize) {
+        if self.choice.mode() == PagingMode::Nested {
+            return;
+        }
+        let gfn = gpa.gfn().raw();
+        let memory = Tables::existing(&self.supply);
+        let watched = self.with_shadow(|shadow| match shadow.is_watched(gfn) {
+            true if shadow.policy() == Policy::Exact => true,
+            true => {
+                shadow.loosen(gfn);
+                false
+            }
+            false => false,
+        });
+        if watched != Ok(true) {
+            return;
+        }
+        let (first, words) = match self.words_at(gpa, len) {
+            Ok(found) => found,
+            Err(_) => return self.loosen(gfn),
+        };
+        let words = words.get(..len.div_ceil(8) + 1).unwrap_or(&words);
+        let words = words.get(..512usize.saturating_sub(first)).unwrap_or(words);
+        let _ = self.with_shadow(|shadow| shadow.written(&memory, gfn, first, words));
+    }
+
+    fn loosen(&self, gfn: u64) {
+        let _ = self.with_shadow(|shadow| shadow.loosen(gfn));
+    }
+
+    /// The words of a page around what was written there; the number of the first.
+    fn words_at(&self, gpa: Gpa, len: usize) -> Result<(usize, [u64; TOUCHED])> {
+        let first = (gpa.page_offset() / 8) as usize;
+        if len > (TOUCHED - 1) * 8 {
+            return Err(E2BIG);
+        }
+        let mut words = [0; TOUCHED];
+        let count = TOUCHED.min(512 - first);
+        let bytes = words.as_mut_bytes().get_mut(..count * 8).ok_or(EINVAL)?;
+        self.read(Gpa::new(gpa.page_base().raw() + first as u64 * 8), bytes)?;
+        Ok((first, words))
+    }
+
+    /// Resolves a page fault of the CPU's in shadow tables.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mmu::resolve`].
+    pub fn shadow_fault<M: GuestPhys<Error = Error>>(
+        &self,
+        cpu: &mut ShadowCpu,
+        run: &mut PageRun,
+        memory: &mut M,
+        paging: &PagingState,
+        fault: &GuestFault,
+    ) -> Result<ShadowFault> {
+        let access = access_of(fault.code, fault.cpl, fault.ac);
+        if self.quick_fault(cpu, run, memory, paging, fault.gva, access)? {
+            return Ok(ShadowFault::Mapped);
+        }
+        let key = RootKey::of(paging, paging.pointers()).ok_or_else(unsupported)?;
+        for _ in 0..TRIES {
+            let (page, path) = match walk::walk_traced(memory, paging, fault.gva, access) {
+                Ok(found) => found,
+                Err(WalkError::Fault(code)) => return Ok(ShadowFault::Guest(code)),
+                Err(WalkError::NonCanonical) => return Ok(ShadowFault::NonCanonical),
+                Err(WalkError::Memory { error, .. }) if error == no_such_device() => {
+                    return Ok(ShadowFault::NoTables);
+                }
+                Err(WalkError::Memory { error, .. }) => return Err(error),
+                Err(WalkError::Contended) => return Ok(ShadowFault::Mapped),
+            };
+            let nested = NestedFault {
+                gpa: page.gpa,
+                write: access.kind == AccessKind::Write,
+                fetch: access.kind == AccessKind::Fetch,
+                present: false,
+                origin: Origin::Access(Some(fault.gva)),
+            };
+            let Some((slot, moment)) = self.slot_now(cpu, page.gpa.gfn()) else {
+                return Ok(ShadowFault::Device(nested, Backing::Mmio));
+            };
+            if nested.write && slot.flags.contains(SlotFlags::READ_ONLY) {
+                return Ok(ShadowFault::Device(nested, Backing::Rom));
+            }
+            let last = path.leaf_of_small_page(paging);
+            let (next, used) = used_behind(memory, paging, last);
+            let found = Found {
+                slot,
+                moment,
+                hva: slot.hva_of(page.gpa.gfn()).ok_or(EFAULT)?,
+                next,
+                used,
+            };
+            let route = Route::new(key, fault.gva, page, path);
+            self.fill(cpu)?;
+            match self.install(cpu, run, &route, &nested, access, &found)? {
+                Some(Installed::Done(_)) => return Ok(ShadowFault::Mapped),
+                Some(Installed::Watched) => return Ok(ShadowFault::Table(nested)),
+                Some(Installed::Loose) => self.sync(&mut cpu.words, true)?,
+                Some(Installed::Lacking(Lack::Room)) => self.evict()?,
+                Some(Installed::Lacking(Lack::Frames)) if !cpu.drained => return Err(ENOMEM),
+                Some(Installed::Lacking(Lack::Frames)) => {}
+                Some(Installed::Obsolete) | None => {
+                    self.stats.retries.add(1, Relaxed);
+                    task::cond_resched();
+                }
+            }
+            // What is read from here on is as new as this.
+            cpu.sequence = self.with_shadow(|shadow| shadow.sequence)?;
+            cpu.slot = None;
+        }
+        Ok(ShadowFault::Mapped)
+    }
+
+    /// A fault in a table whose way from the root is known: only the guest's entry for the page is
+    /// read. False when there is more to it.
+    fn quick_fault<M: GuestPhys<Error = Error>>(
+        &self,
+        cpu: &mut ShadowCpu,
+        run: &mut PageRun,
+        memory: &mut M,
+        paging: &PagingState,
+        gva: Gva,
+        access: Access,
+    ) -> Result<bool> {
+        let leaf = match cpu.leaf.filter(|leaf| leaf.covers(gva)) {
+            Some(leaf) => leaf,
+            None => {
+                let Some(root) = cpu.root else {
+                    return Ok(false);
+                };
+                let tables = Tables::existing(&self.supply);
+                cpu.leaf = self.with_shadow(|shadow| {
+                    cpu.sequence = shadow.sequence;
+                    shadow.leaf_table(&tables, root, gva)
+                })?;
+                let Some(leaf) = cpu.leaf else {
+                    return Ok(false);
+                };
+                leaf
+            }
+        };
+        let (at, spot) = leaf.place(gva);
+        let Ok(entry) = memory.read_entry(at, paging.entry_size()) else {
+            return Ok(false);
+        };
+        let Some((gfn, rights)) = leaf.look(paging, entry) else {
+            return Ok(false);
+        };
+        if paging.check(&rights, access).is_err() {
+            return Ok(false);
+        }
+        let Some((slot, moment)) = self.slot_now(cpu, gfn) else {
+            return Ok(false);
+        };
+        let plain = !slot.flags.contains(SlotFlags::READ_ONLY) && !slot.flags.log_dirty();
+        let (true, Some(hva)) = (plain, slot.hva_of(gfn)) else {
+            return Ok(false);
+        };
+        let Some(source) = walk::mark_used(memory, paging, at, entry, access)? else {
+            return Ok(false);
+        };
+        let (next, used) = used_behind(memory, paging, Some(at));
+        let write = access.kind == AccessKind::Write;
+        let wanted = if write { Wanted::Write } else { Wanted::Read };
+        let left = slot.gfns().end.raw().saturating_sub(gfn.raw());
+        let max = left.min(used as u64 + 1) as usize;
+        let pages = UserPages::get(run, &self.mm, hva, wanted, max)?;
+        let host = HostPage {
+            hpa: pages.iter().next().ok_or(EFAULT)?,
+            writable: pages.writable(),
+            large: false,
+        };
+        let cause = Cause {
+            write,
+            user: access.privilege == Privilege::User,
+        };
+        let tables = Tables::existing(&self.supply);
+        let mut state = self.state.lock();
+        if !state.is_current(moment, looked_up(hva, pages.count(), false)) {
+            drop(state);
+            cpu.slot = None;
+            return Ok(false);
+        }
+        let shadow = state.tree.shadow().ok_or(EIO)?;
+        let filled = shadow.fill(&tables, spot, cpu.sequence, source, host, cause);
+        if filled != Filled::Done {
+            cpu.leaf = None;
+            return Ok(false);
+        }
+        let behind = next.get(..used).unwrap_or_default();
+        map_entries(
+            shadow,
+            &tables,
+            spot,
+            cpu.sequence,
+            behind,
+            gfn,
+            &pages,
+            host,
+        );
+        Ok(true)
+    }
+
+    /// The slot of a frame, and the moment when it was that; perhaps a past one.
+    fn slot_now(&self, cpu: &mut ShadowCpu, gfn: Gfn) -> Option<(Slot, Moment)> {
+        if let Some((slot, moment)) = cpu.slot {
+            if slot.gfns().contains(gfn) {
+                return Some((slot, moment));
+            }
+        }
+        let state = self.state.lock();
+        let slot = state.view().find(gfn).copied()?;
+        cpu.slot = Some((slot, state.moment()));
+        cpu.slot
+    }
+
+    /// Maps the page of a fault, and those behind it that are likely to be used, if all is still as
+    /// it was found; `None` when the host has changed it.
+    fn install(
+        &self,
+        cpu: &mut ShadowCpu,
+        run: &mut PageRun,
+        route: &Route,
+        fault: &NestedFault,
+        access: Access,
+        found: &Found,
+    ) -> Result<Option<Installed>> {
+        let Found { slot, hva, .. } = found;
+        let gfn = fault.gpa.gfn();
+        let read_only = slot.flags.contains(SlotFlags::READ_ONLY);
+        let logged = slot.flags.log_dirty();
+        let wanted = match (read_only, fault.write) {
+            (true, _) => Wanted::ReadOnly,
+            (false, true) => Wanted::Write,
+            (false, false) => Wanted::Read,
+        };
+        let shift = PageSize::Size2M.level().shift();
+        // Small pieces of a large page come in runs.
+        let in_pieces = route.page().page_shift > PageSize::Size4K.level().shift();
+        let behind = if in_pieces { PIECES } else { found.used };
+        let left = slot.gfns().end.raw().saturating_sub(gfn.raw());
+        let max = left.min(behind as u64 + 1) as usize;
+        let pages = UserPages::get(run, &self.mm, *hva, wanted, max)?;
+        let logs_write = logged && fault.write;
+        let large = !(read_only || logs_write)
+            && pages.writable()
+            && route.page().page_shift >= shift
+            && slot.fits_large(gfn, PageSize::Size2M.pages())
+            && pages
+                .mapping_shift()
+                .unwrap_or_else(|| self.mm.mapping_shift(*hva))
+                >= shift;
+        let writable = pages.writable() && !read_only;
+        let host = HostPage {
+            hpa: pages.iter().next().ok_or(EFAULT)?,
+            writable: writable && (fault.write || !logged),
+            large,
+        };
+        let cause = Cause {
+            write: fault.write,
+            user: access.privilege == Privilege::User,
+        };
+        let root = cpu.root.ok_or(EIO)?;
+        let mut unlinked = Unlinked::new(self);
+        let mut memory = Tables::with_reserves(&self.supply, &mut cpu.reserves);
+        let mut state = self.state.lock();
+        if !state.is_current(found.moment, looked_up(*hva, pages.count(), large)) {
+            return Ok(None);
+        }
+        let now = &mut *state;
+        let shadow = now.tree.shadow().ok_or(EIO)?;
+        let tables = shadow.counts.tables;
+        let installed = shadow.install(
+            &mut memory,
+            &mut unlinked,
+            root,
+            cpu.sequence,
+            route,
+            host,
+            cause,
+        );
+        cpu.drained |= shadow.counts.tables != tables;
+        if let Installed::Done(spot) = installed {
+            if logged && fault.write {
+                now.logs.mark(slot, gfn);
+            }
+            if !large {
+                let host = HostPage {
+                    writable: writable && !logged,
+                    ..host
+                };
+                map_behind(shadow, &memory, spot, cpu.sequence, found, &pages, host);
+            }
+            cpu.sequence = shadow.sequence;
+        }
+        drop(state);
+        drop(unlinked);
+        Ok(Some(installed))
+    }
+
+    /// After a write to a guest's table was executed: maps at once what its entry refers to now.
+    ///
+    /// # Errors
+    ///
+    /// `EIO`.
+    pub fn shadow_refill(&self, run: &mut PageRun, paging: &PagingState, gpa: Gpa) -> Result {
+        let gfn = gpa.gfn().raw();
+        let sequence = self.with_shadow(|shadow| shadow.sequence)?;
+        let Ok((word, words)) = self.words_at(gpa, 1) else {
+            return Ok(());
+        };
+        let [value, ..] = words;
+        let reserved = paging.reserved_in_small();
+        let mut places = [None; 4];
+        let memory = Tables::existing(&self.supply);
+        self.with_shadow(|shadow| {
+            let mut free = places.iter_mut();
+            shadow.spots(gfn, word, value, |spot, source| {
+                if shadow::is_used(source, reserved) {
+                    if let Some(place) = free.next() {
+                        *place = Some((spot, source));
+                    }
+                }
+            });
+        })?;
+        for (spot, source) in places.into_iter().flatten() {
+            let frame = self.with_shadow(|shadow| shadow.candidate(&memory, spot, source))?;
+            let Some(frame) = frame.map(Gfn::new) else {
+                continue;
+            };
+            let found = {
+                let state = self.state.lock();
+                let slot = state.view().find(frame).copied();
+                slot.map(|slot| (slot, state.moment()))
+            };
+            let Some((slot, moment)) = found else {
+                continue;
+            };
+            let Some(hva) = slot.hva_of(frame) else {
+                continue;
+            };
+            let wanted = match slot.flags.contains(SlotFlags::READ_ONLY) {
+                true => Wanted::ReadOnly,
+                false => Wanted::Read,
+            };
+            // What is not there comes with a fault.
+            let Ok(pages) = UserPages::get(run, &self.mm, hva, wanted, 1) else {
+                continue;
+            };
+            let Some(hpa) = pages.iter().next() else {
+                continue;
+            };
+            let host = HostPage {
+                hpa,
+                writable: pages.writable() && wanted == Wanted::Read && !slot.flags.log_dirty(),
+                large: false,
+            };
+            let mut state = self.state.lock();
+            if state.is_current(moment, looked_up(hva, 1, false)) {
+                let shadow = state.tree.shadow().ok_or(EIO)?;
+                shadow.fill(&memory, spot, sequence, source, host, Cause::NONE);
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest may write to a table as if it was none, until it is next looked at: where the
+    /// instruction cannot be executed.
+    pub fn shadow_let_go(&self, gpa: Gpa) {
+        self.loosen(gpa.gfn().raw());
+    }
+}
+
+/// Words that one write of an instruction can touch, and one more.
+const TOUCHED: usize = 10;
+
+/// The host range whose pages are about to be mapped.
+fn looked_up(hva: Hva, count: usize, large: bool) -> HvaRange {
+    let size = PageSize::Size2M.bytes();
+    let (start, bytes) = match large {
+        true => (hva.raw() & !(size - 1), size),
+        false => (hva.raw(), (count as u64).wrapping_mul(PAGE_SIZE)),
+    };
+    let start = Hva::new(start);
+    HvaRange {
+        start,
+        end: start.wrapping_add(bytes),
+    }
+}
+
+/// The guest's entries behind the one that maps a small page, up to the first that it has not used.
+fn used_behind<M: GuestPhys>(
+    memory: &mut M,
+    paging: &PagingState,
+    last: Option<Gpa>,
+) -> ([u64; NEIGHBOURS], usize) {
+    let mut entries = [0; NEIGHBOURS];
+    let mut used = 0;
+    let size = paging.entry_size();
+    if let Some(last) = last {
+        let reserved = paging.reserved_in_small();
+        for place in entries.iter_mut() {
+            let at = last.wrapping_add((used as u64 + 1) * u64::from(size.bytes()));
+            // Not in the next table.
+            let entry = match at.page_offset() {
+                0 => break,
+                _ => memory.read_entry(at, size),
+            };
+            match entry {
+                Ok(entry) if shadow::is_used(entry, reserved) => *place = entry,
+                _ => break,
+            }
+            used += 1;
+        }
+    }
+    (entries, used)
+}
+
+/// Maps pages behind that of a fault: other pieces of the same large page, or pages of the entries
+/// behind its own that are in one piece with it in the host.
+fn map_behind(
+    shadow: &mut Shadows,
+    memory: &Tables<'_>,
+    spot: Spot,
+    sequence: u64,
+    found: &Found,
+    pages: &UserPages<'_>,
+    like: HostPage,
+) {
+    let room = shadow.room_behind(spot, pages.count().saturating_sub(1));
+    if room != 0 {
+        for (index, hpa) in pages.iter().skip(1).take(room).enumerate() {
+            let spot = spot.plus(index + 1);
+            shadow.fill_direct(memory, spot, HostPage { hpa, ..like });
+        }
+        return;
+    }
+    if let Some(first) = shadow.frame_at(memory, spot) {
+        let behind = found.next.get(..found.used).unwrap_or_default();
+        let first = Gfn::new(first);
+        map_entries(shadow, memory, spot, sequence, behind, first, pages, like);
+    }
+}
+
+/// Maps pages that the guest's entries behind one refer to which maps `first`.
+#[allow(clippy::too_many_arguments)]
+fn map_entries(
+    shadow: &mut Shadows,
+    memory: &Tables<'_>,
+    spot: Spot,
+    sequence: u64,
+    behind: &[u64],
+    first: Gfn,
+    pages: &UserPages<'_>,
+    like: HostPage,
+) {
+    for (index, &source) in behind.iter().enumerate() {
+        let place = spot.plus(index + 1);
+        let Some(frame) = shadow.candidate(memory, place, source) else {
+            continue;
+        };
+        let offset = frame.wrapping_sub(first.raw()) as usize;
+        if let Some(hpa) = pages.iter().nth(offset) {
+            let page = HostPage { hpa, ..like };
+            shadow.fill(memory, place, sequence, source, page, Cause::NONE);
+        }
+    }
+}

@@ -1,0 +1,654 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Shadow tables: any sequence of accesses, changes of the guest's tables, invalidations and changes
+//! of the host's memory, against a walk of the guest's own tables.
+//!
+//! The CPU here walks the shadow tables the way that the SDM describes, not by the code under test.
+
+#[path = "paging_support/guest.rs"]
+mod guest;
+#[allow(unused_macros)]
+mod paging_support;
+
+use guest::*;
+use paging_support::{Arena, Gathered};
+use proptest::prelude::*;
+use rusthv_model::arch::addr::{Gfn, GfnRange, Gva, Hpa};
+use rusthv_model::arch::regs::{Cr0, Cr4, Efer};
+use rusthv_model::paging::frames::TableMemory;
+use rusthv_model::paging::shadow::route::{RootKey, Route};
+use rusthv_model::paging::shadow::{
+    Cause, Cursor, HostPage, Installed, Lack, Policy, Shadow, Slot, TableId,
+};
+use rusthv_model::paging::state::{Access, AccessKind, Mode, Privilege};
+use rusthv_model::paging::sweep::Progress;
+use rusthv_model::paging::walk::{walk, walk_traced, EntrySize, WalkError};
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+
+type Tables = Shadow<Vec<Slot>, Vec<u32>>;
+
+/// Where the host has the guest's frame 0: all of it in one piece.
+const HOST: u64 = 0x40_0000_0000;
+
+struct Vm {
+    guest: Guest,
+    shadow: Tables,
+    arena: Arena,
+    root: Option<TableId>,
+    /// Frames that the host lets the guest read only.
+    read_only: BTreeSet<u64>,
+    /// The host has large pages.
+    large: bool,
+    faults: usize,
+}
+
+impl Vm {
+    fn new(guest: Guest, policy: Policy, slots: usize) -> Self {
+        let room = (0..slots).map(|_| Slot::new()).collect();
+        let shadow = Shadow::new(policy, room, vec![Tables::WORD; Tables::words(slots)]).unwrap();
+        Self {
+            guest,
+            shadow,
+            arena: Arena::new(),
+            root: None,
+            read_only: BTreeSet::new(),
+            large: false,
+            faults: 0,
+        }
+    }
+
+    fn key(&self) -> RootKey {
+        let pointers = self.guest.pdptes.unwrap_or_default();
+        RootKey::of(&self.guest.state(), pointers).unwrap()
+    }
+
+    /// Something that gathers frames, and what the kernel does with them.
+    fn gathering<R>(&mut self, f: impl FnOnce(&mut Tables, &mut Arena, &mut Gathered) -> R) -> R {
+        let mut gathered = Gathered::default();
+        let result = f(&mut self.shadow, &mut self.arena, &mut gathered);
+        if let Some(stale) = self.shadow.stale() {
+            self.shadow.flushed(stale);
+        }
+        for frame in gathered.tables {
+            self.arena.free(frame);
+        }
+        result
+    }
+
+    fn sync(&mut self, leaves: bool) {
+        while let Some(syncing) = self.shadow.begin_sync(&self.arena, leaves) {
+            let words = self.frame(syncing.gfn().raw());
+            self.shadow.compare(&self.arena, &syncing, Some(&words));
+        }
+    }
+
+    fn frame(&self, gfn: u64) -> [u64; 512] {
+        core::array::from_fn(|word| {
+            self.guest
+                .memory
+                .get((gfn << 12) + word as u64 * 8, EntrySize::Eight)
+        })
+    }
+
+    /// MOV to CR3, or anything else that flushes everything.
+    fn reload(&mut self) {
+        if self.guest.state().mode() == Mode::Pae {
+            let cr3 = self.guest.registers.cr3;
+            let word = |n: u64| self.guest.memory.get(cr3 + n * 8, EntrySize::Eight);
+            self.guest.pdptes = Some([word(0), word(1), word(2), word(3)]);
+        }
+        self.sync(true);
+        if let Some(root) = self.root.take() {
+            self.shadow.leave(root);
+        }
+        let key = self.key();
+        for _ in 0..100 {
+            let mut pointers = None;
+            if key.has_pointers() {
+                pointers = self.arena.alloc();
+            }
+            let entered = self.shadow.enter(&mut self.arena, &key, &mut pointers);
+            if let Some(left) = pointers {
+                self.arena.free(left);
+            }
+            match entered {
+                Ok(root) => {
+                    self.root = Some(root);
+                    return;
+                }
+                Err(Lack::Room) => {
+                    assert!(self.gathering(|shadow, arena, gather| shadow.evict(arena, gather)));
+                }
+                Err(Lack::Frames) => panic!("the arena has frames"),
+            }
+        }
+        panic!("no room for a root");
+    }
+
+    fn invlpg(&mut self, gva: u64) {
+        self.sync(false);
+        let root = self.root.unwrap();
+        self.shadow.invalidate(&self.arena, root, Gva::new(gva));
+    }
+
+    /// What the CPU makes of the shadow tables: an address, or nothing for a fault.
+    fn cpu(&self, gva: u64, access: Access) -> Option<u64> {
+        let state = self.guest.state();
+        let four = state.mode() == Mode::FourLevel;
+        let paged = state.mode() != Mode::Unpaged;
+        let registers = self.guest.registers;
+        let gva = if four { gva } else { gva & 0xffff_ffff };
+        let mut table = self.shadow.root(self.root.unwrap()).unwrap().raw();
+        let (mut user, mut write, mut execute) = (true, true, true);
+        for level in (1..=if four { 4 } else { 3 }).rev() {
+            let shift = 3 + 9 * level;
+            let index = (gva >> shift) as usize % if four || level < 3 { 512 } else { 4 };
+            let entry = self.arena.at(table)[index].load(Ordering::Relaxed);
+            if entry & P == 0 {
+                return None;
+            }
+            let pointer = level == 3 && !four;
+            if pointer {
+                assert_eq!(
+                    entry & !0x000f_ffff_ffff_f000,
+                    P,
+                    "reserved bits of a pointer"
+                );
+            } else {
+                user &= entry & U != 0;
+                write &= entry & W != 0;
+                execute &= entry & NX == 0;
+            }
+            if level == 1 || (level == 2 && entry & PS != 0) {
+                let (is_user, ac) = match access.privilege {
+                    Privilege::User => (true, false),
+                    Privilege::Supervisor { ac } => (false, ac),
+                    Privilege::Implicit => (false, false),
+                };
+                let fetch = access.kind == AccessKind::Fetch;
+                let smep = paged && registers.cr4.contains(Cr4::SMEP);
+                let smap = paged && registers.cr4.contains(Cr4::SMAP);
+                let allowed = match (is_user, user) {
+                    (true, false) => false,
+                    (false, true) if fetch => !smep,
+                    (false, true) => !smap || ac,
+                    _ => true,
+                } && match access.kind {
+                    AccessKind::Read => true,
+                    // CR0.WP is always on.
+                    AccessKind::Write => write,
+                    AccessKind::Fetch => execute,
+                };
+                let mask = (1u64 << shift) - 1;
+                return allowed.then_some(entry & 0x000f_ffff_ffff_f000 & !mask | gva & mask);
+            }
+            table = entry & 0x000f_ffff_ffff_f000;
+        }
+        unreachable!()
+    }
+
+    /// An access by the guest: where it went, or the error code of its fault.
+    fn access(&mut self, gva: u64, access: Access) -> Result<u64, Option<u32>> {
+        for _ in 0..200 {
+            if let Some(hpa) = self.cpu(gva, access) {
+                return Ok(hpa);
+            }
+            self.faults += 1;
+            let state = self.guest.state();
+            let sequence = self.shadow.sequence;
+            let walked = walk_traced(&mut self.guest.memory, &state, Gva::new(gva), access);
+            let (page, path) = match walked {
+                Ok(found) => found,
+                Err(WalkError::Fault(code)) => return Err(Some(code.raw())),
+                Err(_) => return Err(None),
+            };
+            let write = access.kind == AccessKind::Write;
+            let gfn = page.gpa.gfn().raw();
+            if write && self.read_only.contains(&gfn) {
+                // A device's business: nothing is mapped for it.
+                return Ok(HOST + page.gpa.raw());
+            }
+            let route = Route::new(self.key(), Gva::new(gva), page, path);
+            let host = HostPage {
+                hpa: Hpa::new(HOST + (gfn << 12)),
+                writable: !self.read_only.contains(&gfn),
+                large: self.large && self.read_only.is_empty(),
+            };
+            let cause = Cause {
+                write,
+                user: access.privilege == Privilege::User,
+            };
+            let root = self.root.unwrap();
+            let installed = self.gathering(|shadow, arena, gather| {
+                shadow.install(arena, gather, root, sequence, &route, host, cause)
+            });
+            match installed {
+                Installed::Done(_) => {}
+                Installed::Obsolete => panic!("nothing has changed"),
+                Installed::Loose => self.sync(true),
+                // Executed by the hypervisor.
+                Installed::Watched => return Ok(HOST + page.gpa.raw()),
+                Installed::Lacking(Lack::Room) => {
+                    assert!(self.gathering(|shadow, arena, gather| shadow.evict(arena, gather)));
+                }
+                Installed::Lacking(Lack::Frames) => panic!("the arena has frames"),
+            }
+        }
+        panic!("an access that never succeeds");
+    }
+
+    /// The access, and what it should come to.
+    fn check_access(&mut self, gva: u64, access: Access) {
+        let state = self.guest.state();
+        let mut memory = self.guest.memory.clone();
+        let wanted = match walk(&mut memory, &state, Gva::new(gva), access) {
+            Ok(found) => Ok(HOST + found.gpa.raw()),
+            Err(WalkError::Fault(code)) => Err(Some(code.raw())),
+            Err(_) => Err(None),
+        };
+        let found = self.access(gva, access);
+        assert_eq!(found, wanted, "{gva:#x} {access:?}");
+        // Accessed and dirty flags are as the CPU would have set them.
+        assert_eq!(self.guest.memory.words, memory.words);
+        self.check();
+    }
+
+    fn check(&mut self) {
+        let page = |gfn: u64| Some(Hpa::new(HOST + (gfn << 12)));
+        self.shadow.check(&self.arena, page).unwrap();
+    }
+
+    /// The guest writes an entry of its tables, by an address that it may write to.
+    fn guest_writes(&mut self, at: u64, value: u64) {
+        let (gfn, size) = (at >> 12, self.guest.size());
+        match self.shadow.policy() {
+            Policy::Virtual => {
+                if self.shadow.is_watched(gfn) {
+                    self.shadow.loosen(gfn);
+                }
+                self.guest.memory.set(at, size, value);
+            }
+            Policy::Exact => {
+                self.guest.memory.set(at, size, value);
+                let word = (at as usize & 0xfff) / 8;
+                let words = self.frame(gfn);
+                let arena = &self.arena;
+                self.shadow
+                    .written(arena, gfn, word, &words[word..word + 1]);
+            }
+        }
+    }
+
+    fn end(mut self) {
+        if let Some(root) = self.root.take() {
+            self.shadow.leave(root);
+        }
+        let mut cursor = Cursor::default();
+        while !self.gathering(|shadow, arena, gather| shadow.clear(arena, gather, &mut cursor)) {}
+        self.check();
+        assert_eq!((self.shadow.counts.tables, self.arena.live), (0, 0));
+        self.shadow.destroy(&mut self.arena);
+    }
+}
+
+/// What happens to a VM.
+#[derive(Clone, Debug)]
+enum Op {
+    Access(u64, AccessKind, Privilege),
+    /// Entry at a level, for an address, with a table or page and flags; then INVLPG or a reload.
+    Write {
+        level: u64,
+        gva: u64,
+        target: u64,
+        flags: u64,
+        reload: bool,
+    },
+    Switch(u64),
+    Registers(u8),
+    Unmap(u64, u64),
+    Protect(u64, u64),
+    ReadOnly(u64),
+    Large(bool),
+}
+
+/// Roots, tables and pages are in the first frames: all of them can be each.
+const FRAMES: u64 = 24;
+
+fn addresses() -> impl Strategy<Value = u64> {
+    // Few, so that they meet; some in the same tables, some only in the same directory.
+    (0..2u64, 0..3u64, 0..3u64, 0..2u64).prop_map(|(top, giga, two, page)| {
+        let high = if top == 1 { 0xffff_8000_0000_0000 } else { 0 };
+        high | giga << 30 | two << 21 | (page * 3) << 12 | 0x123
+    })
+}
+
+fn ops() -> impl Strategy<Value = Op> {
+    let kind = prop_oneof![
+        Just(AccessKind::Read),
+        Just(AccessKind::Write),
+        Just(AccessKind::Fetch)
+    ];
+    let privilege = prop_oneof![
+        Just(Privilege::User),
+        Just(Privilege::Supervisor { ac: false }),
+        Just(Privilege::Supervisor { ac: true })
+    ];
+    let flags = (0..8u64, any::<bool>(), any::<bool>(), any::<bool>(), 0..6u8).prop_map(
+        |(low, accessed, dirty, large, rare)| {
+            let mut flags = low | P;
+            flags |= if accessed { A } else { 0 };
+            flags |= if dirty { D } else { 0 };
+            flags |= if large { PS } else { 0 };
+            match rare {
+                0 => flags & !P,
+                1 => flags | NX,
+                _ => flags,
+            }
+        },
+    );
+    prop_oneof![
+        8 => (addresses(), kind, privilege).prop_map(|(gva, kind, by)| Op::Access(gva, kind, by)),
+        5 => (1..5u64, addresses(), 0..FRAMES, flags, any::<bool>()).prop_map(
+            |(level, gva, target, flags, reload)| Op::Write { level, gva, target, flags, reload }
+        ),
+        1 => (0..3u64).prop_map(Op::Switch),
+        1 => (0..16u8).prop_map(Op::Registers),
+        1 => (0..FRAMES, 0..40u64).prop_map(|(start, len)| Op::Unmap(start, len)),
+        1 => (0..FRAMES, 0..40u64).prop_map(|(start, len)| Op::Protect(start, len)),
+        1 => (0..FRAMES).prop_map(Op::ReadOnly),
+        1 => any::<bool>().prop_map(Op::Large),
+    ]
+}
+
+/// Where the entry of a level is for an address, as the tables are now.
+fn entry_at(guest: &Guest, gva: u64, level: u64) -> Option<u64> {
+    let mode = guest.state().mode();
+    let top = guest.levels();
+    let mut table = guest.registers.cr3 & !0xfff;
+    let mut at = None;
+    for here in (level..=top).rev() {
+        let (index, size) = match mode {
+            Mode::Bits32 => (gva >> (2 + 10 * here) & 0x3ff, 4),
+            Mode::Pae if here == 3 => (gva >> 30 & 3, 8),
+            _ => (gva >> (3 + 9 * here) & 0x1ff, 8),
+        };
+        at = Some(table + index * size);
+        if here > level {
+            let entry = guest.memory.get(table + index * size, guest.size());
+            let large = entry & PS != 0 && here < 4 && !(mode == Mode::Pae && here == 3);
+            if entry & P == 0 || large {
+                return None;
+            }
+            table = entry & 0xff_f000;
+        }
+    }
+    at
+}
+
+fn registers(guest: &mut Guest, bits: u8) {
+    let on = |bit: u8| bits & 1 << bit != 0;
+    guest.registers.cr0 = guest.registers.cr0.with(Cr0::WP, on(0));
+    guest.registers.cr4 = guest.registers.cr4.with(Cr4::SMEP, on(1));
+    guest.registers.cr4 = guest.registers.cr4.with(Cr4::SMAP, on(2) && on(0));
+    guest.registers.cr4 = guest.registers.cr4.with(Cr4::PSE, true);
+    guest.registers.efer = guest.registers.efer.with(Efer::NXE, on(3));
+}
+
+fn run(mode: Mode, policy: Policy, slots: usize, ops: &[Op]) {
+    let mut guest = Guest::new(mode);
+    registers(&mut guest, 0xf);
+    let mut vm = Vm::new(guest, policy, slots);
+    vm.reload();
+    let mut known: Option<u64> = None;
+    for op in ops {
+        match *op {
+            Op::Access(gva, kind, privilege) => {
+                let gva = match mode {
+                    Mode::FourLevel => gva,
+                    _ => gva & 0xffff_ffff,
+                };
+                // INVLPG says nothing about other pages.
+                if known.is_none_or(|page| page == gva >> 12) {
+                    vm.check_access(gva, Access { kind, privilege });
+                }
+            }
+            Op::Write {
+                level,
+                gva,
+                target,
+                flags,
+                reload,
+            } => {
+                let level = level.min(vm.guest.levels());
+                let Some(at) = entry_at(&vm.guest, gva, level).filter(|_| level > 0) else {
+                    continue;
+                };
+                let large =
+                    flags & PS != 0 && (level == 2 || (level == 3 && mode == Mode::FourLevel));
+                let target = match (large, level) {
+                    // Within the first frames again, for the small pieces of it.
+                    (true, _) => 0,
+                    _ => target << 12,
+                };
+                let mut flags = flags;
+                if mode == Mode::Bits32 {
+                    flags &= !NX;
+                }
+                if mode == Mode::Pae && level == 3 {
+                    flags &= P;
+                }
+                if level == 4 || level == 1 {
+                    flags &= !PS;
+                }
+                let size = vm.guest.size();
+                let old = vm.guest.memory.get(at, size);
+                vm.guest_writes(at, target | flags);
+                let pointer = mode == Mode::Pae && level == 3;
+                let was_large = old & PS != 0 && level == 2 && mode != Mode::Bits32;
+                if reload || pointer || (level > 1 && old & P != 0 && !was_large) {
+                    vm.reload();
+                    known = None;
+                } else if was_large && old & P != 0 {
+                    vm.invlpg(gva ^ 0x5000);
+                    known = Some(gva >> 12);
+                } else if old & P != 0 {
+                    vm.invlpg(gva);
+                    known = Some(gva >> 12);
+                }
+            }
+            Op::Switch(root) => {
+                vm.guest.registers.cr3 = (root + 2) << 12;
+                vm.reload();
+                known = None;
+            }
+            Op::Registers(bits) => {
+                registers(&mut vm.guest, bits);
+                vm.reload();
+                known = None;
+            }
+            Op::Unmap(start, len) => {
+                let range = GfnRange::new(Gfn::new(start), Gfn::new(start + len));
+                let mut cursor = Cursor::default();
+                while vm.shadow.unmap(&vm.arena, range, &mut cursor) != Progress::Done {}
+                // Now the host could take the frames: no entry maps one of them.
+                let none = |gfn: u64| range.contains(Gfn::new(gfn)).then_some(Hpa::new(1));
+                vm.shadow.check(&vm.arena, none).unwrap();
+            }
+            Op::Protect(start, len) => {
+                let range = GfnRange::new(Gfn::new(start), Gfn::new(start + len));
+                let mut cursor = Cursor::default();
+                while vm.shadow.protect(&vm.arena, range, &mut cursor) != Progress::Done {}
+            }
+            Op::ReadOnly(gfn) => {
+                vm.read_only.insert(gfn);
+                let range = GfnRange::new(Gfn::new(gfn), Gfn::new(gfn + 1));
+                let mut cursor = Cursor::default();
+                while vm.shadow.unmap(&vm.arena, range, &mut cursor) != Progress::Done {}
+            }
+            Op::Large(large) => vm.large = large,
+        }
+        vm.check();
+    }
+    vm.end();
+}
+
+macro_rules! sequences {
+    ($($name:ident: $mode:expr, $policy:expr, $slots:expr;)*) => {
+        proptest! {
+            #![proptest_config(ProptestConfig::with_cases(96))]
+            $(
+                #[test]
+                fn $name(ops in prop::collection::vec(ops(), 1..80)) {
+                    run($mode, $policy, $slots, &ops);
+                }
+            )*
+        }
+    };
+}
+
+sequences! {
+    four_levels: Mode::FourLevel, Policy::Virtual, 64;
+    four_levels_exact: Mode::FourLevel, Policy::Exact, 64;
+    four_levels_without_room: Mode::FourLevel, Policy::Virtual, 5;
+    four_levels_exact_without_room: Mode::FourLevel, Policy::Exact, 5;
+    pae: Mode::Pae, Policy::Virtual, 64;
+    pae_exact: Mode::Pae, Policy::Exact, 64;
+    two_levels: Mode::Bits32, Policy::Virtual, 64;
+    two_levels_exact: Mode::Bits32, Policy::Exact, 64;
+    two_levels_without_room: Mode::Bits32, Policy::Virtual, 4;
+    unpaged: Mode::Unpaged, Policy::Virtual, 16;
+}
+
+fn paged(mode: Mode, flags: u64) -> Vm {
+    let mut guest = Guest::with(mode, flags);
+    registers(&mut guest, 0xf);
+    let mut vm = Vm::new(guest, Policy::Virtual, 64);
+    vm.reload();
+    vm
+}
+
+fn by(kind: AccessKind, privilege: Privilege) -> Access {
+    Access { kind, privilege }
+}
+
+/// A supervisor that writes to a read-only page of a user's, as CR0.WP lets it, must not come to
+/// execute it: SMEP looks at the guest's flag, and the CPU sees ours.
+#[test]
+fn smep_without_write_protection() {
+    for mode in [Mode::FourLevel, Mode::Pae, Mode::Bits32] {
+        for wp in [0, 1] {
+            for smep in [0, 2] {
+                let mut vm = paged(mode, P | U);
+                registers(&mut vm.guest, 8 | wp | smep);
+                vm.reload();
+                for _ in 0..2 {
+                    vm.check_access(LINEAR, by(AccessKind::Write, KERNEL));
+                    vm.check_access(LINEAR, by(AccessKind::Fetch, KERNEL));
+                    vm.check_access(LINEAR, by(AccessKind::Write, USER));
+                    vm.check_access(LINEAR, by(AccessKind::Fetch, USER));
+                    vm.check_access(LINEAR, by(AccessKind::Read, USER));
+                }
+                vm.end();
+            }
+        }
+    }
+}
+
+/// A root that the guest comes back to is as it was left: no fault.
+#[test]
+fn roots_are_kept() {
+    for mode in [Mode::FourLevel, Mode::Pae, Mode::Bits32] {
+        let mut vm = paged(mode, P | W | U | A | D);
+        vm.check_access(LINEAR, by(AccessKind::Write, USER));
+        let (first, faults) = (vm.guest.registers.cr3, vm.faults);
+        for _ in 0..3 {
+            vm.guest.registers.cr3 = 0x20_0000;
+            vm.reload();
+            vm.guest.registers.cr3 = first;
+            vm.reload();
+            vm.check_access(LINEAR, by(AccessKind::Write, USER));
+        }
+        assert_eq!(vm.faults, faults);
+        let counts = vm.shadow.counts;
+        assert_eq!((counts.root_misses, counts.root_hits), (2, 5));
+        vm.end();
+    }
+}
+
+/// What INVLPG is for: another page behind an address.
+#[test]
+fn invlpg_brings_the_new_page() {
+    let mut vm = paged(Mode::FourLevel, P | W | A | D);
+    vm.check_access(LINEAR, by(AccessKind::Write, KERNEL));
+    let at = vm.guest.at(1);
+    // The table is loose until the first flush, and watched from then on.
+    for turn in 0..3u64 {
+        vm.guest_writes(at, (PAGE + (turn << 12)) | P | W | A | D);
+        vm.invlpg(LINEAR);
+        vm.check_access(LINEAR, by(AccessKind::Write, KERNEL));
+        vm.reload();
+        assert!(vm.shadow.is_watched(at >> 12));
+    }
+    vm.end();
+}
+
+/// A host page of 2 MiB behind a guest's is mapped in one piece, unless a table is in it.
+#[test]
+fn large_pages_stay_large() {
+    let mut vm = paged(Mode::FourLevel, 0);
+    vm.large = true;
+    let directory = vm.guest.at(2);
+    vm.guest.memory.set(
+        directory,
+        EntrySize::Eight,
+        0x4000_0000 | P | W | U | A | D | PS,
+    );
+    vm.reload();
+    vm.check_access(LINEAR, by(AccessKind::Write, USER));
+    assert_eq!(vm.shadow.counts.leaves, [0, 1]);
+    let faults = vm.faults;
+    for page in 0..512 {
+        vm.check_access(
+            LINEAR & !0x1f_f000 | page << 12,
+            by(AccessKind::Write, USER),
+        );
+    }
+    assert_eq!(vm.faults, faults);
+    // The host gives up a page in the middle of it.
+    let gone = GfnRange::new(Gfn::new(0x4_0007), Gfn::new(0x4_0008));
+    let mut cursor = Cursor::default();
+    while vm.shadow.unmap(&vm.arena, gone, &mut cursor) != Progress::Done {}
+    assert_eq!(vm.shadow.counts.leaves, [0, 0]);
+    vm.end();
+}
+
+/// Frames that cannot be had leave everything consistent.
+#[test]
+fn nothing_breaks_for_want_of_frames() {
+    for left in 0..16 {
+        let mut vm = paged(Mode::FourLevel, P | W | U);
+        vm.arena.left = left;
+        let state = vm.guest.state();
+        let access = by(AccessKind::Read, USER);
+        let gva = Gva::new(LINEAR);
+        let (page, path) = walk_traced(&mut vm.guest.memory, &state, gva, access).unwrap();
+        let route = Route::new(vm.key(), gva, page, path);
+        let host = HostPage {
+            hpa: Hpa::new(HOST + page.gpa.page_base().raw()),
+            writable: true,
+            large: false,
+        };
+        let (root, sequence) = (vm.root.unwrap(), vm.shadow.sequence);
+        let installed = vm.gathering(|shadow, arena, gather| {
+            shadow.install(arena, gather, root, sequence, &route, host, Cause::NONE)
+        });
+        match installed {
+            Installed::Done(_) => assert!(left >= 9),
+            Installed::Lacking(Lack::Frames) => assert!(left < 9),
+            other => panic!("{other:?}"),
+        }
+        vm.check();
+        vm.end();
+    }
+}

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! vCPUs whose page tables the hypervisor keeps: without nested tables.
+//!
+//! The CPU runs such a guest with paging on, write protection on, and CR3 at shadow tables
+//! (`mmu/shadow`), whatever the guest's own registers say. What the guest does to these, and page
+//! faults, comes here. All of it takes locks, so the window is closed before.
+
+use super::exits::Action;
+use super::memory::GuestPhysical;
+use super::mmio::{Mmio, Step};
+use super::run::Turn;
+use super::snapshot::paging_state;
+use super::{State, Vcpu};
+use crate::host::errno::unsupported;
+use crate::host::run_page::UserExit;
+use crate::host::switch::request_cache_flush;
+use crate::mmu::fault::Faults;
+use crate::mmu::shadow::{GuestFault, ShadowCpu, ShadowFault};
+use crate::mmu::Mmu;
+use crate::model::arch::addr::{Gva, Hpa};
+use crate::model::arch::exception::{PageFaultError, Vector};
+use crate::model::arch::regs::Rflags;
+use crate::model::emulate::{Backing, Exception};
+use crate::model::exit::NestedFault;
+use crate::model::paging::state::{Mode, PagingState};
+use crate::vendor::{Guest, HwError, Vendor, Window};
+use kernel::prelude::*;
+use kernel::sync::atomic::{ordering::Relaxed, Atomic};
+use kernel::sync::Arc;
+
+/// What such a vCPU has beside its other state.
+pub(super) struct Software {
+    cpu: ShadowCpu,
+    /// Page-directory pointers, as they were loaded.
+    pointers: [u64; 4],
+    /// What walks depend on, as of the last exit that needs to know.
+    paging: Option<PagingState>,
+    /// The root has to be looked up before the next entry: MOV to CR3, or a register that decides
+    /// what tables mean.
+    stale: bool,
+    /// A root for the next window.
+    root: Option<Hpa>,
+    /// What the next window forgets.
+    flush: Flush,
+}
+
+/// Translations to be forgotten.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Flush {
+    Nothing,
+    Address(Gva),
+    Everything,
+}
+
+impl Software {
+    pub(super) fn new(mmu: Arc<Mmu>) -> Result<Self> {
+        Ok(Self {
+            cpu: ShadowCpu::new(mmu)?,
+            pointers: [0; 4],
+            paging: None,
+            stale: true,
+            root: None,
+            flush: Flush::Nothing,
+        })
+    }
+
+    /// Brings to the CPU what was decided outside of the window.
+    #[inline]
+    pub(super) fn apply(&mut self, window: &mut impl Window) -> Result<(), HwError> {
+        let flush = core::mem::replace(&mut self.flush, Flush::Nothing);
+        match (self.root.take(), flush) {
+            (Some(root), _) => window.set_root(root),
+            (None, Flush::Nothing) => Ok(()),
+            (None, Flush::Address(gva)) => window.flush_address(gva),
+            (None, Flush::Everything) => window.flush_guest_tables(),
+        }
+    }
+}
+
+impl State {
+    /// Registers have changed that decide what the guest's tables mean, or where they are.
+    pub(super) fn translate_anew(&mut self) {
+        if let Some(software) = &mut self.software {
+            software.stale = true;
+        }
+    }
+
+    /// The page-directory pointers have been loaded.
+    pub(super) fn note_pointers(&mut self, pointers: [u64; 4]) {
+        if let Some(software) = &mut self.software {
+            software.pointers = pointers;
+        }
+    }
+
+    /// After such a change: out of the window, without nested tables.
+    pub(super) fn after_change(&mut self, window: &impl Window) -> Result<Action, HwError> {
+        if self.software.is_none() {
+            return Ok(Action::Enter);
+        }
+        self.note_paging(window)?;
+        self.translate_anew();
+        Ok(Action::Leave)
+    }
+
+    /// Keeps what walks depend on for the time outside of the window.
+    pub(super) fn note_paging(&mut self, window: &impl Window) -> Result<(), HwError> {
+        let paging = self.paging(window)?;
+        if let Some(software) = &mut self.software {
+            software.paging = Some(paging);
+        }
+        Ok(())
+    }
+
+    /// What a walk of the guest's tables depends on.
+    fn paging(&self, window: &impl Window) -> Result<PagingState, HwError> {
+        let paging = paging_state(window, self.cpuid.facts())?;
+        Ok(match &self.software {
+            Some(software) if paging.mode() == Mode::Pae => paging.with_pointers(software.pointers),
+            _ => paging,
+        })
+    }
+}
+
+/// A page fault's facts, from a window.
+pub(super) fn fault_at(
+    state: &mut State,
+    window: &impl Window,
+    gva: Gva,
+    code: PageFaultError,
+) -> Result<GuestFault, HwError> {
+    state.note_paging(window)?;
+    let (_, cpl) = window.code_rights_and_cpl()?;
+    let rflags = Rflags::from_raw(window.rflags()?);
+    Ok(GuestFault {
+        gva,
+        code,
+        cpl,
+        ac: rflags.contains(Rflags::AC),
+    })
+}
+
+/// Says why a guest does not run, for the first ones.
+#[cold]
+fn refuse() -> Error {
+    static LEFT: Atomic<i32> = Atomic::new(16);
+    if LEFT.fetch_sub(1, Relaxed) > 0 {
+        pr_info!(
+            "real mode needs unrestricted guests, which need EPT: not there with shadow tables\n"
+        );
+    } else {
+        LEFT.store(0, Relaxed);
+    }
+    unsupported()
+}
+
+impl<V: Vendor> Vcpu<V> {
+    /// Brings the root that the CPU walks in line with the guest's registers.
+    pub(super) fn follow_registers(&self, state: &mut State, guest: &mut impl Guest) -> Result {
+        let Some(software) = &mut state.software else {
+            return Ok(());
+        };
+        if !software.stale {
+            return Ok(());
+        }
+        let paging = match software.paging.take() {
+            Some(paging) => paging,
+            None => state.paging(&guest.open()?)?,
+        };
+        if !paging.is_protected() && !self.machine.vendor.caps().software_real_mode {
+            return Err(refuse());
+        }
+        if let Some(software) = &mut state.software {
+            let root = self.mmu.shadow_root(&mut software.cpu, &paging)?;
+            software.root = Some(root);
+            software.stale = false;
+        }
+        Ok(())
+    }
+
+    /// INVLPG, or without an address INVPCID of any kind: more may be forgotten than was asked for.
+    pub(super) fn invalidate(&self, state: &mut State, gva: Option<Gva>) -> Result {
+        if let Some(software) = &mut state.software {
+            self.mmu.shadow_invalidate(&mut software.cpu, gva)?;
+            software.flush = match (software.flush, gva) {
+                (Flush::Nothing, Some(gva)) => Flush::Address(gva),
+                _ => Flush::Everything,
+            };
+        }
+        Ok(())
+    }
+
+    /// A page fault of the CPU's.
+    pub(super) fn guest_fault(
+        &self,
+        state: &mut State,
+        mmio: &mut Mmio,
+        guest: &mut impl Guest,
+        faults: &mut Faults,
+        fault: &GuestFault,
+    ) -> Result<Turn> {
+        // Software reads what the guest points it to.
+        request_cache_flush();
+        let State {
+            software: Some(software),
+            slots,
+            ..
+        } = state
+        else {
+            return Err(EIO);
+        };
+        let mut memory = GuestPhysical::new(&self.mmu, slots);
+        let paging = software.paging.take().ok_or(EIO)?;
+        let run = faults.run();
+        let cpu = &mut software.cpu;
+        let found = self
+            .mmu
+            .shadow_fault(cpu, run, &mut memory, &paging, fault)?;
+        match found {
+            ShadowFault::Mapped => {
+                self.counters.page_faults.bump();
+                Ok(Turn::Again)
+            }
+            ShadowFault::Guest(code) => {
+                self.counters.page_faults.bump();
+                let exception = Exception {
+                    vector: Vector::PF,
+                    error_code: Some(code.raw()),
+                    cr2: Some(fault.gva),
+                };
+                state.raise(&mut guest.open()?, exception);
+                Ok(Turn::Again)
+            }
+            ShadowFault::NonCanonical => {
+                self.counters.page_faults.bump();
+                let exception = Exception {
+                    vector: Vector::GP,
+                    error_code: Some(0),
+                    cr2: None,
+                };
+                state.raise(&mut guest.open()?, exception);
+                Ok(Turn::Again)
+            }
+            ShadowFault::Device(fault, backing) => self.device(state, mmio, guest, &fault, backing),
+            ShadowFault::Table(fault) => {
+                self.table_write(state, mmio, guest, faults, &paging, &fault)
+            }
+            ShadowFault::NoTables => {
+                self.counters.page_faults.bump();
+                Ok(Turn::User(UserExit::UNKNOWN_INSTRUCTION))
+            }
+        }
+    }
+
+    /// Executes a write to one of the guest's tables.
+    fn table_write(
+        &self,
+        state: &mut State,
+        mmio: &mut Mmio,
+        guest: &mut impl Guest,
+        faults: &mut Faults,
+        paging: &PagingState,
+        fault: &NestedFault,
+    ) -> Result<Turn> {
+        if state.event.is_some() {
+            // Not an instruction's write but the delivery of an event.
+            self.mmu.shadow_let_go(fault.gpa);
+            return Ok(Turn::Again);
+        }
+        self.counters.table_writes.bump();
+        match mmio.emulate(state, guest, &self.mmu, fault, Backing::Ram)? {
+            Step::Enter => {
+                self.mmu.shadow_refill(faults.run(), paging, fault.gpa)?;
+                Ok(Turn::Again)
+            }
+            Step::Exit(exit) => Ok(Turn::User(exit)),
+            Step::Unknown(_) => {
+                self.mmu.shadow_let_go(fault.gpa);
+                Ok(Turn::Again)
+            }
+        }
+    }
+}
