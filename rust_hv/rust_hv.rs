@@ -33,11 +33,14 @@ use host::cpu::CpuWatch;
 use host::debugfs::{Dir, File};
 use host::file::DeviceNode;
 use host::global::{Global, GlobalGuard};
+use host::inverted::{InvertedTable, INVERTED};
 use host::pool::{Pools, PoolsFile, POOLS};
 use host::shrinker::Shrinker;
 use host::switch::NotifiersOn;
 use kernel::prelude::*;
 use kernel::sync::Arc;
+use mmu::owners::{Owners, OWNERS};
+use mmu::show::MachineFiles;
 use svm::{Svm, SVM};
 use vcpu::Machine;
 use vendor::Vendor;
@@ -56,8 +59,11 @@ module! {
 /// come in any more, then the CPUs' virtualization goes off, then what VMs shared is freed.
 struct RustHv {
     _device: DeviceNode,
+    _show: MachineFiles,
     _hardware: Hardware,
     _notifiers: NotifiersOn,
+    _owners: GlobalGuard<Owners>,
+    _inverted: GlobalGuard<InvertedTable>,
     _shrinker: Shrinker<Pools>,
     _pools_file: File<PoolsFile>,
     _pools: GlobalGuard<Pools>,
@@ -79,9 +85,12 @@ struct Switched<V: Vendor> {
 
 impl kernel::Module for RustHv {
     fn init(_module: &'static ThisModule) -> Result<Self> {
+        host::frame::note_direct_map();
         // Each stage is undone by its drop when a later one fails.
         let files = debugfs::ROOT.set(KBox::new(Dir::new(debugfs::NAME)?, GFP_KERNEL)?);
         let pools = POOLS.set(KBox::new(Pools::new()?, GFP_KERNEL)?);
+        let inverted = INVERTED.set(KBox::new(InvertedTable::new(POOLS.get()?)?, GFP_KERNEL)?);
+        let owners = OWNERS.set(KBox::new(Owners::new()?, GFP_KERNEL)?);
         let shrinker = Shrinker::new(c"rust_hv-pools", POOLS.get()?)?;
         let content = Arc::new(PoolsFile(POOLS.get()?), GFP_KERNEL)?;
         let pools_file = debugfs::ROOT.get()?.file(c"pools", content);
@@ -95,12 +104,16 @@ impl kernel::Module for RustHv {
             }
         };
         let notifiers = NotifiersOn::new();
+        let show = MachineFiles::new(debugfs::ROOT.get()?)?;
         let device = DeviceNode::new::<device::RustHvDevice>()?;
         pr_info!("ready at /dev/rusthv\n");
         Ok(Self {
             _device: device,
+            _show: show,
             _hardware: hardware,
             _notifiers: notifiers,
+            _owners: owners,
+            _inverted: inverted,
             _shrinker: shrinker,
             _pools_file: pools_file,
             _pools: pools,

@@ -7,9 +7,9 @@ use kernel::prelude::*;
 #[kunit_tests(rusthv_vm)]
 mod objects {
     use super::*;
-    use crate::host::frame::{self, NodeSet, Wipe, WIPED};
+    use crate::host::frame::{NodeSet, Wipe, WIPED};
     use crate::host::kunit::{self, UserMemory};
-    use crate::host::pool::{self, POOLS};
+    use crate::host::pool::{in_use, POOLS};
     use crate::host::supply::Policy;
     use crate::svm::SVM;
     use crate::vcpu::Machine;
@@ -17,10 +17,6 @@ mod objects {
     use crate::vm::{alive, Vm, MAX_VCPU_IDS};
     use crate::vmx::VMX;
     use kernel::sync::atomic::ordering::Relaxed;
-
-    fn in_use() -> u64 {
-        frame::alive().saturating_sub(pool::pooled())
-    }
 
     /// Runs a generic function on the machine.
     macro_rules! on_this_machine {

@@ -6,6 +6,7 @@
 //! (`Documentation/virt/kvm/api.rst`), and those of `uapi/rusthv.h`; an unknown number is
 //! `ENOTTY`.
 
+pub mod inverted;
 pub mod numbers;
 pub mod stats;
 pub mod vcpu;
@@ -78,6 +79,7 @@ impl Device for RustHvDevice {
             RUSTHV_GET_INFO => info(arg),
             RUSTHV_GET_HOST_STATS => host_stats(arg),
             RUSTHV_GET_NODE_STATS => node_stats(arg),
+            RUSTHV_GET_FRAME => inverted::frame(arg),
             _ => Err(not_a_typewriter()),
         }
     }
@@ -118,7 +120,8 @@ pub(crate) fn check_extension(number: usize) -> isize {
         | bindings::KVM_CAP_INTERNAL_ERROR_DATA
         | bindings::KVM_CAP_ENABLE_CAP_VM
         | bindings::KVM_CAP_BINARY_STATS_FD
-        | bindings::KVM_CAP_CHECK_EXTENSION_VM => YES,
+        | bindings::KVM_CAP_CHECK_EXTENSION_VM
+        | bindings::RUSTHV_CAP_INVERTED => YES,
         bindings::KVM_CAP_NR_VCPUS => (cpu::max_cpus().min(machines::MAX_VCPUS)) as isize,
         bindings::KVM_CAP_MAX_VCPUS => machines::MAX_VCPUS as isize,
         bindings::KVM_CAP_MAX_VCPU_ID => machines::MAX_VCPU_IDS as isize,
@@ -171,10 +174,9 @@ fn info(arg: usize) -> Result<isize> {
 #[inline(never)]
 fn host_stats(arg: usize) -> Result<isize> {
     let (vms, vcpus) = machines::alive();
-    let pooled = pool::pooled();
     let stats = rusthv_host_stats {
-        frames_in_use: frame::alive().saturating_sub(pooled),
-        frames_pooled: pooled,
+        frames_in_use: pool::in_use(),
+        frames_pooled: pool::pooled(),
         vms,
         vcpus,
         frames_wiped: frame::WIPED.load(Relaxed),

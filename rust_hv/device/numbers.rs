@@ -7,9 +7,10 @@
 
 use crate::host::bindings::{
     kvm_clear_dirty_log, kvm_cpuid2, kvm_dirty_log, kvm_enable_cap, kvm_interrupt, kvm_regs,
-    kvm_sregs, kvm_translation, kvm_userspace_memory_region, rusthv_host_stats, rusthv_info,
-    rusthv_measurement, rusthv_node_stats, rusthv_numa_policy, rusthv_paging_stats,
-    rusthv_vcpu_stats, rusthv_vm_stats, rusthv_wipe, KVMIO, RUSTHV_IO,
+    kvm_sregs, kvm_translation, kvm_userspace_memory_region, rusthv_frame, rusthv_gpa,
+    rusthv_host_stats, rusthv_info, rusthv_measurement, rusthv_node_stats, rusthv_numa_policy,
+    rusthv_paging_stats, rusthv_vcpu_stats, rusthv_vm_stats, rusthv_walk, rusthv_wipe, KVMIO,
+    RUSTHV_IO,
 };
 use kernel::ioctl::{_IO, _IOR, _IOW, _IOWR};
 
@@ -55,4 +56,8 @@ numbers! {
     RUSTHV_SET_WIPE = _IOW::<rusthv_wipe>(RUSTHV_IO, 0x57);
     RUSTHV_MEASURE = _IOWR::<rusthv_measurement>(RUSTHV_IO, 0x41);
     RUSTHV_GET_VCPU_STATS = _IOR::<rusthv_vcpu_stats>(RUSTHV_IO, 0x80);
+
+    RUSTHV_GET_FRAME = _IOWR::<rusthv_frame>(RUSTHV_IO, 0xd0);
+    RUSTHV_GET_GPA = _IOWR::<rusthv_gpa>(RUSTHV_IO, 0xd1);
+    RUSTHV_WALK = _IOWR::<rusthv_walk>(RUSTHV_IO, 0xd2);
 }

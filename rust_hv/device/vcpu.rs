@@ -3,6 +3,7 @@
 //! The ioctls and the mapping of a vCPU's file.
 
 use super::first_entry;
+use super::inverted;
 use super::numbers::*;
 use super::stats::VcpuStats;
 use crate::host::bindings::{
@@ -73,6 +74,7 @@ impl<V: Vendor> FdObject for VcpuFile<V> {
                 let stats = VcpuStats::new(this.vm.clone(), vcpu.clone())?;
                 install(Arc::new(stats, GFP_KERNEL_ACCOUNT)?).map(|fd| fd as isize)
             }
+            RUSTHV_WALK => inverted::trace(vcpu, arg),
             RUSTHV_GET_VCPU_STATS => user::write(arg, &vcpu.counters().read()).map(|()| 0),
             _ => Err(not_a_typewriter()),
         }

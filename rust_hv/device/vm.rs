@@ -3,6 +3,7 @@
 //! The ioctls of a VM's file.
 
 use super::check_extension;
+use super::inverted;
 use super::numbers::*;
 use super::stats::VmStats;
 use super::vcpu::VcpuFile;
@@ -77,6 +78,7 @@ impl<V: Vendor> FdObject for VmFile<V> {
                 let file = Arc::new(VmStats::new((*vm).clone())?, GFP_KERNEL_ACCOUNT)?;
                 install(file).map(|fd| fd as isize)
             }
+            RUSTHV_GET_GPA => inverted::locate(vm, arg),
             RUSTHV_MEASURE => measure(vm, arg),
             RUSTHV_GET_PAGING_STATS => user::write(arg, &vm.paging_stats()).map(|()| 0),
             RUSTHV_SET_NUMA_POLICY => set_numa_policy(vm, arg),

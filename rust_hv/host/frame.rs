@@ -11,6 +11,12 @@ use core::ptr::NonNull;
 use kernel::prelude::*;
 use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 
+/// Finds out where the host's direct map is. Comes before everything that uses frames.
+pub fn note_direct_map() {
+    // SAFETY: Called while the module loads, by nobody else at the same time.
+    unsafe { bindings::rhv_note_direct_map() };
+}
+
 /// A number of frames for each NUMA node.
 pub struct NodeCounts([Atomic<i64>; bindings::RHV_MAX_NODES as usize]);
 
@@ -163,6 +169,42 @@ fn node_of_page(page: NonNull<kernel::bindings::page>) -> i32 {
     unsafe { bindings::rhv_page_node(page.as_ptr()) }
 }
 
+/// NUMA node of host memory; none for what is not memory.
+pub fn node_of(hpa: Hpa) -> Option<u32> {
+    // SAFETY: No preconditions.
+    u32::try_from(unsafe { bindings::rhv_phys_to_node(hpa.raw()) }).ok()
+}
+
+/// What a page that a guest has mapped is to the host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PageKind {
+    /// Anonymous memory of one process, and of no other.
+    Private,
+    /// Anonymous memory that several processes have had since a fork; it is copied before it is
+    /// written.
+    CopiedOnWrite,
+    /// Same pages that the host has merged (KSM).
+    Merged,
+    /// The host's page of zeroes.
+    Zero,
+    /// Of a file, shared memory or a device.
+    Shared,
+}
+
+impl PageKind {
+    /// The kind of a page. It holds as long as the page stays mapped.
+    pub fn of(hpa: Hpa) -> Self {
+        // SAFETY: No preconditions.
+        match unsafe { bindings::rhv_page_kind(hpa.raw()) } {
+            bindings::rhv_page_kind_RHV_PAGE_PRIVATE => Self::Private,
+            bindings::rhv_page_kind_RHV_PAGE_COPIED_ON_WRITE => Self::CopiedOnWrite,
+            bindings::rhv_page_kind_RHV_PAGE_KSM => Self::Merged,
+            bindings::rhv_page_kind_RHV_PAGE_ZERO => Self::Zero,
+            _ => Self::Shared,
+        }
+    }
+}
+
 /// One 4 KiB page of the host, zeroed when it was allocated, freed on drop.
 ///
 /// # Invariants
@@ -276,9 +318,11 @@ impl Frame {
     }
 
     /// Where the kernel's direct map has a physical address.
+    #[inline]
     pub fn direct_map(hpa: Hpa) -> *mut u8 {
-        // SAFETY: Pure arithmetic.
-        unsafe { bindings::rhv_phys_to_virt(hpa.raw()) }.cast()
+        // SAFETY: Written once, by `note_direct_map`, before there are frames.
+        let base = unsafe { (&raw const bindings::rhv_direct_map).read() };
+        core::ptr::with_exposed_provenance_mut(base.wrapping_add(hpa.raw() as usize))
     }
 }
 

@@ -16,6 +16,7 @@ pub mod file;
 pub mod fpu;
 pub mod frame;
 pub mod global;
+pub mod inverted;
 #[cfg(CONFIG_KUNIT = "y")]
 pub mod kunit;
 #[cfg(CONFIG_KUNIT = "y")]

@@ -39,9 +39,19 @@ pub fn pooled() -> u64 {
     POOLED.all()
 }
 
-/// Frames alive on a node that do not wait.
+/// Frames that the inverted page table is made of: it is nobody's, and stays.
+pub static INVERTED: NodeCounts = NodeCounts::new();
+
+/// Frames alive on a node that do not wait and are not the inverted page table's.
 pub fn in_use_on(node: usize) -> u64 {
-    ALIVE.on(node).saturating_sub(POOLED.on(node))
+    let others = POOLED.on(node).saturating_add(INVERTED.on(node));
+    ALIVE.on(node).saturating_sub(others)
+}
+
+/// The same on all nodes.
+pub fn in_use() -> u64 {
+    let others = POOLED.all().saturating_add(INVERTED.all());
+    ALIVE.all().saturating_sub(others)
 }
 
 #[pin_data]

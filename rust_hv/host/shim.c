@@ -3,14 +3,17 @@
  * See shim.h. Everything here is called from rust_hv/host, vmx and svm only.
  */
 #include <linux/anon_inodes.h>
+#include <linux/capability.h>
 #include <linux/cpu.h>
 #include <linux/debugfs.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/hw_breakpoint.h>
+#include <linux/hugetlb.h>
 #include <linux/entry-virt.h>
 #include <linux/mm.h>
 #include <linux/pgtable.h>
+#include <linux/random.h>
 #include <linux/sched/mm.h>
 #include <linux/shrinker.h>
 #include <linux/smp.h>
@@ -438,9 +441,12 @@ bool rhv_node_has_memory(unsigned int node)
 	return node < nr_node_ids && node_state(node, N_MEMORY);
 }
 
-void *rhv_phys_to_virt(u64 phys)
+/* For phys_to_virt() without a call: PAGE_OFFSET is an expression. */
+unsigned long rhv_direct_map;
+
+void rhv_note_direct_map(void)
 {
-	return phys_to_virt(phys);
+	rhv_direct_map = PAGE_OFFSET;
 }
 
 void rhv_put_user_page(struct page *page, bool dirty)
@@ -733,6 +739,59 @@ struct dentry *rhv_debugfs_file(const char *name, unsigned int mode,
 void rhv_debugfs_remove(struct dentry *entry)
 {
 	debugfs_remove(entry);
+}
+
+u64 rhv_random(void)
+{
+	return get_random_u64();
+}
+
+/* The page of zeroes that reads of untouched memory find. */
+u64 rhv_zero_page(void)
+{
+	return page_to_phys(ZERO_PAGE(0));
+}
+
+int rhv_phys_to_node(u64 phys)
+{
+	unsigned long pfn = PHYS_PFN(phys);
+
+	return pfn_valid(pfn) ? pfn_to_nid(pfn) : NUMA_NO_NODE;
+}
+
+/*
+ * What a page that somebody has mapped is to the host. Flags of a page that
+ * stays mapped meanwhile; of any other, a guess.
+ */
+enum rhv_page_kind rhv_page_kind(u64 phys)
+{
+	unsigned long pfn = PHYS_PFN(phys);
+	struct page *page;
+	struct folio *folio;
+
+	if (!pfn_valid(pfn))
+		return RHV_PAGE_NONE;
+	page = pfn_to_page(pfn);
+	folio = page_folio(page);
+	if (is_zero_pfn(pfn))
+		return RHV_PAGE_ZERO;
+	if (folio_test_ksm(folio))
+		return RHV_PAGE_KSM;
+	if (folio_test_anon(folio)) {
+		/* one flag for all where all are mapped as one */
+		if (folio_test_large(folio) && folio_entire_mapcount(folio))
+			page = &folio->page;
+		/* PageAnonExclusive(), which insists that nothing changes */
+		return test_bit(PG_anon_exclusive, &page->flags.f) ?
+			       RHV_PAGE_PRIVATE :
+			       RHV_PAGE_COPIED_ON_WRITE;
+	}
+	return RHV_PAGE_SHARED;
+}
+
+bool rhv_is_admin(void)
+{
+	return capable(CAP_SYS_ADMIN);
 }
 
 /* What free pages held can be found, as the host neither wipes nor unmaps them. */

@@ -121,6 +121,8 @@ int rhv_page_node(struct page *page);
 enum { RHV_MAX_NODES = MAX_NUMNODES };
 unsigned int rhv_max_nodes(void);
 bool rhv_node_has_memory(unsigned int node);
+extern unsigned long rhv_direct_map;
+void rhv_note_direct_map(void);
 int rhv_node_distance(int from, int to);
 void *rhv_phys_to_virt(u64 phys);
 void rhv_put_user_page(struct page *page, bool dirty);
@@ -147,6 +149,22 @@ struct dentry *rhv_debugfs_file(const char *name, unsigned int mode,
 				struct dentry *parent, void *data,
 				const struct file_operations *fops);
 void rhv_debugfs_remove(struct dentry *entry);
+
+/* Pages that guests have mapped */
+enum rhv_page_kind {
+	RHV_PAGE_NONE,		/* not memory that the host keeps a struct page of */
+	RHV_PAGE_PRIVATE,	/* anonymous, of one process alone */
+	RHV_PAGE_COPIED_ON_WRITE,	/* anonymous, after a fork */
+	RHV_PAGE_KSM,
+	RHV_PAGE_ZERO,
+	RHV_PAGE_SHARED,	/* of a file, shared memory, a device */
+};
+
+bool rhv_is_admin(void);
+u64 rhv_random(void);
+u64 rhv_zero_page(void);
+int rhv_phys_to_node(u64 phys);
+enum rhv_page_kind rhv_page_kind(u64 phys);
 
 /* Memory that is freed, and memory pressure */
 bool rhv_free_pages_keep(void);

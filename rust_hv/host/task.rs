@@ -46,3 +46,9 @@ pub fn is_dying() -> bool {
     // SAFETY: A look at the task's own flags.
     unsafe { bindings::rhv_fatal_signal_pending() }
 }
+
+/// True when the task may see how the host uses its memory.
+pub fn is_admin() -> bool {
+    // SAFETY: A look at the task's credentials.
+    unsafe { bindings::rhv_is_admin() }
+}

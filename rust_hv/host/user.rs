@@ -33,6 +33,8 @@ user_data!(
     kvm_sregs,
     kvm_translation,
     kvm_userspace_memory_region,
+    rusthv_frame,
+    rusthv_gpa,
     rusthv_host_stats,
     rusthv_info,
     rusthv_measurement,
@@ -41,6 +43,7 @@ user_data!(
     rusthv_paging_stats,
     rusthv_vcpu_stats,
     rusthv_vm_stats,
+    rusthv_walk,
     rusthv_wipe,
 );
 
@@ -140,6 +143,11 @@ impl UserMm {
     pub fn is_current(&self) -> bool {
         // SAFETY: No preconditions.
         self.mm.as_ptr() == unsafe { bindings::rhv_current_mm() }
+    }
+
+    /// What tells it from all others that exist.
+    pub fn id(&self) -> usize {
+        self.mm.as_ptr().addr()
     }
 
     pub(super) fn as_raw(&self) -> *mut kernel::bindings::mm_struct {
@@ -336,6 +344,11 @@ impl<'a> UserPages<'a> {
     pub fn iter(&self) -> impl Iterator<Item = Hpa> + '_ {
         let run = self.run.0.iter().take(self.found.count);
         run.map(|&page| Hpa::new(page))
+    }
+
+    /// The same as numbers, to be looked through fast.
+    pub fn addresses(&self) -> &[u64] {
+        self.run.0.get(..self.found.count).unwrap_or_default()
     }
 
     /// Number of pages, at least one.

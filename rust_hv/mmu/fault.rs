@@ -14,7 +14,7 @@ use crate::model::exit::NestedFault;
 use crate::model::memory::slots::{Slot, SlotFlags};
 use crate::model::paging::format::Leaf;
 use crate::model::paging::nested::Nested;
-use crate::model::paging::table::{MapError, Table};
+use crate::model::paging::table::{MapError, Mapped, Table};
 use crate::model::paging::{MemoryType, PageSize, Permissions};
 use kernel::prelude::*;
 use kernel::sync::atomic::ordering::Relaxed;
@@ -29,6 +29,7 @@ pub enum Resolved {
     Mmio(Backing),
 }
 
+const _: () = assert!(BATCH <= u64::BITS as usize);
 const PAGES_2M: u64 = PageSize::Size2M.pages();
 
 /// Pages that a fault maps which follows no other.
@@ -123,6 +124,10 @@ impl Mmu {
                     .unwrap_or_else(|| self.mm.mapping_shift(hva))
                     >= PageSize::Size2M.level().shift();
             reserve.fill(&self.supply)?;
+            if self.inverted.is_short() {
+                self.inverted.grow(reserve)?;
+                reserve.fill(&self.supply)?;
+            }
 
             let mut unlinked = Unlinked::new(self);
             let mut memory = Tables::with_reserve(&self.supply, reserve);
@@ -137,6 +142,7 @@ impl Mmu {
             let Some(table) = now.tree.nested() else {
                 return Err(EIO);
             };
+            unlinked.notes.begin(&mut now.waiting);
             let like = self.leaf(pages.writable() && !read_only);
             let mapped = if large {
                 map_large(table, &mut memory, &mut unlinked, fault.gpa, &pages, like)
@@ -146,10 +152,12 @@ impl Mmu {
                 let like = [first, others];
                 map_small(table, &mut memory, &mut unlinked, fault.gpa, &pages, like)
             };
+            unlinked.notes.end(&mut now.waiting);
             if logged && fault.write {
                 now.logs.mark(&slot, gfn);
             }
             drop(state);
+            unlinked.notes.check_shared();
             // After the lock: flush what was replaced, then free it.
             drop(unlinked);
             *next = Gfn::new(gfn.raw().wrapping_add(pages.count() as u64));
@@ -216,7 +224,12 @@ fn map_large(
         size: PageSize::Size2M,
         ..like
     };
-    table.map(memory, Gpa::new(gpa.raw() & !mask), leaf, unlinked)?;
+    let base = Gpa::new(gpa.raw() & !mask);
+    let mapped = table.map(memory, base, leaf, unlinked)?;
+    if matches!(mapped, Mapped::Fresh | Mapped::Replaced) {
+        let page = &[leaf.hpa.raw()];
+        unlinked.notes.mapped(base.gfn(), leaf.size, page, 1);
+    }
     Ok(())
 }
 
@@ -235,7 +248,10 @@ fn map_small(
     let like = Leaf { hpa: first, ..like };
     match table.leaf_table(memory, base) {
         Ok(mut table) => {
-            table.map(base, like, unlinked)?;
+            let mapped = table.map(base, like, unlinked)?;
+            // A bit for each page that was mapped: `BATCH` are not more than 64.
+            let mut set = u64::from(matches!(mapped, Mapped::Fresh | Mapped::Replaced));
+            let mut filled = Ok(0);
             let perms = others.perms;
             if let Some(next) = base.checked_add(PAGE_SIZE) {
                 if pages.count() > 1 {
@@ -243,15 +259,28 @@ fn map_small(
                         accessed: false,
                         ..others
                     };
-                    table.fill(next, neighbours, run.map(|hpa| Some((hpa, perms))))?;
+                    let run = run.map(|hpa| Some((hpa, perms)));
+                    filled = table.fill_telling(next, neighbours, run, |number| {
+                        set |= 2 << number;
+                    });
                 }
             }
-            Ok(())
+            let gfn = base.gfn();
+            unlinked
+                .notes
+                .mapped(gfn, PageSize::Size4K, pages.addresses(), set);
+            filled.map(|_| ())
         }
         // A large page is mapped where the host, by now, has small ones: cut ours, too, and let
         // the guest try again. Other CPUs must not go on using the large one.
         Err(MapError::LargePage) => {
-            table.split(memory, base)?;
+            let large = table.lookup(memory, base);
+            if table.split(memory, base)? {
+                if let Some(leaf) = large {
+                    let first = base.raw() & !(leaf.size.bytes() - 1);
+                    unlinked.notes.cut(Gpa::new(first).gfn(), &leaf);
+                }
+            }
             unlinked.changed = true;
             Ok(())
         }

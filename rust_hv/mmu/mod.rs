@@ -12,6 +12,10 @@
 //! | `tlb` | which CPU must forget what, and when a frame may be freed |
 //! | `access` | reads and writes of guest memory by the hypervisor |
 //! | `dirty` | which pages of a slot were written: the dirty log |
+//! | `owners` | which VM has a host frame mapped, and where: the inverted page table |
+//! | `verify` | the inverted page table compared with the VMs' own |
+//! | `query` | who has a frame, where an address is: for user space |
+//! | `show` | what of that is to be seen in debugfs |
 //!
 //! # Locks
 //!
@@ -32,10 +36,15 @@
 pub mod access;
 pub mod dirty;
 pub mod fault;
+pub mod owners;
 mod paging;
+pub mod query;
 pub mod shadow;
+pub mod show;
 pub mod tlb;
+pub mod verify;
 
+use crate::host::inverted::{InvertedTable, INVERTED};
 use crate::host::notifier::{HvaRange, MmuEvents};
 use crate::host::pool::Reserve;
 use crate::host::supply::Supply;
@@ -43,6 +52,7 @@ use crate::host::tables::{give_back, Tables};
 use crate::host::task;
 use crate::host::user::{self, UserMm};
 use crate::model::arch::addr::{Gfn, GfnRange, Gpa};
+use crate::model::memory::inverted::Run;
 use crate::model::memory::slots::{plan, Change, Limits, Request, Slot, SlotView};
 use crate::model::paging::format::Leaf;
 use crate::model::paging::frames::{Gather, TableFrame};
@@ -59,6 +69,7 @@ use kernel::sync::atomic::{
     Atomic,
 };
 use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock};
+use owners::{Notes, OwnerId};
 use paging::{Mode, Paging, Shadows, Steps};
 use shadow::Choice;
 use tlb::Tlb;
@@ -107,6 +118,7 @@ struct Tree {
     /// Some until `drop`.
     mode: Option<Mode>,
     supply: Arc<Supply>,
+    notes: Notes,
 }
 
 /// Tables that map nothing.
@@ -120,7 +132,11 @@ fn empty_table(supply: &Supply, format: Nested) -> Result<Table<Nested>> {
 impl Drop for Tree {
     fn drop(&mut self) {
         if let Some(mode) = self.mode.take() {
-            mode.destroy(&mut Tables::existing(&self.supply));
+            let notes = &mut self.notes;
+            mode.destroy(&mut Tables::existing(&self.supply), |gfn, leaf| {
+                notes.unmapped(gfn, &leaf);
+            });
+            notes.end(&mut None);
         }
     }
 }
@@ -130,6 +146,14 @@ impl Tree {
     #[inline]
     fn nested(&mut self) -> Option<&mut Table<Nested>> {
         match &mut self.mode {
+            Some(Mode::Nested(table)) => Some(table),
+            _ => None,
+        }
+    }
+
+    /// The same, to be looked at.
+    fn walked(&self) -> Option<&Table<Nested>> {
+        match &self.mode {
             Some(Mode::Nested(table)) => Some(table),
             _ => None,
         }
@@ -154,6 +178,8 @@ struct State {
     /// Those of the slots whose flag asks for one, and of no others.
     logs: Logs,
     tree: Tree,
+    /// Pages that are mapped and not in the inverted page table yet.
+    waiting: Option<Run>,
     /// Changes under way in the host.
     invalidating: u64,
     /// Union of what they touch; none without a change under way.
@@ -212,6 +238,9 @@ pub struct Mmu {
     overrules_pat: bool,
     /// How memory is virtualized.
     choice: Choice,
+    inverted: &'static InvertedTable,
+    /// After `state`: no number is given to another VM while something is mapped.
+    owner: OwnerId,
     /// Counters, for `RUSTHV_GET_VM_STATS`.
     pub stats: MmuStats,
 }
@@ -225,12 +254,14 @@ pub struct TableCounts {
     pub leaves: [u64; 3],
 }
 
-/// Tables that were unlinked, until it is safe to free them.
+/// Tables that were unlinked, until it is safe to free them; and what the inverted page table has
+/// to be told before the lock is dropped.
 struct Unlinked<'a> {
     tables: [Option<TableFrame>; STEP_TABLES],
     changed: bool,
     /// What [`crate::model::paging::shadow::Shadow::flushed`] has to hear after the flush.
     stale: Option<u64>,
+    notes: Notes,
     mmu: &'a Mmu,
 }
 
@@ -240,6 +271,7 @@ impl<'a> Unlinked<'a> {
             tables: [const { None }; STEP_TABLES],
             changed: false,
             stale: None,
+            notes: Notes::new(mmu.inverted, &mmu.owner),
             mmu,
         }
     }
@@ -264,9 +296,10 @@ impl<'a> Unlinked<'a> {
 }
 
 impl Gather for Unlinked<'_> {
-    fn leaf(&mut self, _gfn: Gfn, _leaf: Leaf) {
+    fn leaf(&mut self, gfn: Gfn, leaf: Leaf) {
         // The page was marked dirty when it was mapped writable.
         self.changed = true;
+        self.notes.unmapped(gfn, &leaf);
     }
 
     fn table(&mut self, frame: TableFrame) {
@@ -307,10 +340,12 @@ impl Mmu {
         supply: Arc<Supply>,
     ) -> Result<impl PinInit<Self, Error>> {
         let top = format.levels();
+        let (inverted, owner) = (INVERTED.get()?, OwnerId::new()?);
         let table = empty_table(&supply, format)?;
         let tree = Tree {
             mode: Some(Mode::Nested(table)),
             supply: supply.clone(),
+            notes: Notes::new(inverted, &owner),
         };
         let tlb = Tlb::new()?;
         let state = State {
@@ -318,6 +353,7 @@ impl Mmu {
             generation: 1,
             logs: Logs::new(),
             tree,
+            waiting: None,
             invalidating: 0,
             range: None,
             sequence: 0,
@@ -340,6 +376,8 @@ impl Mmu {
             large_pages: format.largest() >= PageSize::Size2M,
             overrules_pat: format.overrules_pat(),
             choice: Choice::new(),
+            inverted,
+            owner,
             stats: MmuStats::new(),
         }))
     }
@@ -366,7 +404,7 @@ impl Mmu {
         };
         drop(state);
         if let Some(old) = old {
-            old.destroy(&mut Tables::existing(&self.supply));
+            old.destroy(&mut Tables::existing(&self.supply), |_, _| {});
         }
         Ok(())
     }
@@ -456,9 +494,16 @@ impl Mmu {
         loop {
             let mut unlinked = Unlinked::new(self);
             let memory = Tables::existing(&self.supply);
-            let progress = match self.state.lock().tree.mode.as_mut() {
-                Some(mode) => mode.unmap(&memory, &mut steps, &mut unlinked),
-                None => Progress::Done,
+            let progress = {
+                let mut state = self.state.lock();
+                let State { tree, waiting, .. } = &mut *state;
+                unlinked.notes.begin(waiting);
+                let progress = match tree.mode.as_mut() {
+                    Some(mode) => mode.unmap(&memory, &mut steps, &mut unlinked),
+                    None => Progress::Done,
+                };
+                unlinked.notes.end(waiting);
+                progress
             };
             // Dropped here, after the lock: flush, then free.
             drop(unlinked);
@@ -563,10 +608,9 @@ fn everything() -> GfnRange {
 mod tests {
     use super::fault::{Faults, Resolved};
     use super::*;
-    use crate::host::frame::alive;
     use crate::host::kunit::UserMemory;
     use crate::host::notifier::Notifier;
-    use crate::host::pool::{pooled, POOLS};
+    use crate::host::pool::{in_use, POOLS};
     use crate::model::arch::addr::PAGE_SIZE;
     use crate::model::emulate::Backing;
     use crate::model::exit::{NestedFault, Origin};
@@ -623,11 +667,6 @@ mod tests {
     fn mapped(space: &Space) -> u64 {
         let [small, _, _] = space.mmu.counts().leaves;
         small
-    }
-
-    /// What must be as before when a test has cleaned up.
-    fn in_use() -> u64 {
-        alive().saturating_sub(pooled())
     }
 
     /// KUnit's threads have no address space of their own, and so no VM.

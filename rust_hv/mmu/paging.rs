@@ -15,6 +15,7 @@ use super::{TableCounts, Unlinked, STEP};
 use crate::host::tables::Tables;
 use crate::model::arch::addr::{Gfn, GfnRange, Gpa};
 use crate::model::memory::dirty::WORD_PAGES;
+use crate::model::paging::format::Leaf;
 use crate::model::paging::frames::TableMemory;
 use crate::model::paging::nested::Nested;
 use crate::model::paging::shadow::{self, Cursor, Shadow};
@@ -201,10 +202,10 @@ macro_rules! either {
 }
 
 impl Mode {
-    /// Gives up all frames. Nothing walks the tables any more.
-    pub(super) fn destroy(self, memory: &mut impl TableMemory) {
+    /// Gives up all frames, and tells of the leaves of nested tables. Nothing walks the tables any more.
+    pub(super) fn destroy(self, memory: &mut impl TableMemory, leaf: impl FnMut(Gfn, Leaf)) {
         match self {
-            Self::Nested(table) => table.destroy(memory, |_, _| {}),
+            Self::Nested(table) => table.destroy(memory, leaf),
             Self::Shadow(shadow) => shadow.destroy(memory),
         }
     }

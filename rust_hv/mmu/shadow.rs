@@ -245,7 +245,7 @@ impl Mmu {
         let old = self.state.lock().tree.mode.replace(new);
         if let Some(old) = old {
             // No vCPU has ever walked them.
-            old.destroy(&mut Tables::existing(&self.supply));
+            old.destroy(&mut Tables::existing(&self.supply), |_, _| {});
         }
         self.choice.0.store(mode as u64, Release);
         Ok(())

@@ -155,11 +155,7 @@ impl Guest {
         };
         let control = &mut self.vmcb.get_mut().control;
         control.intercepts = [
-            registers
-                | intercept::CR8_READ
-                | intercept::CR0_WRITE
-                | intercept::CR4_WRITE
-                | intercept::CR8_WRITE,
+            registers | intercept::CR0_WRITE | intercept::CR4_WRITE | intercept::CR8_WRITE,
             intercept::DEBUG_REGISTERS,
             exceptions | intercept::EXCEPTIONS,
             others
@@ -484,8 +480,8 @@ mod tests {
         let control = &guest.vmcb.get().control;
         let [cr, dr, exceptions, word3, word4, _] = control.intercepts;
         assert_eq!(guest.virtual_interrupt, 1 << 24);
-        // Writes of CR0, CR4 and CR8; all debug registers; #DB, #AC, #MC.
-        assert_eq!(cr & 0x0111_0000, 0x0111_0000);
+        // Writes of CR0, CR4 and CR8, not reads of CR8; all debug registers; #DB, #AC, #MC.
+        assert_eq!(cr & 0x0111_0100, 0x0111_0000);
         assert_eq!(dr & 0x00ff_00ff, 0x00ff_00ff);
         assert_eq!(exceptions, 1 << 1 | 1 << 17 | 1 << 18);
         // INTR, NMI, SMI, INIT, HLT, ports, MSRs, task switch, shutdown; VMRUN and its kin.
@@ -521,6 +517,13 @@ mod tests {
         window.want_interrupt_window(false)?;
         let unwanted = window.guest.vmcb.get().control.intercepts;
         let idle = window.guest.virtual_interrupt;
+        window.guest.clean = clean::ALL;
+        window.set_task_priority(9)?;
+        let raised = (window.guest.virtual_interrupt, window.guest.clean);
+        window.want_interrupt_window(true)?;
+        let both_in_one = window.guest.virtual_interrupt;
+        window.set_task_priority(0)?;
+        let lowered = window.guest.virtual_interrupt;
         drop(window);
         let word = |words: [u32; 6], index: usize| words.get(index).copied().unwrap_or(0);
         assert_eq!(word(none, 4) ^ word(both, 4), 1 << 7);
@@ -532,6 +535,9 @@ mod tests {
         assert_eq!(both, unwanted);
         assert_eq!(pending & 0x0100_0100, 0x0100_0100);
         assert_eq!(idle, 0x0100_0000);
+        let dirty = clean::ALL & !clean::VIRTUAL_INTERRUPT;
+        assert_eq!(raised, (0x0100_0009, dirty));
+        assert_eq!((both_in_one, lowered), (pending | 9, pending));
         Ok(())
     }
 

@@ -22,7 +22,7 @@ enum Identity {
     Exit(Exit),
     /// LMSW of a register.
     LoadMachineStatus(Gpr),
-    /// CR0 in a form that only the CPU can execute.
+    /// CR0 in a form that only the CPU can execute, or CR2.
     Unhandled,
 }
 
@@ -44,6 +44,12 @@ fn identity(control: &Control, kind: &Kind) -> Option<Identity> {
         },
         Kind::Rdmsr if is_msr(control, Direction::Read) => Exit::Msr(Direction::Read),
         Kind::Wrmsr if is_msr(control, Direction::Write) => Exit::Msr(Direction::Write),
+        // See `control_register`. CR2 never exits: it is in the CPU alone.
+        Kind::Control {
+            register: 2,
+            direction: Direction::Read,
+            ..
+        } if code == code::READ_CR0 => return Some(Identity::Unhandled),
         Kind::Control {
             register,
             gpr,
@@ -68,24 +74,21 @@ fn is_msr(control: &Control, direction: Direction) -> bool {
     control.exit_code == code::MSR && msr_direction(control.exit_info1) == direction
 }
 
+/// A read with the code for CR0 may be one of any control register: QEMU 10 checks all of them against
+/// the intercept of CR0's (`decode_op`), and a guest that may read one may read all.
 fn control_register(exit: u64, register: u8, gpr: Gpr, direction: Direction) -> Option<Exit> {
-    let (first, access) = match direction {
+    let (number, gpr) = (u64::from(register), gpr.number());
+    let (fits, access) = match direction {
         Direction::Read => (
-            code::READ_CR0,
-            ControlAccess::Read {
-                register,
-                gpr: gpr.number(),
-            },
+            exit == code::READ_CR0 || exit == code::READ_CR0 + number,
+            ControlAccess::Read { register, gpr },
         ),
         Direction::Write => (
-            code::WRITE_CR0,
-            ControlAccess::Write {
-                register,
-                gpr: gpr.number(),
-            },
+            exit == code::WRITE_CR0 + number,
+            ControlAccess::Write { register, gpr },
         ),
     };
-    (exit == first + u64::from(register)).then_some(Exit::Control(access))
+    fits.then_some(Exit::Control(access))
 }
 
 fn debug_register(exit: u64, register: u8, gpr: Gpr, direction: Direction) -> Option<Exit> {
@@ -212,6 +215,28 @@ mod tests {
         assert_eq!(identified(0x14, 0, &MOV_CR4_R9, Mode::Bits32)?, None);
         assert_eq!(identified(0x72, 0, &[0x90], long)?, None);
         assert_eq!(identified(0x72, 0, &[], long)?, None);
+        Ok(())
+    }
+
+    /// MOV RAX, CR0 to CR8, with the code for reads of CR0, of CR4, and for writes of CR0.
+    #[test]
+    fn reads_with_the_code_of_cr0() -> Result {
+        let long = Mode::Bits64;
+        for (register, bytes) in [
+            (0, &[0x0f, 0x20, 0xc0][..]),
+            (3, &[0x0f, 0x20, 0xd8]),
+            (4, &[0x0f, 0x20, 0xe0]),
+            (8, &[0x44, 0x0f, 0x20, 0xc0]),
+        ] {
+            let read = Identity::Exit(Exit::Control(ControlAccess::Read { register, gpr: 0 }));
+            assert_eq!(identified(0x00, 0, bytes, long)?, Some(read));
+            let of_cr4 = (register == 4).then_some(read);
+            assert_eq!(identified(0x04, 0, bytes, long)?, of_cr4);
+            assert_eq!(identified(0x10, 0, bytes, long)?, None);
+        }
+        let cr2 = [0x0f, 0x20, 0xd0];
+        assert_eq!(identified(0x00, 0, &cr2, long)?, Some(Identity::Unhandled));
+        assert_eq!(identified(0x04, 0, &cr2, long)?, None);
         Ok(())
     }
 

@@ -16,8 +16,6 @@ pub mod intercept {
     pub const CR3_READ: u32 = 1 << 3;
     /// Word 0: reads of CR4.
     pub const CR4_READ: u32 = 1 << 4;
-    /// Word 0: reads of CR8.
-    pub const CR8_READ: u32 = 1 << 8;
     /// Word 0: writes of CR0, CLTS and LMSW among them.
     pub const CR0_WRITE: u32 = 1 << 16;
     /// Word 0: writes of CR3.
@@ -87,6 +85,8 @@ pub mod intercept {
 
 /// Bits of the virtual-interrupt word.
 pub mod virtual_interrupt {
+    /// The guest's CR8.
+    pub const TASK_PRIORITY: u32 = 0xf;
     /// An interrupt is pending.
     pub const PENDING: u32 = 1 << 8;
     /// It has the highest priority, and the guest's task priority does not hold it back.

@@ -334,6 +334,19 @@ impl Window for GuestWindow<'_> {
         Ok(())
     }
 
+    /// V_TPR, which is what CR8 is to a guest with virtual interrupt masking.
+    #[inline]
+    fn set_task_priority(&mut self, cr8: u64) -> Result<(), HwError> {
+        let old = self.guest.virtual_interrupt;
+        let word = with(old, virtual_interrupt::TASK_PRIORITY, false)
+            | cr8 as u32 & virtual_interrupt::TASK_PRIORITY;
+        if word != old {
+            self.guest.virtual_interrupt = word;
+            self.guest.dirty(clean::VIRTUAL_INTERRUPT);
+        }
+        Ok(())
+    }
+
     fn offer(&mut self, rdtscp: bool, invpcid: bool) -> Result<(), HwError> {
         self.guest.offered = (rdtscp, invpcid);
         self.guest.intercept_instructions();

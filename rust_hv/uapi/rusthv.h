@@ -190,4 +190,110 @@ struct rusthv_vcpu_stats {
 
 #define RUSTHV_GET_VCPU_STATS	_IOR(RUSTHV_IO, 0x80, struct rusthv_vcpu_stats)
 
+/*
+ * Frames and their owners, where KVM_CHECK_EXTENSION has the capability below.
+ * All of it shows host-physical addresses: EPERM without CAP_SYS_ADMIN.
+ */
+#define RUSTHV_CAP_INVERTED		0x5248000b
+
+/* Rights and flags of a mapping. */
+#define RUSTHV_MAP_READ			(1U << 0)
+#define RUSTHV_MAP_WRITE		(1U << 1)
+#define RUSTHV_MAP_EXEC			(1U << 2)
+#define RUSTHV_MAP_ACCESSED		(1U << 3)
+#define RUSTHV_MAP_DIRTY		(1U << 4)
+#define RUSTHV_MAP_TRACKED		(1U << 5)	/* writable; a write is awaited */
+
+/* How guests of a VM are paged. */
+#define RUSTHV_MODE_EPT			0
+#define RUSTHV_MODE_NPT			1
+
+/* What a page is to the host. */
+#define RUSTHV_PAGE_PRIVATE		0	/* anonymous, of one process */
+#define RUSTHV_PAGE_COW			1	/* anonymous, not copied yet after a fork */
+#define RUSTHV_PAGE_KSM			2	/* merged */
+#define RUSTHV_PAGE_ZERO		3	/* the page of zeroes; its owners are not kept */
+#define RUSTHV_PAGE_SHARED		4	/* of a file, shared memory or a device */
+
+/* A mapping of a frame. */
+struct rusthv_owner {
+	__u64 vm;		/* the VM's own number: rusthv_vm_stats.id */
+	__u64 gpa;		/* where the frame is in the guest */
+	__u32 pid;		/* task that has created the VM */
+	__u32 page_shift;	/* size of the page: 12, 21 or 30 */
+	__u32 flags;		/* RUSTHV_MAP_* */
+	__u32 mode;		/* RUSTHV_MODE_* */
+};
+
+#define RUSTHV_OWNERS			8
+
+/* On the device: who has a frame mapped. */
+struct rusthv_frame {
+	__u64 hpa;		/* in: any byte of it */
+	__u32 first;		/* in: so many owners are left out */
+	__u32 count;		/* out: so many are told of here */
+	__u64 total;		/* out: so many there are */
+	__u32 kind;		/* out: RUSTHV_PAGE_*, when there is an owner */
+	__s32 node;		/* out: NUMA node; -1 for what is not memory */
+	struct rusthv_owner owners[RUSTHV_OWNERS];
+	__u64 reserved[4];	/* 0 */
+};
+
+#define RUSTHV_GET_FRAME	_IOWR(RUSTHV_IO, 0xD0, struct rusthv_frame)
+
+/* On a VM: where a guest-physical address is. ENXIO without a slot there. */
+struct rusthv_gpa {
+	__u64 gpa;		/* in */
+	__u64 hva;		/* out: in the VMM */
+	__u64 hpa;		/* out: in the host, when it is mapped */
+	__u32 slot;		/* out: its slot */
+	__u32 page_shift;	/* out: 12, 21 or 30; 0 when it is not mapped */
+	__u32 flags;		/* out: RUSTHV_MAP_* */
+	__u32 mode;		/* out: RUSTHV_MODE_* */
+	__u32 kind;		/* out: RUSTHV_PAGE_* */
+	__s32 node;		/* out: NUMA node; -1 when it is not mapped */
+	__u64 owners;		/* out: mappings of the frame, in all VMs */
+	__u64 reserved[4];	/* 0 */
+};
+
+#define RUSTHV_GET_GPA		_IOWR(RUSTHV_IO, 0xD1, struct rusthv_gpa)
+
+/* An entry that a walk has met. */
+struct rusthv_walk_entry {
+	__u32 table;		/* RUSTHV_TABLE_* */
+	__u32 level;		/* 1: its entries map 4 KiB pages */
+	__u64 address;		/* of the entry: guest-physical in the guest's tables */
+	__u64 entry;
+};
+
+#define RUSTHV_TABLE_GUEST		0
+#define RUSTHV_TABLE_NESTED		1
+
+#define RUSTHV_WALK_READ		0
+#define RUSTHV_WALK_WRITE		1
+#define RUSTHV_WALK_FETCH		2
+
+#define RUSTHV_WALK_DONE		0	/* gpa and hpa are told */
+#define RUSTHV_WALK_NOT_CANONICAL	1
+#define RUSTHV_WALK_PAGE_FAULT		2	/* in the guest: error_code */
+#define RUSTHV_WALK_NO_TABLE		3	/* a guest table at gpa, where no memory is */
+#define RUSTHV_WALK_NOT_MAPPED		4	/* gpa is told; a nested fault would come */
+
+#define RUSTHV_WALK_ENTRIES		12
+
+/* On a vCPU: a linear address, level by level, as an access at CPL 0 goes. */
+struct rusthv_walk {
+	__u64 gva;		/* in */
+	__u32 access;		/* in: RUSTHV_WALK_{READ,WRITE,FETCH} */
+	__u32 result;		/* out: RUSTHV_WALK_* */
+	__u64 gpa;		/* out */
+	__u64 hpa;		/* out */
+	__u32 error_code;	/* out */
+	__u32 count;		/* out: entries */
+	struct rusthv_walk_entry entries[RUSTHV_WALK_ENTRIES];
+	__u64 reserved[4];	/* 0 */
+};
+
+#define RUSTHV_WALK		_IOWR(RUSTHV_IO, 0xD2, struct rusthv_walk)
+
 #endif /* _UAPI_RUSTHV_H */

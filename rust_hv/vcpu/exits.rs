@@ -303,6 +303,10 @@ impl Handler<'_> {
     fn xsetbv(&self, state: &mut State, window: &mut impl Window) -> Result<Action, HwError> {
         let [rax, rcx, rdx, ..] = *window.gprs_mut();
         let value = rax & 0xffff_ffff | rdx << 32;
+        // CPUs look at both before they exit, QEMU's TCG afterwards.
+        if !state.osxsave {
+            return Ok(self.fault(state, Fault::invalid_opcode()));
+        }
         let (_, cpl) = window.code_rights_and_cpl()?;
         if cpl != 0 {
             return Ok(self.fault(state, Fault::general_protection()));
@@ -385,6 +389,7 @@ impl Handler<'_> {
             }
             let lowered = value < state.cr8;
             state.cr8 = value;
+            window.set_task_priority(value)?;
             self.skip(state, window)?;
             // User space has the interrupt controller: it wants to know of a lower priority.
             return Ok(if lowered {

@@ -33,6 +33,7 @@ pub mod regs;
 pub mod run;
 pub mod snapshot;
 pub mod software;
+pub mod trace;
 
 use crate::host::bindings::rusthv_vcpu_stats;
 use crate::host::fpu::GuestFpu;

@@ -363,6 +363,7 @@ impl Entry<'_> {
         state: &mut State,
         window: &mut impl Window,
     ) -> Result<Option<Action>, HwError> {
+        window.set_task_priority(state.cr8)?;
         for _ in 0..EXITS_PER_WINDOW {
             if state.triple_fault {
                 state.triple_fault = false;

@@ -328,6 +328,9 @@ pub trait Window {
     /// Asks for an exit as soon as the guest can take an interrupt.
     fn want_interrupt_window(&mut self, want: bool) -> Result<(), HwError>;
 
+    /// Tells the CPU of CR8, where it answers the guest's reads of CR8 itself. Writes exit.
+    fn set_task_priority(&mut self, cr8: u64) -> Result<(), HwError>;
+
     /// Which of RDTSCP and INVPCID the guest has; without, they are undefined instructions.
     fn offer(&mut self, rdtscp: bool, invpcid: bool) -> Result<(), HwError>;
 

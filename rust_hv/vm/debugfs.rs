@@ -9,6 +9,8 @@
 use super::stats::Counts;
 use crate::host::debugfs::{Content, Dir, File};
 use crate::host::global::Global;
+use crate::mmu::show::VmFiles;
+use crate::mmu::Mmu;
 use kernel::prelude::*;
 use kernel::seq_file::SeqFile;
 use kernel::seq_print;
@@ -24,6 +26,7 @@ pub const NAME: &CStr = c"rust_hv";
 /// The files of a VM.
 pub struct Files {
     _stats: File<Counts>,
+    _memory: VmFiles,
 }
 
 impl Files {
@@ -32,11 +35,12 @@ impl Files {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub fn new(owner: i32, id: u64, counts: Counts) -> Result<Self> {
+    pub fn new(owner: i32, id: u64, counts: Counts, mmu: Arc<Mmu>) -> Result<Self> {
         let name = CString::try_from_fmt(fmt!("{owner}-{id}"))?;
         let dir = ROOT.get()?.sub(&name)?;
         Ok(Self {
             _stats: dir.file(c"stats", Arc::new(counts, GFP_KERNEL_ACCOUNT)?),
+            _memory: VmFiles::new(&dir, mmu)?,
         })
     }
 }

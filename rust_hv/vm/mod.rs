@@ -25,6 +25,7 @@ use crate::host::supply::{Policy, Supply};
 use crate::host::tsc;
 use crate::host::user::{ClearLog, UserMm};
 use crate::host::{bindings, cpu, task};
+use crate::mmu::owners::Listed;
 use crate::mmu::shadow::PagingMode;
 use crate::mmu::Mmu;
 use crate::model::arch::addr::Hva;
@@ -83,6 +84,7 @@ pub struct Vm<V: Vendor> {
     notifier: Pin<KBox<Notifier<Mmu>>>,
     #[pin]
     vcpus: Mutex<KVec<Member<V>>>,
+    _listed: Listed,
     /// The first vCPU was asked for: what concerns all of them stays as it is. Changes under the
     /// lock of `vcpus`.
     settled: Atomic<bool>,
@@ -115,12 +117,13 @@ impl<V: Vendor> Vm<V> {
         let notifier = KBox::pin_init(Notifier::new(mm, mmu.clone()), GFP_KERNEL_ACCOUNT)?;
         let owner = kernel::current!().pid();
         let id = NUMBERS.fetch_add(1, Relaxed) as u64 + 1;
-        let files = debugfs::Files::new(owner, id, stats::Counts::new(mmu.clone()))?;
+        let files = debugfs::Files::new(owner, id, stats::Counts::new(mmu.clone()), mmu.clone())?;
         Arc::pin_init(
             try_pin_init!(Self {
                 _files: files,
                 notifier,
                 vcpus <- new_mutex!(KVec::new()),
+                _listed: Listed::new(mmu.clone(), owner, id),
                 settled: Atomic::new(false),
                 mmu,
                 machine,
@@ -335,6 +338,15 @@ impl<V: Vendor> Vm<V> {
             changed: counts.changed,
             reserved: [0; 6],
         }
+    }
+
+    /// `RUSTHV_GET_GPA`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mmu::locate`].
+    pub fn locate(&self, asked: &bindings::rusthv_gpa) -> Result<bindings::rusthv_gpa> {
+        self.mmu.locate(asked)
     }
 
     /// `RUSTHV_GET_VM_STATS`.

@@ -144,6 +144,12 @@ impl Window for GuestWindow<'_> {
         self.window.write(ENTRY_INTERRUPTION_INFO, 0)
     }
 
+    /// Reads of CR8 exit as well.
+    #[inline]
+    fn set_task_priority(&mut self, _cr8: u64) -> Result<(), HwError> {
+        Ok(())
+    }
+
     #[inline]
     fn want_interrupt_window(&mut self, want: bool) -> Result<(), HwError> {
         let controls = if want {

@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -169,6 +170,19 @@ fn mapping_field(address: u64, name: &str) -> Result<u64, std::io::Error> {
         }
     }
     Ok(0)
+}
+
+/// Where the page at an address of ours is in the host: what `/proc/self/pagemap` says.
+pub fn physical(address: u64) -> Result<u64, Errno> {
+    let mut entry = [0; 8];
+    let read =
+        File::open("/proc/self/pagemap").and_then(|map| map.read_exact_at(&mut entry, address / 4096 * 8));
+    read.map_err(|_| Errno::EIO)?;
+    let entry = u64::from_le_bytes(entry);
+    match entry >> 63 {
+        1 => Ok((entry & ((1 << 55) - 1)) << 12),
+        _ => Err(Errno::ENXIO),
+    }
 }
 
 /// What the kernel says about each hardware vulnerability that it knows.

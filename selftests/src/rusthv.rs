@@ -223,3 +223,113 @@ impl Vcpu {
         Ok(stats)
     }
 }
+
+/// A mapping of a frame.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Owner {
+    pub vm: u64,
+    pub gpa: u64,
+    pub pid: u32,
+    pub page_shift: u32,
+    pub flags: u32,
+    pub mode: u32,
+}
+
+/// Who has a frame mapped.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Frame {
+    pub hpa: u64,
+    pub first: u32,
+    pub count: u32,
+    pub total: u64,
+    pub kind: u32,
+    pub node: i32,
+    pub owners: [Owner; 8],
+    pub reserved: [u64; 4],
+}
+
+/// Where a guest-physical address is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct GpaInfo {
+    pub gpa: u64,
+    pub hva: u64,
+    pub hpa: u64,
+    pub slot: u32,
+    pub page_shift: u32,
+    pub flags: u32,
+    pub mode: u32,
+    pub kind: u32,
+    pub node: i32,
+    pub owners: u64,
+    pub reserved: [u64; 4],
+}
+
+/// An entry that a walk has met.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct WalkEntry {
+    pub table: u32,
+    pub level: u32,
+    pub address: u64,
+    pub entry: u64,
+}
+
+/// A linear address, level by level.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Walk {
+    pub gva: u64,
+    pub access: u32,
+    pub result: u32,
+    pub gpa: u64,
+    pub hpa: u64,
+    pub error_code: u32,
+    pub count: u32,
+    pub entries: [WalkEntry; 12],
+    pub reserved: [u64; 4],
+}
+
+pub const RUSTHV_CAP_INVERTED: u32 = 0x5248_000b;
+pub const RUSTHV_MAP_WRITE: u32 = 1 << 1;
+pub const RUSTHV_PAGE_PRIVATE: u32 = 0;
+pub const RUSTHV_PAGE_ZERO: u32 = 3;
+pub const RUSTHV_PAGE_SHARED: u32 = 4;
+pub const RUSTHV_WALK_DONE: u32 = 0;
+pub const RUSTHV_WALK_NOT_CANONICAL: u32 = 1;
+pub const RUSTHV_WALK_PAGE_FAULT: u32 = 2;
+pub const RUSTHV_WALK_NO_TABLE: u32 = 3;
+pub const RUSTHV_WALK_NOT_MAPPED: u32 = 4;
+
+pub const RUSTHV_GET_FRAME: u64 = iowr::<Frame>(RUSTHV_IO, 0xd0);
+pub const RUSTHV_GET_GPA: u64 = iowr::<GpaInfo>(RUSTHV_IO, 0xd1);
+pub const RUSTHV_WALK: u64 = iowr::<Walk>(RUSTHV_IO, 0xd2);
+
+impl Device {
+    /// Who has a frame mapped, after the first owners.
+    pub fn frame(&self, hpa: u64, first: u32) -> Result<Frame, Errno> {
+        let mut frame = Frame { hpa, first, ..Default::default() };
+        self.ioctl(RUSTHV_GET_FRAME, ptr::from_mut(&mut frame) as u64)?;
+        Ok(frame)
+    }
+}
+
+impl Vm {
+    /// Where a guest-physical address is.
+    pub fn locate(&self, gpa: u64) -> Result<GpaInfo, Errno> {
+        let mut info = GpaInfo { gpa, ..Default::default() };
+        self.ioctl(RUSTHV_GET_GPA, ptr::from_mut(&mut info) as u64)?;
+        Ok(info)
+    }
+}
+
+impl Vcpu {
+    /// Where an access to a linear address goes: 0 a read, 1 a write, 2 a fetch.
+    pub fn walk(&self, gva: u64, access: u32) -> Result<Walk, Errno> {
+        let mut walk = Walk { gva, access, ..Default::default() };
+        self.ioctl(RUSTHV_WALK, ptr::from_mut(&mut walk) as u64)?;
+        Ok(walk)
+    }
+}

@@ -102,7 +102,31 @@ fn mirror_matches_the_header() {
         changed,
         reserved
     );
+    layout!(text, "rusthv_owner", Owner, vm, gpa, pid, page_shift, flags, mode);
+    layout!(text, "rusthv_frame", Frame, hpa, first, count, total, kind, node, owners, reserved);
+    layout!(
+        text,
+        "rusthv_gpa",
+        GpaInfo,
+        gpa,
+        hva,
+        hpa,
+        slot,
+        page_shift,
+        flags,
+        mode,
+        kind,
+        node,
+        owners,
+        reserved
+    );
+    layout!(text, "rusthv_walk_entry", WalkEntry, table, level, address, entry);
+    layout!(text, "rusthv_walk", Walk, gva, access, result, gpa, hpa, error_code, count, entries, reserved);
     for (name, value) in [
+        ("RUSTHV_CAP_INVERTED", u64::from(RUSTHV_CAP_INVERTED)),
+        ("RUSTHV_GET_FRAME", RUSTHV_GET_FRAME),
+        ("RUSTHV_GET_GPA", RUSTHV_GET_GPA),
+        ("RUSTHV_WALK", RUSTHV_WALK),
         ("RUSTHV_CAP_EXTENSIONS", u64::from(RUSTHV_CAP_EXTENSIONS)),
         ("RUSTHV_EXTENSIONS_VERSION", RUSTHV_EXTENSIONS_VERSION as u64),
         ("RUSTHV_CAP_NUMA_POLICY", u64::from(RUSTHV_CAP_NUMA_POLICY)),

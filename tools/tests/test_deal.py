@@ -56,7 +56,7 @@ class Machines(unittest.TestCase):
                     return False
             return True
 
-        arguments = types.SimpleNamespace(kernel="base", scale=None, cpus=2, verbose=False)
+        arguments = types.SimpleNamespace(kernel="base", scale=None, cpus=2, seconds=None, verbose=False)
         with tempfile.TemporaryDirectory(dir=paths.BUILD) as logs, \
                 mock.patch.object(tools_test.programs, "stripped", lambda path, name: path), \
                 mock.patch.object(session.Session, "run", run), \

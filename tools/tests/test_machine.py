@@ -3,6 +3,7 @@
 
 import os
 import struct
+import subprocess
 import tempfile
 import unittest
 from unittest import mock
@@ -93,6 +94,23 @@ class Command(unittest.TestCase):
         self.assertIn("-accel kvm", command)
         self.assertNotIn("tcg", command)
         self.assertNotIn("-icount", command)
+
+    def bochs(self, usage, cpus):
+        answer = subprocess.CompletedProcess([], 0, stdout=usage)
+        machine.bochs_debugger.cache_clear()
+        self.addCleanup(machine.bochs_debugger.cache_clear)
+        with tempfile.TemporaryDirectory() as work, \
+                mock.patch.object(machine.subprocess, "run", lambda *_, **__: answer), \
+                mock.patch.object(machine.image, "iso"), \
+                mock.patch.object(machine.Path, "exists", lambda path: True):
+            return machine.Machine(work, "kernel", "initramfs", ("bochs", ""), cpus=cpus)._bochs()
+
+    def test_bochs_debugger(self):
+        old = "  -rc filename     execute debugger commands stored in file\n"
+        new = "  -debugger        start Bochs internal debugger on startup\n" + old
+        self.assertNotIn("-debugger", self.bochs(old, cpus=2))
+        self.assertIn("-debugger", self.bochs(new, cpus=2))
+        self.assertNotIn("-debugger", self.bochs(new, cpus=1))
 
 
 if __name__ == "__main__":

@@ -3,4 +3,5 @@
 //! Guest memory as user space describes it.
 
 pub mod dirty;
+pub mod inverted;
 pub mod slots;

@@ -56,7 +56,7 @@ impl TableFrame {
     }
 
     /// The frame of a table whose only entry has just been cleared.
-    pub(super) const fn unlinked(table: TableRef) -> Self {
+    pub(in crate::model) const fn unlinked(table: TableRef) -> Self {
         Self(table.0)
     }
 }
@@ -72,8 +72,9 @@ impl TableRef {
         self.0
     }
 
-    /// The table that an entry of the tree refers to.
-    pub(super) const fn linked(hpa: Hpa) -> Self {
+    /// The table that an entry of the tree refers to; or, for [`crate::model::memory::inverted`],
+    /// the page of lines that a directory or a link leads to.
+    pub(in crate::model) const fn linked(hpa: Hpa) -> Self {
         Self(hpa)
     }
 }

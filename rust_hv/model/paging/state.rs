@@ -182,6 +182,12 @@ impl Rights {
 }
 
 impl PagingState {
+    /// True when a walk in PAE mode takes the page-directory pointers from the CPU.
+    #[inline]
+    pub const fn has_pdptes(&self) -> bool {
+        self.pdptes.is_some()
+    }
+
     /// From registers and CPUID. `pdptes` are the pointers that a CPU in PAE mode has loaded;
     /// without them a walk reads them from memory, with reserved bits as page faults.
     pub fn new(registers: Registers, features: Features, pdptes: Option<[u64; 4]>) -> Self {

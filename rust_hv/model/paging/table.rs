@@ -128,6 +128,31 @@ impl<F: Format> Table<F> {
         }
     }
 
+    /// [`Table::lookup`], which shows each entry on the way: level, address and what it says.
+    pub fn path<M: TableMemory>(
+        &self,
+        memory: &M,
+        gpa: Gpa,
+        mut on_entry: impl FnMut(Level, Hpa, u64),
+    ) -> Option<Leaf> {
+        if gpa.gfn().raw() >= self.limit() {
+            return None;
+        }
+        let mut table = self.root_ref();
+        let mut level = self.top;
+        loop {
+            let at = index(gpa.raw(), level);
+            let raw = memory.entries(table)[at].load(Ordering::Acquire);
+            on_entry(level, table.hpa().wrapping_add(at as u64 * 8), raw);
+            match self.format.decode(raw, level) {
+                Entry::Absent => return None,
+                Entry::Leaf(leaf) => return Some(leaf),
+                Entry::Table(next) => table = TableRef::linked(next),
+            }
+            level = level.lower()?;
+        }
+    }
+
     /// Walks to the table of level `target` that has the entry for `gpa`, making what is missing.
     #[inline]
     fn descend<M: TableMemory>(
@@ -488,11 +513,22 @@ impl<F: Format> LeafTable<'_, F> {
         like: Leaf,
         run: impl IntoIterator<Item = Option<(Hpa, Permissions)>>,
     ) -> Result<u64, MapError> {
+        self.fill_telling(gpa, like, run, |_| ())
+    }
+
+    /// [`LeafTable::fill`], which tells of each page of the run that it maps, by its number.
+    pub fn fill_telling(
+        &mut self,
+        gpa: Gpa,
+        like: Leaf,
+        run: impl IntoIterator<Item = Option<(Hpa, Permissions)>>,
+        mut on_set: impl FnMut(usize),
+    ) -> Result<u64, MapError> {
         self.check_region(gpa)?;
         let first = index(gpa.raw(), Level::Pt);
         let mut added = 0u64;
         let mut result = Ok(());
-        for (entry, page) in self.entries.iter().skip(first).zip(run) {
+        for (number, (entry, page)) in self.entries.iter().skip(first).zip(run).enumerate() {
             let Some((hpa, perms)) = page else { continue };
             if entry.load(Ordering::Relaxed) != 0 {
                 continue;
@@ -506,7 +542,10 @@ impl<F: Format> LeafTable<'_, F> {
             match encode(self.format, gpa.page_base(), &leaf) {
                 Ok(raw) => {
                     let set = entry.compare_exchange(0, raw, Ordering::AcqRel, Ordering::Relaxed);
-                    added = added.wrapping_add(u64::from(set.is_ok()));
+                    if set.is_ok() {
+                        added = added.wrapping_add(1);
+                        on_set(number);
+                    }
                 }
                 Err(error) => {
                     result = Err(error);

@@ -37,9 +37,9 @@ fn name(insn: &Instruction) -> Option<String> {
         Vmgexit => "vmmcall".into(),
         // Later CPUs also have them with an immediate, which is another instruction.
         Rdmsr | Wrmsr if insn.op_count() != 0 => return None,
-        Clgi | Clts | Cpuid | Hlt | In | Int1 | Invd | Invlpg | Invlpga | Invpcid | Lmsw | Monitor
-        | Mwait | Out | Pause | Rdmsr | Rdpmc | Rdpru | Rdtscp | Rsm | Skinit | Smsw | Stgi
-        | Vmload | Vmmcall | Vmrun | Vmsave | Wbinvd | Wbnoinvd | Wrmsr | Xsetbv => {
+        Clgi | Clts | Cpuid | Hlt | In | Int1 | Invd | Invlpg | Invlpga | Invpcid | Lmsw
+        | Monitor | Mwait | Out | Pause | Rdmsr | Rdpmc | Rdpru | Rdtscp | Rsm | Skinit | Smsw
+        | Stgi | Vmload | Vmmcall | Vmrun | Vmsave | Wbinvd | Wbnoinvd | Wrmsr | Xsetbv => {
             format!("{:?}", insn.mnemonic()).to_lowercase()
         }
         _ => return None,

@@ -319,7 +319,7 @@ fn addresses() -> impl Strategy<Value = u64> {
     // Few, so that they meet; some in the same tables, some only in the same directory.
     (0..2u64, 0..3u64, 0..3u64, 0..2u64).prop_map(|(top, giga, two, page)| {
         let high = if top == 1 { 0xffff_8000_0000_0000 } else { 0 };
-        high | giga << 30 | two << 21 | page * 3 << 12 | 0x123
+        high | giga << 30 | two << 21 | (page * 3) << 12 | 0x123
     })
 }
 
@@ -584,7 +584,7 @@ fn invlpg_brings_the_new_page() {
     let at = vm.guest.at(1);
     // The table is loose until the first flush, and watched from then on.
     for turn in 0..3u64 {
-        vm.guest_writes(at, PAGE + (turn << 12) | P | W | A | D);
+        vm.guest_writes(at, (PAGE + (turn << 12)) | P | W | A | D);
         vm.invlpg(LINEAR);
         vm.check_access(LINEAR, by(AccessKind::Write, KERNEL));
         vm.reload();

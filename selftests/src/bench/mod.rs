@@ -6,6 +6,7 @@ pub mod exits;
 pub mod options;
 pub mod report;
 pub mod rows;
+pub mod tables;
 
 use crate::device::Device;
 use crate::harness::Failure;

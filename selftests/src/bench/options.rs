@@ -12,6 +12,7 @@ device in turn, and compares the last device with the first.
   --rounds N      rounds for each row; the best one counts (default 5)
   --unit UNIT     what the TSC counts here: cycles, or instructions (Bochs)
   --json FILE     write all figures there, too
+  --tables        measure forward and inverted page tables instead, in memory alone
   --check         fail when a row of the last device is slower than the first's
 ";
 
@@ -21,6 +22,7 @@ pub struct Options {
     pub unit: String,
     pub json: Option<String>,
     pub check: bool,
+    pub tables: bool,
     words: Vec<String>,
 }
 
@@ -32,6 +34,7 @@ impl Options {
             unit: "cycles".into(),
             json: None,
             check: false,
+            tables: false,
             words: Vec::new(),
         };
         while let Some(argument) = arguments.next() {
@@ -51,6 +54,7 @@ impl Options {
                 }
                 "--json" => options.json = Some(value()?),
                 "--check" => options.check = true,
+                "--tables" => options.tables = true,
                 option if option.starts_with('-') => return Err(format!("unknown option {option}")),
                 _ => options.words.push(argument),
             }

@@ -77,7 +77,7 @@ guest!(
 );
 
 /// The time stamp, after everything before it.
-fn now() -> u64 {
+pub fn now() -> u64 {
     // SAFETY: both instructions are on every 64-bit processor that runs VMs.
     unsafe {
         _mm_lfence();

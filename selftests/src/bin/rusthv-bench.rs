@@ -33,6 +33,9 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &options::Options) -> Result<ExitCode, Failure> {
+    if options.tables {
+        return bench::tables::run(&options.unit).map(|()| ExitCode::SUCCESS).map_err(Failure::failed);
+    }
     let lines = bench::measure(options)?;
     print!("{}", report::table(options, &lines));
     if let Some(path) = &options.json {

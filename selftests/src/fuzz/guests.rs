@@ -119,6 +119,10 @@ pub fn fill(memory: &Memory, random: &mut Random, kind: Kind) {
     }
 }
 
+fn interesting(random: &mut Random) -> &'static [u8] {
+    emulator::bearable(random.pick(INTERESTING))
+}
+
 fn write_anything(memory: &Memory, random: &mut Random, kind: Kind) {
     let mut code = Vec::new();
     while code.len() < CODE_SIZE {
@@ -126,7 +130,7 @@ fn write_anything(memory: &Memory, random: &mut Random, kind: Kind) {
             0..=3 => code.extend(random.bytes(4)),
             4 => code.extend(random.pick(LOOPS)),
             5 if kind == Kind::Any => code.extend(random.pick(MASKING)),
-            _ => code.extend(random.pick(INTERESTING)),
+            _ => code.extend(interesting(random)),
         }
     }
     memory.write(layout::CODE, &code[..CODE_SIZE]);
@@ -143,7 +147,7 @@ fn write_line(memory: &Memory, random: &mut Random) {
             word[..MASKED_LOOP.len()].copy_from_slice(MASKED_LOOP);
             word
         } else {
-            line_word(random.pick(INTERESTING))
+            line_word(interesting(random))
         };
         memory.write_u64(layout::CODE + 8 * index, u64::from_le_bytes(word));
     }

@@ -6,6 +6,7 @@ use super::calls::{self, Sandbox, Target};
 use super::guests::Kind;
 use super::options::Options;
 use super::{errnos, guests, Counts};
+use crate::debugfs;
 use crate::device::{Device, Vcpu, Vm};
 use crate::errno::Errno;
 use crate::host::{self, Thread};
@@ -72,6 +73,10 @@ pub fn run(options: &Options, seed: u64) -> Result<Counts, String> {
             let done = thread.join().map_err(|_| "a thread panicked".to_owned())??;
             counts.calls += done.calls;
             counts.exits += done.exits;
+        }
+        // Whatever was done to it, the frames of the VM are known.
+        if !shared.device.is_kvm() && debugfs::module().is_some() {
+            debugfs::verify()?;
         }
         Ok(counts)
     })

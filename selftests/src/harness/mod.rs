@@ -8,6 +8,7 @@ pub mod runner;
 use crate::device::{self, Device};
 use crate::errno::Errno;
 use crate::skip;
+use crate::vendor::{vendor, Vendor};
 use options::Options;
 use std::cell::Cell;
 use std::panic::Location;
@@ -94,6 +95,14 @@ impl Context {
     pub fn nested(&self) -> Outcome {
         if !crate::emulator::is_nested() {
             skip!("is about nested tables");
+        }
+        Ok(())
+    }
+
+    /// For tests with guests in real mode, which VT-x runs with nested tables alone.
+    pub fn real_mode(&self) -> Outcome {
+        if !crate::emulator::is_nested() && vendor() == Vendor::Intel {
+            skip!("has guests in real mode");
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ guest!(clear_dirty_log_arguments, code64, "2: mov [rbx], al", "add rbx, 0x3000",
 fn run(t: &Context) -> Outcome {
     let memory = Memory::new(PAGES * PAGE)?;
     memory.fill(0, PAGES * PAGE, 1);
-    compare(t, |device, log| capability(device, log))?;
+    compare(t, capability)?;
     compare(t, |device, log| ranges(device, log, &memory))?;
     compare(t, |device, log| buffers(device, log, &memory))
 }

@@ -60,7 +60,7 @@ fn run(t: &Context) -> Outcome {
     }
 
     if emulator::is_tcg() {
-        // QEMU's TCG does not arm the breakpoints of a DR7 that comes with VMRUN.
+        // That of QEMU 7.2 does not arm the breakpoints of a DR7 that comes with VMRUN.
         return Ok(());
     }
     let machine = Machine::long(&device, debug_breakpoint())?;

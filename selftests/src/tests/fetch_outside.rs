@@ -10,6 +10,7 @@ guest!(fetch_outside, code64, "jmp rbx");
 guest!(fetch_outside_hlt, code16, "hlt");
 
 fn run(t: &Context) -> Outcome {
+    t.real_mode()?;
     let device = t.device()?;
     let machine = Machine::long(&device, fetch_outside())?;
     machine.change_regs(|regs| regs.rbx = layout::MMIO)?;

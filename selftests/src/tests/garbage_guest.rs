@@ -15,6 +15,7 @@ pub const TEST: Test = Test::new(240, run);
 guest!(garbage_probe, code16, "hlt");
 
 fn run(t: &Context) -> Outcome {
+    t.real_mode()?;
     let device = t.device()?;
     host::interruptible_by_sigusr1();
     let me = Thread::current();

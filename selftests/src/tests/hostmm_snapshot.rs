@@ -60,11 +60,9 @@ fn snapshot(running: &Running<'_>, faults: &Faults<'_>, memory: &Memory) -> Resu
         }
         faults.protect(page, 1, false)?;
     }
-    for page in 0..PAGES {
-        if !copied[page] {
-            check!(copy(page), "page {page} was written behind the protection");
-            faults.protect(page, 1, false)?;
-        }
+    for (page, _) in copied.iter().enumerate().filter(|(_, copied)| !**copied) {
+        check!(copy(page), "page {page} was written behind the protection");
+        faults.protect(page, 1, false)?;
     }
     running.sweeps(1)?;
     Ok(faulted)

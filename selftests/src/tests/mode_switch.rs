@@ -49,6 +49,7 @@ guest!(
 );
 
 fn run(t: &Context) -> Outcome {
+    t.real_mode()?;
     let device = t.device()?;
     let machine = Machine::real(&device, mode_switch())?;
     machine.vcpu.set_cpuid(&device.supported_cpuid(256)?)?;

@@ -144,6 +144,12 @@ pub struct Slot {
     orphan_hook: Hook,
 }
 
+impl Default for Slot {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Slot {
     /// Room for a table.
     pub const fn new() -> Self {
