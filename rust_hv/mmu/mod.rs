@@ -6,6 +6,7 @@
 //! | File | What it holds |
 //! |---|---|
 //! | `mod` | the address space and its lock; slots; notifications of the host |
+//! | `choice` | how a VM's memory is virtualized |
 //! | `paging` | what the tables of every paging mode can do |
 //! | `fault` | from a nested fault to a mapping |
 //! | `shadow` | the same, and the rest, where the tables stand in place of the guest's |
@@ -34,6 +35,7 @@
 //! mapping outlives the host's own, and nothing is pinned.
 
 pub mod access;
+pub mod choice;
 pub mod dirty;
 pub mod fault;
 pub mod owners;
@@ -62,6 +64,7 @@ use crate::model::paging::table::Table;
 use crate::model::paging::PageSize;
 use crate::vendor::flush::Flushes;
 use crate::vendor::{KeepAlive, NestedRoot};
+use choice::Choice;
 use dirty::{Logs, Manual, Prepared};
 use kernel::prelude::*;
 use kernel::sync::atomic::{
@@ -71,7 +74,6 @@ use kernel::sync::atomic::{
 use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock};
 use owners::{Notes, OwnerId};
 use paging::{Mode, Paging, Shadows, Steps};
-use shadow::Choice;
 use tlb::Tlb;
 
 /// Entries that one step of a long change looks at before the lock is dropped.

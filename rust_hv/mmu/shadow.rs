@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Shadow tables, in place of the guest's: which VM has them, a vCPU's root, faults, and what the
-//! guest does to its own tables. The tables themselves are in `model/paging/shadow`.
+//! Shadow tables, in place of the guest's: a vCPU's root, faults, and what the guest does to its own
+//! tables. The tables themselves are in `model/paging/shadow`.
 //!
 //! # Locks
 //!
@@ -15,7 +15,8 @@
 //! (`State::is_current`).
 
 use super::access::SlotCache;
-use super::paging::{Mode, Shadows};
+use super::choice::{PagingMode, MAX_TABLES};
+use super::paging::Shadows;
 use super::{Mmu, Moment, Unlinked};
 use crate::host::errno::{no_such_device, unsupported};
 use crate::host::frame::Frame;
@@ -32,36 +33,15 @@ use crate::model::memory::slots::{Slot, SlotFlags};
 use crate::model::paging::frames::TableFrame;
 use crate::model::paging::shadow::route::{RootKey, Route};
 use crate::model::paging::shadow::{
-    self, Cause, Cursor, Filled, HostPage, Installed, Lack, LeafTable, Policy, Shadow,
-    ShadowCounts, Spot, Syncing, TableId,
+    self, Cause, Cursor, Filled, HostPage, Installed, Lack, LeafTable, Policy, ShadowCounts, Spot,
+    Syncing, TableId,
 };
 use crate::model::paging::state::{Access, AccessKind, PagingState, Privilege};
 use crate::model::paging::walk::{self, GuestPhys, WalkError};
 use crate::model::paging::PageSize;
 use kernel::prelude::*;
-use kernel::sync::atomic::{
-    ordering::{Acquire, Relaxed, Release},
-    Atomic,
-};
+use kernel::sync::atomic::ordering::Relaxed;
 use kernel::sync::Arc;
-
-/// How a VM's memory is virtualized.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum PagingMode {
-    /// By the CPU: nested tables.
-    Nested,
-    /// By shadow tables that follow the guest's when it invalidates translations.
-    Shadow,
-    /// By shadow tables that follow each of the guest's writes to its own.
-    Trap,
-}
-
-/// Tables of a VM at least, at most, and when nothing is said.
-pub const MIN_TABLES: usize = 16;
-/// See [`MIN_TABLES`].
-pub const MAX_TABLES: usize = 8192;
-/// See [`MIN_TABLES`].
-pub const DEFAULT_TABLES: usize = 1024;
 
 /// Tables that are watched again with one flush.
 const SYNCED: usize = 8;
@@ -71,25 +51,6 @@ const TRIES: u32 = 64;
 const NEIGHBOURS: usize = 7;
 /// Pieces of a large page that are mapped with the first.
 const PIECES: usize = 31;
-
-/// The mode, which is settled with the first vCPU. Changed with `slots_lock` held.
-pub(super) struct Choice(Atomic<u64>);
-
-impl Choice {
-    const SETTLED: u64 = 1 << 8;
-
-    pub(super) const fn new() -> Self {
-        Self(Atomic::new(PagingMode::Nested as u64))
-    }
-
-    fn mode(&self) -> PagingMode {
-        match self.0.load(Acquire) & !Self::SETTLED {
-            0 => PagingMode::Nested,
-            1 => PagingMode::Shadow,
-            _ => PagingMode::Trap,
-        }
-    }
-}
 
 /// What a fault in shadow tables came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -159,19 +120,6 @@ impl Drop for ShadowCpu {
     }
 }
 
-/// Empty tables.
-fn tables(policy: Policy, count: usize) -> Result<Shadows> {
-    let mut slots = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
-    for _ in 0..count {
-        // Within the capacity.
-        slots
-            .push_within_capacity(shadow::Slot::new())
-            .map_err(|_| ENOMEM)?;
-    }
-    let words = KVVec::from_elem(Shadows::WORD, Shadows::words(count), GFP_KERNEL_ACCOUNT)?;
-    Shadow::new(policy, slots, words).ok_or(EINVAL)
-}
-
 /// What the guest's own tables have to say to a page fault of the CPU's.
 fn access_of(code: PageFaultError, cpl: u8, ac: bool) -> Access {
     let kind = if code.contains(PageFaultError::FETCH) {
@@ -214,53 +162,6 @@ struct Found {
 }
 
 impl Mmu {
-    /// Chooses how memory is virtualized, with so many shadow tables at most.
-    ///
-    /// # Errors
-    ///
-    /// `EBUSY` when there are vCPUs; `EINVAL` for a number of tables out of range, or one for nested
-    /// tables; `ENOMEM`.
-    pub fn choose(&self, mode: PagingMode, count: usize) -> Result {
-        let _one_at_a_time = self.slots_lock.lock();
-        if self.choice.0.load(Relaxed) & Choice::SETTLED != 0 {
-            return Err(EBUSY);
-        }
-        let policy = match mode {
-            PagingMode::Nested if count != 0 => return Err(EINVAL),
-            // Once left, the nested tables are gone.
-            PagingMode::Nested if self.choice.mode() == mode => return Ok(()),
-            PagingMode::Nested => return Err(EBUSY),
-            PagingMode::Shadow => Policy::Virtual,
-            PagingMode::Trap => Policy::Exact,
-        };
-        let count = match count {
-            0 => DEFAULT_TABLES,
-            MIN_TABLES..=MAX_TABLES => count,
-            _ => return Err(EINVAL),
-        };
-        let new = Mode::Shadow(tables(policy, count)?);
-        let old = self.state.lock().tree.mode.replace(new);
-        if let Some(old) = old {
-            // No vCPU has ever walked them.
-            old.destroy(&mut Tables::existing(&self.supply), |_, _| {});
-        }
-        self.choice.0.store(mode as u64, Release);
-        Ok(())
-    }
-
-    /// The mode, which does not change any more.
-    pub fn settle(&self) -> PagingMode {
-        let _one_at_a_time = self.slots_lock.lock();
-        let mode = self.choice.mode();
-        self.choice.0.store(mode as u64 | Choice::SETTLED, Release);
-        mode
-    }
-
-    /// How memory is virtualized.
-    pub fn paging_mode(&self) -> PagingMode {
-        self.choice.mode()
-    }
-
     /// What shadow tables have been through; zeroes without any.
     pub fn shadow_counts(&self) -> ShadowCounts {
         let mut state = self.state.lock();

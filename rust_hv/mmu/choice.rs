@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How a VM's memory is virtualized: chosen before its first vCPU.
+
+use super::paging::{Mode, Shadows};
+use super::Mmu;
+use crate::host::tables::Tables;
+use crate::model::paging::shadow::{self, Policy, Shadow};
+use kernel::prelude::*;
+use kernel::sync::atomic::{
+    ordering::{Acquire, Relaxed, Release},
+    Atomic,
+};
+
+/// How a VM's memory is virtualized.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PagingMode {
+    /// By the CPU: nested tables.
+    Nested,
+    /// By shadow tables that follow the guest's when it invalidates translations.
+    Shadow,
+    /// By shadow tables that follow each of the guest's writes to its own.
+    Trap,
+}
+
+/// Tables of a VM at least, at most, and when nothing is said.
+pub const MIN_TABLES: usize = 16;
+/// See [`MIN_TABLES`].
+pub const MAX_TABLES: usize = 8192;
+/// See [`MIN_TABLES`].
+pub const DEFAULT_TABLES: usize = 1024;
+
+/// The mode, which is settled with the first vCPU. Changed with `slots_lock` held.
+pub(super) struct Choice(Atomic<u64>);
+
+impl Choice {
+    const SETTLED: u64 = 1 << 8;
+
+    pub(super) const fn new() -> Self {
+        Self(Atomic::new(PagingMode::Nested as u64))
+    }
+
+    pub(super) fn mode(&self) -> PagingMode {
+        match self.0.load(Acquire) & !Self::SETTLED {
+            0 => PagingMode::Nested,
+            1 => PagingMode::Shadow,
+            _ => PagingMode::Trap,
+        }
+    }
+}
+
+/// Empty tables.
+fn tables(policy: Policy, count: usize) -> Result<Shadows> {
+    let mut slots = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
+    for _ in 0..count {
+        // Within the capacity.
+        slots
+            .push_within_capacity(shadow::Slot::new())
+            .map_err(|_| ENOMEM)?;
+    }
+    let words = KVVec::from_elem(Shadows::WORD, Shadows::words(count), GFP_KERNEL_ACCOUNT)?;
+    Shadow::new(policy, slots, words).ok_or(EINVAL)
+}
+
+impl Mmu {
+    /// Chooses how memory is virtualized, with so many shadow tables at most.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` when there are vCPUs; `EINVAL` for a number of tables out of range, or one for nested
+    /// tables; `ENOMEM`.
+    pub fn choose(&self, mode: PagingMode, count: usize) -> Result {
+        let _one_at_a_time = self.slots_lock.lock();
+        if self.choice.0.load(Relaxed) & Choice::SETTLED != 0 {
+            return Err(EBUSY);
+        }
+        let policy = match mode {
+            PagingMode::Nested if count != 0 => return Err(EINVAL),
+            // Once left, the nested tables are gone.
+            PagingMode::Nested if self.choice.mode() == mode => return Ok(()),
+            PagingMode::Nested => return Err(EBUSY),
+            PagingMode::Shadow => Policy::Virtual,
+            PagingMode::Trap => Policy::Exact,
+        };
+        let count = match count {
+            0 => DEFAULT_TABLES,
+            MIN_TABLES..=MAX_TABLES => count,
+            _ => return Err(EINVAL),
+        };
+        let new = Mode::Shadow(tables(policy, count)?);
+        let old = self.state.lock().tree.mode.replace(new);
+        if let Some(old) = old {
+            // No vCPU has ever walked them.
+            old.destroy(&mut Tables::existing(&self.supply), |_, _| {});
+        }
+        self.choice.0.store(mode as u64, Release);
+        Ok(())
+    }
+
+    /// The mode, which does not change any more.
+    pub fn settle(&self) -> PagingMode {
+        let _one_at_a_time = self.slots_lock.lock();
+        let mode = self.choice.mode();
+        self.choice.0.store(mode as u64 | Choice::SETTLED, Release);
+        mode
+    }
+
+    /// How memory is virtualized.
+    pub fn paging_mode(&self) -> PagingMode {
+        self.choice.mode()
+    }
+}
