@@ -109,6 +109,17 @@ impl ShadowCpu {
     }
 }
 
+impl ShadowCpu {
+    /// What is read from here on is as new as this.
+    fn renew(&mut self, sequence: u64) {
+        if self.sequence != sequence {
+            // Its table may be another one's by now.
+            self.leaf = None;
+            self.sequence = sequence;
+        }
+    }
+}
+
 impl Drop for ShadowCpu {
     fn drop(&mut self) {
         if let (Some(root), Some(shadow)) = (self.root, self.mmu.state.lock().tree.shadow()) {
@@ -228,13 +239,14 @@ impl Mmu {
 
     /// Brings shadow tables in step with the guest's: those that refer to others, or all.
     fn sync(&self, words: &mut [u64; 512], leaves: bool) -> Result {
-        // Other vCPUs may go on changing theirs.
-        for _ in 0..MAX_TABLES / SYNCED {
+        // What other vCPUs change from here on is of no concern.
+        let since = self.with_shadow(|shadow| shadow.sequence)?;
+        for _ in 0..MAX_TABLES {
             let mut syncing = [None; SYNCED];
             let memory = Tables::existing(&self.supply);
             let stale = self.with_shadow(|shadow| {
-                for place in syncing.iter_mut() {
-                    *place = shadow.begin_sync(&memory, leaves);
+                for (skip, place) in syncing.iter_mut().enumerate() {
+                    *place = shadow.begin_sync(&memory, leaves, since, skip);
                     if place.is_none() {
                         break;
                     }
@@ -302,8 +314,8 @@ impl Mmu {
                 if let (Ok(_), Some(old)) = (entered, cpu.root) {
                     shadow.leave(old);
                 }
-                cpu.sequence = shadow.sequence;
-                cpu.leaf = None;
+                // The table was another root's.
+                (cpu.sequence, cpu.leaf) = (shadow.sequence, None);
                 entered.map(|root| (root, shadow.root(root)))
             })?;
             match entered {
@@ -324,25 +336,27 @@ impl Mmu {
         Ok(())
     }
 
-    /// INVLPG; without an address, as MOV to CR3.
+    /// INVLPG; without an address, as MOV to CR3. True when the CPU has to forget the one address
+    /// only.
     ///
     /// # Errors
     ///
     /// `EIO`.
-    pub fn shadow_invalidate(&self, cpu: &mut ShadowCpu, gva: Option<Gva>) -> Result {
+    pub fn shadow_invalidate(&self, cpu: &mut ShadowCpu, gva: Option<Gva>) -> Result<bool> {
         let memory = Tables::existing(&self.supply);
         let (Some(gva), Some(root)) = (gva, cpu.root) else {
-            return self.sync(&mut cpu.words, true);
+            self.sync(&mut cpu.words, true)?;
+            return Ok(false);
         };
-        let loose = self.with_shadow(|shadow| {
-            shadow.invalidate(&memory, root, gva);
-            cpu.sequence = shadow.sequence;
-            shadow.has_loose_tables()
+        let (small, loose) = self.with_shadow(|shadow| {
+            let small = shadow.invalidate(&memory, root, gva);
+            cpu.renew(shadow.sequence);
+            (small, shadow.has_loose_tables())
         })?;
-        match loose {
-            true => self.sync(&mut cpu.words, false),
-            false => Ok(()),
+        if loose {
+            self.sync(&mut cpu.words, false)?;
         }
+        Ok(small && !loose)
     }
 
     /// The hypervisor has written to a guest's page on the guest's behalf.
@@ -455,7 +469,7 @@ impl Mmu {
                 }
             }
             // What is read from here on is as new as this.
-            cpu.sequence = self.with_shadow(|shadow| shadow.sequence)?;
+            cpu.renew(self.with_shadow(|shadow| shadow.sequence)?);
             cpu.slot = None;
         }
         Ok(ShadowFault::Mapped)
@@ -480,7 +494,7 @@ impl Mmu {
                 };
                 let tables = Tables::existing(&self.supply);
                 cpu.leaf = self.with_shadow(|shadow| {
-                    cpu.sequence = shadow.sequence;
+                    cpu.renew(shadow.sequence);
                     shadow.leaf_table(&tables, root, gva)
                 })?;
                 let Some(leaf) = cpu.leaf else {
@@ -639,7 +653,7 @@ impl Mmu {
                 };
                 map_behind(shadow, &memory, spot, cpu.sequence, found, &pages, host);
             }
-            cpu.sequence = shadow.sequence;
+            cpu.renew(shadow.sequence);
         }
         drop(state);
         drop(unlinked);

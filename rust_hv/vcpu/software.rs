@@ -181,8 +181,8 @@ impl<V: Vendor> Vcpu<V> {
     /// INVLPG, or without an address INVPCID of any kind: more may be forgotten than was asked for.
     pub(super) fn invalidate(&self, state: &mut State, gva: Option<Gva>) -> Result {
         if let Some(software) = &mut state.software {
-            self.mmu.shadow_invalidate(&mut software.cpu, gva)?;
-            software.flush = match (software.flush, gva) {
+            let alone = self.mmu.shadow_invalidate(&mut software.cpu, gva)?;
+            software.flush = match (software.flush, gva.filter(|_| alone)) {
                 (Flush::Nothing, Some(gva)) => Flush::Address(gva),
                 _ => Flush::Everything,
             };

@@ -77,7 +77,8 @@ impl Vm {
     }
 
     fn sync(&mut self, leaves: bool) {
-        while let Some(syncing) = self.shadow.begin_sync(&self.arena, leaves) {
+        let since = self.shadow.sequence;
+        while let Some(syncing) = self.shadow.begin_sync(&self.arena, leaves, since, 0) {
             let words = self.frame(syncing.gfn().raw());
             self.shadow.compare(&self.arena, &syncing, Some(&words));
         }
@@ -445,12 +446,12 @@ fn run(mode: Mode, policy: Policy, slots: usize, ops: &[Op]) {
                 let old = vm.guest.memory.get(at, size);
                 vm.guest_writes(at, target | flags);
                 let pointer = mode == Mode::Pae && level == 3;
-                let was_large = old & PS != 0 && level == 2 && mode != Mode::Bits32;
+                let was_large = old & PS != 0 && level == 2;
                 if reload || pointer || (level > 1 && old & P != 0 && !was_large) {
                     vm.reload();
                     known = None;
                 } else if was_large && old & P != 0 {
-                    vm.invlpg(gva ^ 0x5000);
+                    vm.invlpg(gva ^ if mode == Mode::Bits32 { 0x20_5000 } else { 0x5000 });
                     known = Some(gva >> 12);
                 } else if old & P != 0 {
                     vm.invlpg(gva);

@@ -39,6 +39,7 @@ pub struct Cursor(usize);
 pub struct Syncing {
     id: TableId,
     gfn: u64,
+    since: u64,
     present: [u64; 8],
     half_words: bool,
 }
@@ -70,7 +71,7 @@ where
         let mut next = self.first_of(gfn);
         while let Some(id) = next {
             let slot = self.slot(id);
-            if !slot.loose {
+            if !slot.loose || slot.watched {
                 return true;
             }
             next = self.next_of(gfn, slot.next);
@@ -84,10 +85,18 @@ where
         let mut any = false;
         while let Some(id) = next {
             let following = self.slot(id).next;
-            if !self.slot(id).loose {
+            if self.slot(id).watched {
+                // Whoever is comparing it comes too late.
+                any = true;
+                let since = self.sequence.wrapping_add(1);
+                let slot = self.slot_mut(id);
+                (slot.watched, slot.since) = (false, since);
+            } else if !self.slot(id).loose {
                 any = true;
                 self.set_loose(id, true);
-                self.slot_mut(id).pardoned = true;
+                let since = self.sequence.wrapping_add(1);
+                let slot = self.slot_mut(id);
+                (slot.pardoned, slot.since) = (true, since);
                 self.fresh = self.fresh.wrapping_sub(1);
             }
             next = self.next_of(gfn, following);
@@ -103,26 +112,54 @@ where
         self.heads[List::LooseTables as usize].get().is_some()
     }
 
-    /// Watches the next loose table: one that refers to others, or else, if `leaves`, one of small
-    /// pages. When [`Shadow::stale`] says so, CPUs must be flushed before the guest's table is read
-    /// for [`Shadow::compare`].
-    pub fn begin_sync<M: TableMemory>(&mut self, memory: &M, leaves: bool) -> Option<Syncing> {
-        let id = match self.heads[List::LooseTables as usize].get() {
-            Some(id) => id,
-            None if leaves => self.heads[List::LooseLeaves as usize].get()?,
-            None => return None,
+    /// Watches a loose table that became so until `since`, leaving out so many: first those that
+    /// refer to others, then, if `leaves`, those of small pages. When [`Shadow::stale`] says so, CPUs
+    /// must be flushed before the guest's table is read for [`Shadow::compare`].
+    ///
+    /// It stays loose until it has been compared: another vCPU that has to have it in step meanwhile
+    /// compares it as well.
+    pub fn begin_sync<M: TableMemory>(
+        &mut self,
+        memory: &M,
+        leaves: bool,
+        since: u64,
+        skip: usize,
+    ) -> Option<Syncing> {
+        let tables = self.nth_loose(List::LooseTables, since, skip);
+        let id = match tables {
+            Ok(id) => id,
+            Err(left) if leaves => self.nth_loose(List::LooseLeaves, since, left).ok()?,
+            Err(_) => return None,
         };
         let gfn = self.slot(id).gfn;
-        self.set_loose(id, false);
-        self.obsolete();
+        self.slot_mut(id).watched = true;
         self.act_on(memory, gfn, Act::Protect);
         let slot = self.slot(id);
         Some(Syncing {
             id,
             gfn,
+            since: slot.since,
             present: slot.present,
             half_words: route::entry_bytes(&slot.role) != 8,
         })
+    }
+
+    /// One of a list that became loose until `since`, after so many others; or how many are left to
+    /// be passed over.
+    fn nth_loose(&self, list: List, since: u64, mut skip: usize) -> Result<TableId, usize> {
+        let mut next = self.heads[list as usize];
+        while let Some(id) = next.get() {
+            let slot = self.slot(id);
+            next = slot.loose_hook.next;
+            if slot.since > since {
+                continue;
+            }
+            if skip == 0 {
+                return Ok(id);
+            }
+            skip -= 1;
+        }
+        Err(skip)
     }
 
     /// Drops the entries that were made of others than those in `words`, the guest's table as it was
@@ -138,11 +175,15 @@ where
             // Given up meanwhile.
             return;
         }
+        let in_step = slot.watched && slot.since == syncing.since;
         self.counts.compared = self.counts.compared.wrapping_add(1);
         self.obsolete();
         match words {
             Some(words) => self.compare_some(memory, syncing.id, (0, words), 0..512),
             None => self.empty(memory, syncing.id),
+        }
+        if in_step {
+            self.set_loose(syncing.id, false);
         }
     }
 
@@ -222,27 +263,52 @@ where
         }
     }
 
-    /// INVLPG, for a vCPU that runs on `root`. Loose tables that refer to others have to be synced,
-    /// too, as their entries may be anything but leaves.
-    pub fn invalidate<M: TableMemory>(&mut self, memory: &M, root: TableId, gva: Gva) {
+    /// INVLPG, for a vCPU that runs on `root`; true when a small page was dropped, and nothing else
+    /// can be in the CPU for the address. Loose tables that refer to others have to be synced, too,
+    /// as their entries may be anything but leaves.
+    pub fn invalidate<M: TableMemory>(&mut self, memory: &M, root: TableId, gva: Gva) -> bool {
         self.obsolete();
         let mut id = root;
         loop {
             let slot = self.slot(id);
-            let (level, direct) = (slot.role.level, slot.role.direct);
-            let pointers = slot.role.regime.has_pointers();
-            let at = Node::new(id, route::index(gva.raw(), level, pointers));
+            let role = slot.role;
+            let pointers = role.regime.has_pointers();
+            let at = Node::new(id, route::index(gva.raw(), role.level, pointers));
             if self.raw(memory, at) == 0 {
-                return;
+                self.drop_other_half(memory, at);
+                return false;
             }
             let Some(child) = self.read_links(memory, at).child.get() else {
-                return self.drop_entry(memory, at);
+                self.drop_entry(memory, at);
+                self.drop_other_half(memory, at);
+                return role.level == Level::Pt && !role.direct;
             };
             // A large page in pieces goes as a whole.
-            if self.slot(child).role.direct && !direct {
-                return self.drop_entry(memory, at);
+            if self.slot(child).role.direct && !role.direct {
+                self.drop_entry(memory, at);
+                self.drop_other_half(memory, at);
+                return false;
             }
             id = child;
+        }
+    }
+
+    /// A large page of 32-bit paging has two entries side by side.
+    fn drop_other_half<M: TableMemory>(&mut self, memory: &M, at: Node) {
+        let role = self.slot(at.table()).role;
+        if role.level == Level::Pd && !role.direct && route::entry_bytes(&role) == 4 {
+            let other = Node::new(at.table(), at.index() ^ 1);
+            if self.raw(memory, other) != 0 && self.is_large(memory, other) {
+                self.drop_entry(memory, other);
+            }
+        }
+    }
+
+    /// The entry was made of one for a large page.
+    fn is_large<M: TableMemory>(&self, memory: &M, at: Node) -> bool {
+        match self.read_links(memory, at).child.get() {
+            Some(child) => self.slot(child).role.direct,
+            None => true,
         }
     }
 

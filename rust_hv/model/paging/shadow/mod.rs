@@ -137,6 +137,10 @@ pub struct Slot {
     /// When it became a vCPU's root last.
     used: u64,
     loose: bool,
+    /// Loose, and watched again, to be in step when it has been compared.
+    watched: bool,
+    /// [`Shadow::sequence`] when it became loose.
+    since: u64,
     /// Loose since the guest has to write to it by itself.
     pardoned: bool,
     orphan: bool,
@@ -171,6 +175,8 @@ impl Slot {
             root: false,
             used: 0,
             loose: false,
+            watched: false,
+            since: 0,
             pardoned: false,
             orphan: false,
             loose_hook: Hook::NONE,
@@ -439,7 +445,10 @@ where
 
     fn set_loose(&mut self, id: TableId, loose: bool) {
         if self.slot(id).loose != loose {
-            let pardoned = core::mem::take(&mut self.slot_mut(id).pardoned);
+            let since = self.sequence;
+            let slot = self.slot_mut(id);
+            (slot.watched, slot.since) = (false, since);
+            let pardoned = core::mem::take(&mut slot.pardoned);
             self.fresh = match loose {
                 true => self.fresh.wrapping_add(1),
                 false => self.fresh.wrapping_sub(u32::from(!pardoned)),
