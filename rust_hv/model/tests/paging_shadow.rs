@@ -451,7 +451,13 @@ fn run(mode: Mode, policy: Policy, slots: usize, ops: &[Op]) {
                     vm.reload();
                     known = None;
                 } else if was_large && old & P != 0 {
-                    vm.invlpg(gva ^ if mode == Mode::Bits32 { 0x20_5000 } else { 0x5000 });
+                    vm.invlpg(
+                        gva ^ if mode == Mode::Bits32 {
+                            0x20_5000
+                        } else {
+                            0x5000
+                        },
+                    );
                     known = Some(gva >> 12);
                 } else if old & P != 0 {
                     vm.invlpg(gva);
