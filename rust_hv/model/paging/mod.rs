@@ -6,6 +6,7 @@
 pub mod ept;
 pub mod format;
 pub mod frames;
+pub mod grow;
 pub mod nested;
 pub mod npt;
 pub mod shadow;
