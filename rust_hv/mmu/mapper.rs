@@ -132,10 +132,11 @@ impl Mappers {
             return false;
         }
         core::mem::swap(&mut self.0, room);
-        for old in room.drain_all().chain([mapper.clone()]) {
-            // Within the capacity, all of them.
+        // Within the capacity, all of them.
+        for old in room.drain_all() {
             drop(self.0.push_within_capacity(old));
         }
+        drop(self.0.push_within_capacity(mapper.clone()));
         true
     }
 

@@ -18,6 +18,7 @@ use crate::host::cpu::{CpuEvents, IrqsOff};
 use crate::host::fpu::FpuInUse;
 use crate::host::frame::Place;
 use crate::host::switch::{HostSwitch, Leaves, Running, UserMsr};
+pub use crate::model::paging::tlb::Visit;
 use crate::model::arch::addr::{Gva, Hpa};
 use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::emulate::SegmentName;
@@ -200,16 +201,6 @@ impl Translation {
             Self::Software(keep) => keep.flushes().count(kind),
         }
     }
-}
-
-/// A look at the state of a VM's translations on the CPU at hand, right before an entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Visit {
-    /// The nested tables have changed since the VM ran here last, or it never did.
-    pub stale: bool,
-    /// Counts how often that was so on this CPU: a vCPU whose translations are its own has to
-    /// forget them when the number is another than at its last visit.
-    pub epoch: u64,
 }
 
 /// A CPU vendor's virtualization.
