@@ -407,7 +407,7 @@ impl Mmu {
     ///
     /// # Errors
     ///
-    /// As [`Mmu::resolve`].
+    /// As [`super::fault::Faults::resolve`].
     pub fn shadow_fault<M: GuestPhys<Error = Error>>(
         &self,
         cpu: &mut ShadowCpu,

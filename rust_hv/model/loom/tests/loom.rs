@@ -31,6 +31,11 @@ const EPT: Ept = Ept {
 /// Frames for tables, which everybody can reach.
 type Frames = Arc<Vec<[AtomicU64; ENTRIES]>>;
 
+fn frames(count: usize) -> Frames {
+    let frame = |_| std::array::from_fn(|_| AtomicU64::new(0));
+    Arc::new((0..count).map(frame).collect())
+}
+
 /// A thread's view of them, and those that it has set aside.
 struct Memory {
     frames: Frames,
@@ -68,8 +73,7 @@ struct World {
 
 /// A tree of two levels without a page in it; its root is frame 0, and `count` more are there.
 fn world(count: usize) -> World {
-    let frame = |_| [const { () }; ENTRIES].map(|()| AtomicU64::new(0));
-    let frames: Frames = Arc::new((0..=count).map(frame).collect());
+    let frames = frames(count + 1);
     let mut memory = Memory::new(&frames, &[0]);
     let table = Table::new(&mut memory, EPT, Level::Pd).unwrap();
     World {
@@ -191,7 +195,8 @@ fn two_faults_in_one_region_share_the_table() {
         let world = world(2);
         let other = world.clone();
         let run = |first: u64| {
-            (0..2 - first).map(move |i| Some((page(first + i, Permissions::RW).hpa, Permissions::RW)))
+            (0..2 - first)
+                .map(move |i| Some((page(first + i, Permissions::RW).hpa, Permissions::RW)))
         };
         let thread = thread::spawn(move || {
             let mut memory = Memory::new(&other.frames, &[2]);
@@ -264,7 +269,10 @@ fn a_walk_finds_all_or_nothing() {
         assert!(first.is_none_or(|hpa| hpa == page(1, Permissions::RW).hpa));
         assert_eq!(neighbour, None);
         let leaf = lookup(&world, 1).unwrap();
-        assert_eq!((leaf.dirty, leaf.accessed), (first.is_some(), first.is_some()));
+        assert_eq!(
+            (leaf.dirty, leaf.accessed),
+            (first.is_some(), first.is_some())
+        );
     });
 }
 
@@ -360,8 +368,7 @@ fn a_late_read_takes_no_right_away() {
 #[test]
 fn a_cut_large_page_loses_no_flag() {
     loom::model(|| {
-        let frame = |_| [const { () }; ENTRIES].map(|()| AtomicU64::new(0));
-        let frames: Frames = Arc::new((0..2).map(frame).collect());
+        let frames = frames(2);
         let mut memory = Memory::new(&frames, &[1, 0]);
         let mut table = Table::new(&mut memory, EPT, Level::Pd).unwrap();
         let large = Leaf::new(Hpa::new(0x4000_0000), PageSize::Size2M, Permissions::RW);
@@ -402,7 +409,9 @@ fn no_dirty_bit_is_lost() {
         });
         let early = log.take(0);
         let some = log.take_some(0, 1 << 3);
-        writes.map(|thread| thread.join().unwrap());
+        for thread in writes {
+            thread.join().unwrap();
+        }
         let late = log.take(0);
         assert_eq!(early | some | late, 1 << 3 | 1 << 5);
         assert_eq!(early & some | early & late | some & late, 0);
