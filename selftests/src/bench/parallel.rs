@@ -40,8 +40,7 @@ fn memory(vcpus: usize) -> Result<Memory, Failure> {
 
 fn touch(vcpu: &Vcpu, start: u64, pages: usize) -> Result<(), Failure> {
     let mut regs = vcpu.regs()?;
-    (regs.rip, regs.rbx, regs.rcx, regs.r8) =
-        (layout::CODE as u64, start, STRIDE as u64, pages as u64);
+    (regs.rip, regs.rbx, regs.rcx, regs.r8) = (layout::CODE as u64, start, STRIDE as u64, pages as u64);
     vcpu.set_regs(&regs)?;
     match vcpu.run()? {
         Exit::Hlt => Ok(()),
