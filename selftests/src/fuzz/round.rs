@@ -5,7 +5,7 @@
 use super::calls::{self, Sandbox};
 use super::guests::Kind;
 use super::options::Options;
-use super::{errnos, guests, Counts};
+use super::{errnos, guests, settings, Counts};
 use crate::debugfs;
 use crate::device::{Device, Files, Vcpu, Vm};
 use crate::errno::Errno;
@@ -105,6 +105,7 @@ fn watch(shared: &Shared, threads: &[Thread]) {
 fn set_up(options: &Options, random: &mut Random) -> Result<Shared, Errno> {
     let device = Device::open(&options.device)?;
     let vm = device.vm()?;
+    settings::choose(&device, &vm, random)?;
     let memory = Memory::new(layout::SIZE)?;
     let kind = Kind::pick(random, options.masked_spin);
     guests::fill(&memory, random, kind);
@@ -205,7 +206,11 @@ fn objects(shared: &Shared, random: &mut Random, counts: &mut Counts) -> Result<
     let id = if random.one_in(3) { random.edge() } else { 10 + random.below(4) };
     match random.below(3) {
         0 => match shared.device.vm() {
-            Ok(vm) => drop(vm.vcpu(id)),
+            Ok(vm) => {
+                settings::choose(&shared.device, &vm, random)
+                    .map_err(|errno| format!("settings of a new VM: {errno}"))?;
+                drop(vm.vcpu(id));
+            }
             Err(errno) => {
                 checked(KVM_CREATE_VM, Err(errno), counts)?;
             }
