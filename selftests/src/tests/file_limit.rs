@@ -44,7 +44,8 @@ fn without_files(device: &Device) -> Result<Vec<u8>, Errno> {
         // SAFETY: changes this process only, which has one thread.
         Errno::check(unsafe { libc::seteuid(user) })
     };
-    fs::write(FILE_MAX, "1").map_err(|_| Errno::EIO)?;
+    // Not one: the host compares a number that leaves out what each processor has counted by itself.
+    fs::write(FILE_MAX, "0").map_err(|_| Errno::EIO)?;
     become_user(NOBODY)?;
     let results = [
         device.ioctl(KVM_CREATE_VM, 0),
