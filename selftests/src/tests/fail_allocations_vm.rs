@@ -22,7 +22,7 @@ fn run(t: &Context) -> Outcome {
     let questions = questions(&device, &injector)?;
     let policies = policies(&device, &injector)?;
     let modes = paging(&device, &injector, PAGING_SHADOW)? + paging(&device, &injector, PAGING_TRAP)?;
-    check!(questions > 5 && policies > 0 && modes > 3, "allocations: {questions}, {policies}, {modes}");
+    check!(questions > 5 && policies > 0 && modes > 1, "allocations: {questions}, {policies}, {modes}");
     let after = device.host_stats()?;
     check_eq!(
         (after.vms, after.vcpus, after.frames_in_use),
@@ -44,6 +44,8 @@ fn questions(device: &Device, injector: &Injector) -> Result<u64, Failure> {
     let close = |fd| drop(unsafe { OwnedFd::from_raw_fd(fd) });
     let mut injected = 0;
     let mut each = |what: &str, work: &mut dyn FnMut() -> Result<(), Errno>| -> Outcome {
+        // Once as it is: then the stack that the answer goes to is there.
+        work()?;
         injected += injector.each(what, work)?;
         Ok(())
     };
@@ -65,6 +67,8 @@ fn questions(device: &Device, injector: &Injector) -> Result<u64, Failure> {
 
 fn policies(device: &Device, injector: &Injector) -> Result<u64, Failure> {
     let vm = device.vm()?;
+    // A pool with a frame would do without an allocation.
+    std::fs::write("/proc/sys/vm/drop_caches", "2")?;
     let mut nodes = 0;
     let injected = injector.each("SET_NUMA_POLICY", &mut || {
         // Another one each time.
@@ -89,7 +93,9 @@ fn paging(device: &Device, injector: &Injector, mode: u32) -> Result<u64, Failur
             check_eq!(choose(), Ok(0), "the next time");
         }
         check_eq!(vm.paging_stats()?.mode, mode.into());
-        check_eq!(Machine::long_in(device, vm, fail_allocations_vm())?.run()?, Exit::Hlt);
+        if result.is_err() || !hit {
+            check_eq!(Machine::long_in(device, vm, fail_allocations_vm())?.run()?, Exit::Hlt);
+        }
         if !hit {
             return Ok(n - 1);
         }
