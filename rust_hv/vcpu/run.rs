@@ -318,7 +318,7 @@ impl<V: Vendor> Vcpu<V> {
     ) -> Result<Turn> {
         match faults.resolve(fault)? {
             Resolved::Mapped => {
-                self.counters.ept_faults.bump();
+                self.counters.nested_faults.bump();
                 Ok(Turn::Again)
             }
             Resolved::Mmio(backing) => self.device(state, mmio, guest, fault, backing),

@@ -146,7 +146,7 @@ fn refuse() -> Error {
     static LEFT: Atomic<i32> = Atomic::new(16);
     if LEFT.fetch_sub(1, Relaxed) > 0 {
         pr_info!(
-            "real mode needs unrestricted guests, which need EPT: not there with shadow tables\n"
+            "this CPU runs real mode with nested tables only: not there with shadow tables\n"
         );
     } else {
         LEFT.store(0, Relaxed);
