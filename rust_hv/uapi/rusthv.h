@@ -94,7 +94,7 @@ struct rusthv_vm_stats {
 /*
  * How a VM's memory is virtualized: KVM_ENABLE_CAP on a VM without vCPUs, with
  * the mode in args[0] and, for those with shadow tables, how many there may be
- * in args[1] (16 to 8192; 0 for 2048). KVM_CHECK_EXTENSION returns a bit for
+ * in args[1] (16 to 8192; 0 for 1024). KVM_CHECK_EXTENSION returns a bit for
  * each mode that there is (1 << mode).
  */
 #define RUSTHV_CAP_PAGING		0x52480001

@@ -98,6 +98,7 @@ mod interrupt_bitmap;
 mod interrupt_waits;
 mod interrupt_window;
 mod inverted_stress;
+mod invpcid;
 mod io_all_ports;
 mod io_sizes;
 mod io_string;
