@@ -435,7 +435,10 @@ fn descriptors_of_invpcid_have_16_bytes() {
     };
     let denied = Err(Exception::general_protection());
     let minus = |by: u8| 0u8.wrapping_sub(by);
-    assert_eq!(address(&machine, minus(8), Mode::Bits32), Ok(Gva::new(0x1ff0)));
+    assert_eq!(
+        address(&machine, minus(8), Mode::Bits32),
+        Ok(Gva::new(0x1ff0))
+    );
     assert_eq!(address(&machine, minus(7), Mode::Bits32), denied);
     assert_eq!(address(&machine, 0, Mode::Bits32), denied);
     // No limits, but the end of what is canonical.
@@ -449,7 +452,8 @@ fn descriptors_of_invpcid_have_16_bytes() {
 #[test]
 fn operands_of_invpcid() {
     const EDGE: u64 = 1 << 47;
-    let allows = |kind, pcid, address, contexts| invpcid_allows(kind, [pcid, address], contexts, 48);
+    let allows =
+        |kind, pcid, address, contexts| invpcid_allows(kind, [pcid, address], contexts, 48);
     for kind in 0..4 {
         let (one, some) = (kind == 0, kind < 2);
         assert!(allows(kind, 0, EDGE - 1, false));

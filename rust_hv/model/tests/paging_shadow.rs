@@ -634,6 +634,32 @@ fn large_pages_stay_large() {
     vm.end();
 }
 
+/// Pieces of a large page are told from pages that the guest has small.
+#[test]
+fn pieces_are_known() {
+    let mut vm = paged(Mode::FourLevel, P | W | U | A | D);
+    vm.check_access(LINEAR, by(AccessKind::Write, USER));
+    assert!(!vm.shadow.is_in_pieces(Gfn::new(PAGE >> 12)));
+    let directory = vm.guest.at(2);
+    let large = 0x4000_0000 | P | W | U | A | D | PS;
+    vm.guest.memory.set(directory, EntrySize::Eight, large);
+    vm.reload();
+    let (inside, behind) = (Gfn::new(0x4_01ff), Gfn::new(0x4_0200));
+    assert!(!vm.shadow.is_in_pieces(inside));
+    vm.check_access(LINEAR, by(AccessKind::Write, USER));
+    assert!(vm.shadow.is_in_pieces(inside));
+    assert!(!vm.shadow.is_in_pieces(behind));
+    // In one piece again, once the host has it so.
+    vm.large = true;
+    let range = GfnRange::new(Gfn::new(0x4_0000), behind);
+    let mut cursor = Cursor::default();
+    while vm.shadow.unmap(&vm.arena, range, &mut cursor) != Progress::Done {}
+    assert!(!vm.shadow.is_in_pieces(inside));
+    vm.check_access(LINEAR, by(AccessKind::Read, USER));
+    assert_eq!(vm.shadow.counts.leaves, [0, 1]);
+    vm.end();
+}
+
 /// A root beside the first one, which shares the tables below.
 fn second_root(vm: &mut Vm, at: u64) {
     let (first, size) = (vm.guest.registers.cr3, vm.guest.size());
@@ -699,7 +725,10 @@ fn the_least_recently_used_root_goes_first() {
         assert_eq!(vm.shadow.counts.released, 0);
         // The one in use stays, without anything below.
         assert!(evict(&mut vm));
-        assert_eq!((watched(&mut vm), vm.shadow.counts.leaves), (vec![2], [0, 0]));
+        assert_eq!(
+            (watched(&mut vm), vm.shadow.counts.leaves),
+            (vec![2], [0, 0])
+        );
         while evict(&mut vm) {}
         assert_eq!((watched(&mut vm), vm.shadow.counts.tables), (vec![2], 1));
         vm.check_access(LINEAR, by(AccessKind::Write, USER));
@@ -748,7 +777,11 @@ fn tables_in_use_are_not_released() {
     for mode in [Mode::FourLevel, Mode::Pae, Mode::Bits32] {
         let mut vm = paged_by(mode, P | W | U | A | D, Policy::Exact);
         vm.check_access(LINEAR, by(AccessKind::Write, USER));
-        let tables: &[u64] = if mode == Mode::FourLevel { &[1, 2, 3, 4] } else { &[1, 2] };
+        let tables: &[u64] = if mode == Mode::FourLevel {
+            &[1, 2, 3, 4]
+        } else {
+            &[1, 2]
+        };
         for &level in tables {
             // One after the other is mapped there, and so written to.
             map_next(&mut vm, level);
@@ -778,12 +811,16 @@ fn tables_that_are_data_are_released() {
             for level in (1..top).rev() {
                 let own = (spare + level) << 12;
                 let pointer = mode == Mode::Pae && level == 2;
-                vm.guest.memory.set(at, size, own | if pointer { P } else { P | W | U });
+                vm.guest
+                    .memory
+                    .set(at, size, own | if pointer { P } else { P | W | U });
                 at = own + (vm.guest.at(level) & 0xfff);
             }
             vm.guest.memory.set(at, size, PAGE | P | W | U | A | D);
             let next = at + u64::from(size.bytes());
-            vm.guest.memory.set(next, size, table << 12 | P | W | U | A | D);
+            vm.guest
+                .memory
+                .set(next, size, table << 12 | P | W | U | A | D);
             if cleared {
                 let above = vm.guest.at(2);
                 vm.guest_writes(above, 0);
@@ -793,7 +830,10 @@ fn tables_that_are_data_are_released() {
             vm.reload();
             vm.reload();
             let faults = faults_of_writes(&mut vm, 50);
-            assert!(faults <= if cleared { 2 } else { 4 }, "{mode:?} {cleared}: {faults}");
+            assert!(
+                faults <= if cleared { 2 } else { 4 },
+                "{mode:?} {cleared}: {faults}"
+            );
             assert!(!vm.shadow.is_watched(table), "{mode:?} {cleared}");
             assert!(vm.shadow.counts.released >= 1, "{mode:?} {cleared}");
             vm.end();
