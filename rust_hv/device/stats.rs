@@ -82,6 +82,9 @@ impl<V: Vendor> FdObject for VcpuStats<V> {
             Stat("exception_exits", Cumulative, now.exceptions),
             Stat("other_exits", Cumulative, now.other),
             Stat("user_exits", Cumulative, now.user_exits),
+            Stat("pf_taken", Cumulative, now.page_faults),
+            Stat("invlpg", Cumulative, now.invalidations),
+            Stat("pf_emulate", Cumulative, now.table_writes),
         ];
         stats::write(self.id.to_bytes(), &stats, |piece| reader.put(piece))
     }

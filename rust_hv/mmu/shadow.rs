@@ -416,6 +416,7 @@ impl Mmu {
         paging: &PagingState,
         fault: &GuestFault,
     ) -> Result<ShadowFault> {
+        self.stats.shadow_faults.add(1, Relaxed);
         let access = access_of(fault.code, fault.cpl, fault.ac);
         if self.quick_fault(cpu, run, memory, paging, fault.gva, access)? {
             return Ok(ShadowFault::Mapped);

@@ -326,6 +326,7 @@ impl<V: Vendor> Vcpu<V> {
             return Ok(Turn::Again);
         }
         self.counters.table_writes.bump();
+        self.mmu.stats.table_writes.add(1, Relaxed);
         match mmio.emulate(state, guest, &self.mmu, fault, Backing::Ram)? {
             Step::Enter => {
                 self.mmu.shadow_refill(faults.run(), paging, fault.gpa)?;
