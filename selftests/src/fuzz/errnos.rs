@@ -23,7 +23,8 @@ pub fn documented(request: u64) -> &'static [Errno] {
         KVM_ENABLE_CAP => &[Errno::EINVAL, Errno::EFAULT],
         KVM_SET_TSS_ADDR => &[Errno::EINVAL, Errno::EEXIST, Errno::ENOMEM],
         KVM_SET_IDENTITY_MAP_ADDR => &[Errno::EINVAL, Errno::EFAULT],
-        KVM_RUN => &[Errno::EINVAL, Errno::EINTR, Errno::EFAULT, Errno::ENOMEM],
+        // EOPNOTSUPP: real mode, on VT-x without nested tables.
+        KVM_RUN => &[Errno::EINVAL, Errno::EINTR, Errno::EFAULT, Errno::ENOMEM, Errno::EOPNOTSUPP],
         KVM_GET_REGS | KVM_GET_SREGS | KVM_TRANSLATE => &[Errno::EFAULT, Errno::ENOMEM, Errno::EINTR],
         KVM_SET_REGS => &[Errno::EFAULT, Errno::ENOMEM, Errno::EINTR],
         KVM_SET_SREGS => &[Errno::EINVAL, Errno::EFAULT, Errno::ENOMEM, Errno::EINTR],
@@ -32,6 +33,7 @@ pub fn documented(request: u64) -> &'static [Errno] {
         | RUSTHV_GET_HOST_STATS
         | RUSTHV_GET_NODE_STATS
         | RUSTHV_GET_VM_STATS
+        | RUSTHV_GET_PAGING_STATS
         | RUSTHV_GET_VCPU_STATS => {
             // ENOTTY or EINVAL from a device that is not rusthv; EINVAL for a node that is not there.
             &[Errno::EFAULT, Errno::EINTR, Errno::ENOTTY, Errno::EINVAL]
