@@ -90,13 +90,13 @@ fn run(t: &Context) -> Outcome {
 
     // At first tables are new, and compared.
     machine.over("tlb_flush_address", 3)?;
-    let flushed = machine.over("tlb_flush_address", LOOPS)?;
-    check_eq!(flushed, shadowed * LOOPS, "flushes of an address");
-    let faults = machine.over("shadow_page_faults", LOOPS)?;
-    check_eq!(faults, shadowed * LOOPS, "faults behind INVLPG");
+    // QEMU's CPU does not say which one INVLPG has: all tables are compared then, and none has changed.
+    let each = if emulator::is_tcg() { 0 } else { shadowed * LOOPS };
+    check_eq!(machine.over("tlb_flush_address", LOOPS)?, each, "flushes of an address");
+    check_eq!(machine.over("shadow_page_faults", LOOPS)?, each, "faults behind INVLPG");
     let invlpg = machine.0.vcpu.statistics()?;
     check_eq!(invlpg.value("invlpg")?, Some(shadowed * (2 * LOOPS + 3)));
-    check!(invlpg.value("pf_taken")? >= Some(shadowed * 2 * LOOPS));
+    check!(invlpg.value("pf_taken")? >= Some(2 * each));
 
     machine.start(shadow_counters_write(), entry, LOOPS)?;
     let writes = machine.over("shadow_table_writes", 1)?;
