@@ -23,7 +23,7 @@ use crate::model::arch::addr::{Gva, Hpa};
 use crate::model::arch::exception::{PageFaultError, Vector};
 use crate::model::arch::regs::Rflags;
 use crate::model::emulate::system::{invpcid_allows, Kind, System};
-use crate::model::emulate::{Backing, Cpu, Exception, Memory, Stop, MAX_LEN};
+use crate::model::emulate::{Backing, Cpu, Exception, Stop, MAX_LEN};
 use crate::model::exit::NestedFault;
 use crate::model::paging::state::{Mode, PagingState};
 use crate::vendor::{Guest, HwError, Vendor, Window};
