@@ -2,6 +2,7 @@
 
 //! INVPCID with operands that are not allowed raises what a CPU raises, in every paging mode; with others it is done.
 
+use crate::emulator;
 use crate::machine::*;
 use crate::prelude::*;
 use crate::traps;
@@ -63,6 +64,10 @@ fn run(t: &Context) -> Outcome {
         Ok(())
     };
     for &(kind, [context, address], contexts, done) in CASES {
+        if kind >> 32 != 0 && kind as u32 <= 3 && emulator::is_bochs() && emulator::is_nested() {
+            // Its CPU looks at 32 bits of the register, unless there is a REX.W.
+            continue;
+        }
         let what = format!("kind {kind:#x} of {context:#x}, {address:#x}, contexts: {contexts}");
         machine.memory.write_u64(layout::DATA, context);
         machine.memory.write_u64(layout::DATA + 8, address);
