@@ -242,10 +242,7 @@ where
             return Installed::Obsolete;
         }
         let gfn = route.page.gpa.raw() >> 12;
-        if cause.write && self.is_watched(gfn) {
-            self.release(memory, gather, gfn);
-        }
-        if cause.write && self.is_watched(gfn) {
+        if cause.write && self.is_watched(gfn) && self.keep(memory, gather, gfn) {
             if self.policy == Policy::Exact {
                 return Installed::Watched;
             }

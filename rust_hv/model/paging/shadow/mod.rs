@@ -44,7 +44,7 @@
 //!
 //! The guest does not say so. It writes something else to the frame, perhaps a page at a time, and
 //! each of these writes would be one to a table. So a write to a watched frame gives up what is left
-//! of tables there ([`Shadow::release`]): at once what no entry refers to and is no root, and after a
+//! of tables there (`release`): at once what no entry refers to and is no root, and after a
 //! few writes in a row what can only be reached from roots that no vCPU runs on. Those of a process
 //! that sleeps may be among them. They are made anew when it runs.
 //!

@@ -20,21 +20,26 @@ where
     W: DerefMut<Target = [u32]>,
 {
     /// The guest writes to a watched frame: gives up the tables there that seem to be none any more.
-    pub(super) fn release<M: TableMemory, G: Gather>(
+    /// True when the frame is watched for others.
+    pub(super) fn keep<M: TableMemory, G: Gather>(
         &mut self,
         memory: &M,
         gather: &mut G,
         gfn: u64,
-    ) {
-        let mut next = self.first_of(gfn);
+    ) -> bool {
+        let (mut next, mut kept) = (self.first_of(gfn), false);
         while let Some(id) = next {
             let following = self.slot(id).next;
             if self.is_done_with(memory, id) {
                 self.give_up(memory, gather, id);
                 self.counts.released = self.counts.released.wrapping_add(1);
+            } else {
+                let slot = self.slot(id);
+                kept |= !slot.loose || slot.watched;
             }
             next = self.next_of(gfn, following);
         }
+        kept
     }
 
     /// Whether a table that the guest writes to has had its time.
