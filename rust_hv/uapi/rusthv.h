@@ -116,7 +116,8 @@ struct rusthv_paging_stats {
 	__u64 loosened;		/* writes that made a table one to be compared */
 	__u64 compared;		/* tables compared with the guest's */
 	__u64 changed;		/* entries dropped as the guest's had changed */
-	__u64 reserved[6];
+	__u64 released;		/* tables given up as the guest has no use for them */
+	__u64 reserved[5];
 };
 
 #define RUSTHV_GET_PAGING_STATS	_IOR(RUSTHV_IO, 0x50, struct rusthv_paging_stats)

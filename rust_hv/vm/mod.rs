@@ -346,7 +346,8 @@ impl<V: Vendor> Vm<V> {
             loosened: counts.loosened,
             compared: counts.compared,
             changed: counts.changed,
-            reserved: [0; 6],
+            released: counts.released,
+            reserved: [0; 5],
         }
     }
 
