@@ -159,6 +159,7 @@ mod rdtscp;
 mod readonly_slot;
 mod real_mode;
 mod regs_round_trip;
+mod run_area_in_slot;
 mod run_area_mapping;
 mod run_area_scribbled;
 mod run_arguments;
