@@ -90,6 +90,7 @@ mod hostmm_remap;
 mod hostmm_shared_file;
 mod hostmm_snapshot;
 mod hostmm_stress;
+mod hostmm_swap;
 mod hostmm_tmpfs_huge;
 mod hostmm_unmap;
 mod immediate_exit;
