@@ -13,6 +13,7 @@
 #include <linux/hugetlb.h>
 #include <linux/entry-virt.h>
 #include <linux/mm.h>
+#include <linux/pagemap.h>
 #include <linux/pgtable.h>
 #include <linux/random.h>
 #include <linux/sched/mm.h>
@@ -744,9 +745,27 @@ void rhv_kunit_skip(const char *why)
 #endif
 }
 
-void rhv_get_page(struct page *page)
+/*
+ * Pages of such a mapping are given to nobody by their address in it: I/O is for
+ * get_user_pages(), MIXEDMAP for entries that stand for no page of the process's,
+ * in private mappings, too. Core dumps, which could not have them, leave them out.
+ */
+void rhv_vma_of_kernel_pages(struct vm_area_struct *vma)
 {
-	get_page(page);
+	vm_flags_set(vma, VM_IO | VM_MIXEDMAP | VM_DONTDUMP);
+}
+
+/* Which page of the mapping's file is at an address. */
+unsigned long rhv_vma_index(struct vm_area_struct *vma, unsigned long addr)
+{
+	return linear_page_index(vma, addr);
+}
+
+/* Whether a mapping has the pages of its file themselves, for such an access. */
+bool rhv_vma_shows_file(struct vm_area_struct *vma, bool write)
+{
+	return (vma->vm_flags & VM_SHARED) &&
+	       (vma->vm_flags & (write ? VM_WRITE : VM_READ));
 }
 
 /* 2^order pages, zeroed; may sleep. */

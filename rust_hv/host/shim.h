@@ -148,7 +148,9 @@ void rhv_pagefault_disable(void);
 void rhv_pagefault_enable(void);
 int rhv_get_user(u64 addr, u32 size, u64 *value);
 int rhv_put_user(u64 addr, u32 size, u64 value);
-void rhv_get_page(struct page *page);
+void rhv_vma_of_kernel_pages(struct vm_area_struct *vma);
+unsigned long rhv_vma_index(struct vm_area_struct *vma, unsigned long addr);
+bool rhv_vma_shows_file(struct vm_area_struct *vma, bool write);
 void rhv_kunit_skip(const char *why);
 int rhv_cmpxchg_user(u64 addr, u32 size, u64 *old, u64 new);
 

@@ -295,7 +295,7 @@ impl Vm {
 
 /// What happens to a VM.
 #[derive(Clone, Debug)]
-enum Op {
+pub enum Op {
     Access(u64, AccessKind, Privilege),
     /// Entry at a level, for an address, with a table or page and flags; then INVLPG or a reload.
     Write {
@@ -324,7 +324,8 @@ fn addresses() -> impl Strategy<Value = u64> {
     })
 }
 
-fn ops() -> impl Strategy<Value = Op> {
+/// What the fuzzer has from here, too (`fuzz/`).
+pub fn ops() -> impl Strategy<Value = Op> {
     let kind = prop_oneof![
         Just(AccessKind::Read),
         Just(AccessKind::Write),
@@ -396,7 +397,7 @@ fn registers(guest: &mut Guest, bits: u8) {
     guest.registers.efer = guest.registers.efer.with(Efer::NXE, on(3));
 }
 
-fn run(mode: Mode, policy: Policy, slots: usize, ops: &[Op]) {
+pub fn run(mode: Mode, policy: Policy, slots: usize, ops: &[Op]) {
     let mut guest = Guest::new(mode);
     registers(&mut guest, 0xf);
     let mut vm = Vm::new(guest, policy, slots);
