@@ -78,8 +78,7 @@ fn run(t: &Context) -> Outcome {
     } else {
         None
     };
-    let duration = t.duration(Duration::from_secs(2));
-    let end = Instant::now() + duration;
+    let end = Instant::now() + t.duration().unwrap_or(Duration::from_secs(2));
     let work = &Work::new(&KINDS);
     let mut copy = vec![0; PAGES * WORDS];
     let disturbed = work.all(vec![
@@ -100,7 +99,7 @@ fn run(t: &Context) -> Outcome {
                 let outcome = work.all(vec![
                     Box::new(|| disturb(running, &keeper, work, random(3))),
                     Box::new(|| log(&keeper, Some(&mut copy), work, random(4))),
-                    Box::new(|| fork(&kept, work, random(5))),
+                    Box::new(|| fork(running, &kept, work, random(5))),
                 ]);
                 // Everything is in place again: the guest goes on for a whole sweep.
                 outcome.and(running.sweeps(1))
@@ -322,7 +321,7 @@ fn snapshot(memory: &Memory, work: &Work) -> Outcome {
 }
 
 /// Forks, again and again: what the child has of the memory stays as it is.
-fn fork(memory: &Memory, work: &Work, mut random: Random) -> Outcome {
+fn fork(running: &Running<'_>, memory: &Memory, work: &Work, mut random: Random) -> Outcome {
     for turn in 0.. {
         match work.next(turn, 1, &mut random) {
             Some(0) => {
@@ -337,6 +336,8 @@ fn fork(memory: &Memory, work: &Work, mut random: Random) -> Outcome {
                 }
                 check_eq!(host::wait(pid)?, 0, "the end of a child whose memory must stay");
                 work.did("fork");
+                // Every page has to be copied now, for every guest.
+                running.sweeps(1)?;
             }
             Some(_) => pause(&mut random, 30_000),
             None => break,
