@@ -295,6 +295,17 @@ impl<'a> Verifier<'a> {
     }
 }
 
+/// What a vCPU has that the guest never loads: then it is not the guest's program that has failed.
+fn strange(sregs: &kvm_bindings::kvm_sregs) -> String {
+    if sregs.cr3 == layout::PML4 as u64 && sregs.cs.selector == layout::CODE64 {
+        return String::new();
+    }
+    format!(
+        "; and these are not the guest's: CS {:#x}, GDT at {:#x}, CR0 {:#x}, CR3 {:#x}, CR4 {:#x}, EFER {:#x}",
+        sregs.cs.selector, sregs.gdt.base, sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer
+    )
+}
+
 impl Running<'_> {
     /// Runs a vCPU until it stops, or has something to say.
     fn sweep(&self, vcpu: &Vcpu) -> Result<(), String> {
@@ -313,10 +324,17 @@ impl Running<'_> {
                 Ok(exit) if self.guest.answer(vcpu, &exit) => {}
                 other => {
                     let regs = vcpu.regs().unwrap_or_default();
-                    let cr2 = vcpu.sregs().map(|sregs| sregs.cr2).unwrap_or_default();
+                    let sregs = vcpu.sregs().unwrap_or_default();
                     return Err(format!(
-                        "{other:x?}: {:#x} at {:#x}, not {:#x}; sweep {:#x}; RIP {:#x}, CR2 {cr2:#x}, RSP {:#x}",
-                        regs.rcx, regs.rbx, regs.rax, regs.rbp, regs.rip, regs.rsp
+                        "{other:x?}: {:#x} at {:#x}, not {:#x}; sweep {:#x}; RIP {:#x}, RSP {:#x}, CR2 {:#x}{}",
+                        regs.rcx,
+                        regs.rbx,
+                        regs.rax,
+                        regs.rbp,
+                        regs.rip,
+                        regs.rsp,
+                        sregs.cr2,
+                        strange(&sregs)
                     ));
                 }
             }

@@ -51,8 +51,7 @@ const KINDS: [&str; 16] = [
 ];
 
 /// What the host may have its reasons to refuse, or none of the means for.
-const MAY_FAIL: [&str; 7] =
-    ["collapse", "move away", "migrate", "settle", "snapshot", "merge", "take apart"];
+const MAY_FAIL: [&str; 7] = ["collapse", "move away", "migrate", "settle", "snapshot", "merge", "take apart"];
 
 /// Its end to read, and its end to write.
 type Pipe = (File, OwnedFd);
@@ -105,9 +104,7 @@ fn run(t: &Context) -> Outcome {
                 outcome.and(running.sweeps(1))
             })
         }),
-        Box::new(|| {
-            mover.run(|running| rearrange(running, &mover, merging.as_ref(), work, random(6)))
-        }),
+        Box::new(|| mover.run(|running| rearrange(running, &mover, merging.as_ref(), work, random(6)))),
     ]);
     let done = work.done();
     println!("# {done:?}; {} words were found lost", loser.losses());
@@ -234,10 +231,7 @@ fn drop_pages(running: &Running<'_>, guest: &Verifier<'_>, work: &Work, mut rand
 }
 
 /// Settles faults for a moment. How many there were.
-fn settle(
-    faults: &Faults<'_>,
-    mut each: impl FnMut(usize) -> Result<(), Errno>,
-) -> Result<usize, Errno> {
+fn settle(faults: &Faults<'_>, mut each: impl FnMut(usize) -> Result<(), Errno>) -> Result<usize, Errno> {
     let end = Instant::now() + Duration::from_millis(30);
     let mut settled = 0;
     while settled < 30 && Instant::now() < end {
