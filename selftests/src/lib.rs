@@ -30,6 +30,7 @@ pub mod random;
 pub mod rusthv;
 pub mod spin;
 pub mod statistics;
+pub mod stress;
 pub mod swap;
 pub mod tests;
 pub mod traps;
