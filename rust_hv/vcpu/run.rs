@@ -223,7 +223,7 @@ impl<V: Vendor> Vcpu<V> {
             Action::Memory(fault) => self.memory(state, mmio, guest, faults, &fault),
             Action::GuestFault(fault) => self.guest_fault(state, mmio, guest, faults, &fault),
             Action::Invalidate(gva) => {
-                self.invalidate(state, gva)?;
+                self.invalidate(state, faults, gva)?;
                 Ok(Turn::Again)
             }
             Action::Control { register, value } => {
