@@ -116,9 +116,11 @@ void rhv_machine_check(void);
 /*
  * Enter the guest of the current VMCS and come back.
  * 0: a VM exit; 1: the instruction failed with RFLAGS.CF or ZF; 2: it faulted.
- * *reason is the exit reason field when 0.
+ * *reason is the exit reason field when 0. nested: the guest's own tables are
+ * walked, behind nested ones.
  */
-int rhv_enter_guest(struct rhv_regs *regs, bool launched, u32 *reason);
+int rhv_enter_guest(struct rhv_regs *regs, bool launched, bool nested,
+		    u32 *reason);
 
 /* Memory */
 struct page *rhv_alloc_page(int node, u64 among, bool low);

@@ -240,15 +240,23 @@ impl PageRun {
         }
     }
 
-    /// At most `max` pages from `hva` on that are present and writable, without faulting anything
-    /// in; `None` when the first is not.
-    fn present_writable(&mut self, mm: &UserMm, hva: Hva, max: usize) -> Option<Found> {
+    /// How many pages from `hva` on the host's own tables have that user space has written and may
+    /// write, `max` of at most `BATCH`; and the size of the first one's mapping.
+    fn in_tables(&mut self, mm: &UserMm, hva: Hva, max: u32) -> (u32, u32) {
         let address = hva.page_base().raw() as usize;
-        let max = max.clamp(1, BATCH) as u32;
+        let max = max.min(BATCH as u32);
         let mut shift = 0;
         let run = self.0.as_mut_ptr();
         // SAFETY: The address space is the current task's, and there is room for `BATCH` pages.
         let count = unsafe { bindings::rhv_host_pages(mm.as_raw(), address, run, max, &mut shift) };
+        (count, shift)
+    }
+
+    /// At most `max` pages from `hva` on that are present and writable, without faulting anything
+    /// in; `None` when the first is not.
+    fn present_writable(&mut self, mm: &UserMm, hva: Hva, max: usize) -> Option<Found> {
+        let max = max.clamp(1, BATCH) as u32;
+        let (count, shift) = self.in_tables(mm, hva, max);
         if count > 0 {
             return Some(Found {
                 count: count as usize,
@@ -257,6 +265,7 @@ impl PageRun {
                 shift: Some(shift),
             });
         }
+        let address = hva.page_base().raw() as usize;
         let mut pages = [core::ptr::null_mut(); HELD];
         // SAFETY: There is room for `HELD` pages.
         let got = unsafe {
@@ -355,6 +364,14 @@ impl<'a> UserPages<'a> {
         };
         // INVARIANT: The references that `found` tells of are ours.
         Ok(Self { run, found })
+    }
+
+    /// Where the page at `hva` is, if that is to be found out without a fault or a reference, and it
+    /// can be written.
+    pub fn present(run: &mut PageRun, mm: &UserMm, hva: Hva) -> Option<Hpa> {
+        let (count, _) = run.in_tables(mm, hva, 1);
+        let first = run.0.first().filter(|_| count > 0);
+        first.map(|&page| Hpa::new(page))
     }
 
     /// Physical addresses of the pages, in order.
