@@ -223,29 +223,34 @@ impl PageRun {
         }
     }
 
-    /// At most `max` pages from `hva` on that are present and writable, without faulting anything
-    /// in; `None` when the first is not.
-    fn present_writable(&mut self, mm: &UserMm, hva: Hva, max: usize) -> Option<Found> {
+    /// At most `max` pages from `hva` on that are present, anonymous, writable and dirty; where the
+    /// first is not, how many entries of the host's table are empty from there on.
+    fn in_tables(&mut self, mm: &UserMm, hva: Hva, max: usize) -> Result<Found, usize> {
         let address = hva.page_base().raw() as usize;
         let max = max.clamp(1, BATCH) as u32;
-        let mut shift = 0;
-        let run = self.0.as_mut_ptr();
+        let mut run = bindings::rhv_host_run::default();
+        let to = self.0.as_mut_ptr();
         // SAFETY: The address space is the current task's, and there is room for `BATCH` pages.
-        let count = unsafe { bindings::rhv_host_pages(mm.as_raw(), address, run, max, &mut shift) };
-        if count > 0 {
-            return Some(Found {
-                count: count as usize,
-                writable: true,
-                held: false,
-                shift: Some(shift),
-            });
+        let count = unsafe { bindings::rhv_host_pages(mm.as_raw(), address, to, max, &mut run) };
+        if count == 0 {
+            return Err(run.absent as usize);
         }
+        Ok(Found {
+            count: count as usize,
+            writable: true,
+            held: false,
+            shift: Some(run.shift),
+        })
+    }
+
+    /// At most `max` pages from `hva` on that are present and writable, of whatever kind.
+    fn by_reference(&mut self, hva: Hva, max: usize) -> Option<Found> {
         let mut pages = [core::ptr::null_mut(); HELD];
         // SAFETY: There is room for `HELD` pages.
         let got = unsafe {
             bindings::get_user_pages_fast_only(
-                address,
-                max.min(HELD as u32) as i32,
+                hva.page_base().raw() as usize,
+                max.clamp(1, HELD) as i32,
                 bindings::FOLL_WRITE,
                 pages.as_mut_ptr(),
             )
@@ -254,6 +259,38 @@ impl PageRun {
         got.filter(|pages| !pages.is_empty())
             .map(|pages| self.hold(pages, true))
     }
+
+    /// Pages from `hva` on that may be written. Nothing is faulted in but anonymous memory, where
+    /// the guest wants to write.
+    fn writable(&mut self, mm: &UserMm, hva: Hva, wanted: Wanted, reach: Reach) -> Option<Found> {
+        let absent = match self.in_tables(mm, hva, reach.present) {
+            Ok(found) => return Some(found),
+            Err(absent) => absent,
+        };
+        if absent == 0 {
+            let found = self.by_reference(hva, reach.present);
+            if found.is_some() {
+                return found;
+            }
+        }
+        let pages = absent.min(reach.absent).clamp(1, BATCH);
+        if wanted != Wanted::Write || !fault_in_anonymous(mm, hva, pages) {
+            return None;
+        }
+        self.in_tables(mm, hva, reach.present).ok()
+    }
+}
+
+/// Faults in a page of anonymous memory, to be written, and others behind it, of which the caller
+/// has seen that they are absent: `pages` at most, and perhaps not all. False where it is not as
+/// simple as that.
+///
+/// This is what [`fault_in`] does, without its look-ups before and after each page, and for several
+/// pages under one lock.
+fn fault_in_anonymous(mm: &UserMm, hva: Hva, pages: usize) -> bool {
+    let address = hva.page_base().raw() as usize;
+    // SAFETY: The address space is the current task's; we may sleep here.
+    unsafe { bindings::rhv_fault_in(mm.as_raw(), address, pages as u32) }
 }
 
 /// One page, with a reference, faulted in when it is absent.
@@ -280,6 +317,16 @@ pub enum Wanted {
     Read,
     /// It may read only.
     ReadOnly,
+}
+
+/// How many pages a look-up is to find, at most.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reach {
+    /// If they are present.
+    pub present: usize,
+    /// If they are absent, and the guest wants to write: of anonymous memory, where no userfaultfd
+    /// waits for faults, so many are faulted in. All but the first are a guess about the guest.
+    pub absent: usize,
 }
 
 /// A run of the current task's pages, to be mapped for a guest.
@@ -312,18 +359,37 @@ impl<'a> UserPages<'a> {
         wanted: Wanted,
         max: usize,
     ) -> Result<Self> {
-        let present = match wanted {
-            Wanted::ReadOnly => None,
-            Wanted::Read | Wanted::Write => run.present_writable(mm, hva, max),
+        let reach = Reach {
+            present: max,
+            absent: 1,
         };
-        let found = match present {
+        Self::get_ahead(run, mm, hva, wanted, reach)
+    }
+
+    /// [`UserPages::get`], which faults in more than the page at `hva` where that is foreseen.
+    ///
+    /// # Errors
+    ///
+    /// The same. That other pages do not come is none.
+    pub fn get_ahead(
+        run: &'a mut PageRun,
+        mm: &UserMm,
+        hva: Hva,
+        wanted: Wanted,
+        reach: Reach,
+    ) -> Result<Self> {
+        let writable = match wanted {
+            Wanted::ReadOnly => None,
+            Wanted::Read | Wanted::Write => run.writable(mm, hva, wanted, reach),
+        };
+        let found = match writable {
             Some(found) => found,
             None => {
                 let write = wanted == Wanted::Write;
                 let page = fault_in(hva, write)?;
                 let found = match wanted {
                     // Just faulted in: it may well be writable.
-                    Wanted::Read => run.present_writable(mm, hva, 1),
+                    Wanted::Read => run.in_tables(mm, hva, 1).ok().or_else(|| run.by_reference(hva, 1)),
                     Wanted::Write | Wanted::ReadOnly => None,
                 };
                 match found {

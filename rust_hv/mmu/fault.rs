@@ -7,7 +7,7 @@ use crate::host::notifier::HvaRange;
 use crate::host::pool::Reserve;
 use crate::host::tables::Tables;
 use crate::host::task;
-use crate::host::user::{PageRun, UserPages, Wanted, BATCH};
+use crate::host::user::{PageRun, Reach, UserPages, Wanted, BATCH};
 use crate::model::arch::addr::{Gfn, Gpa, Hpa, Hva, PAGE_SIZE};
 use crate::model::emulate::Backing;
 use crate::model::exit::NestedFault;
@@ -34,6 +34,16 @@ const PAGES_2M: u64 = PageSize::Size2M.pages();
 
 /// Pages that a fault maps which follows no other.
 const FEWEST: usize = 4;
+
+/// What is looked up for a fault that may map so many pages. Absent pages are made present with
+/// that, one for each `FEWEST`: one for a fault that follows no other, and 16 at most, for a guest
+/// that has come through tens of pages one after the other. (Documentation/architecture.md.)
+fn reach(pages: usize) -> Reach {
+    Reach {
+        present: pages,
+        absent: (pages / FEWEST).max(1),
+    }
+}
 
 /// What a vCPU keeps from one fault to the next.
 pub struct Faults {
@@ -112,8 +122,8 @@ impl Mmu {
                 (false, true) => Wanted::Write,
                 (false, false) => Wanted::Read,
             };
-            let max = room(&slot, gfn, window);
-            let pages = UserPages::get(run, &self.mm, hva, wanted, max)?;
+            let reach = reach(room(&slot, gfn, window));
+            let pages = UserPages::get_ahead(run, &self.mm, hva, wanted, reach)?;
             // Writes are logged page by page.
             let logged = slot.flags.log_dirty();
             let large = self.large_pages

@@ -4,6 +4,7 @@
 
 use crate::harness::Test;
 
+mod absent_pages;
 mod api_version;
 mod avx_state;
 mod bad_guest_state;
