@@ -70,6 +70,26 @@ static bool rhv_is_anon(unsigned long pfn)
 	return folio_test_anon(pfn_folio(pfn));
 }
 
+static bool rhv_is_ours(pmd_t pmd)
+{
+	return pmd_present(pmd) && pmd_leaf(pmd) &&
+	       pmd_access_permitted(pmd, true) && pmd_dirty(pmd) &&
+	       !pmd_special(pmd) && rhv_is_anon(pmd_pfn(pmd));
+}
+
+/* The large pages from an entry on. */
+static void rhv_large_pages(pmd_t *pmds, unsigned int max,
+			    struct rhv_host_run *run)
+{
+	while (run->large < max) {
+		pmd_t pmd = READ_ONCE(pmds[run->large]);
+
+		if (!rhv_is_ours(pmd))
+			break;
+		run->first[run->large++] = PFN_PHYS(pmd_pfn(pmd));
+	}
+}
+
 /* How many entries from one on are empty. */
 static unsigned int rhv_count_none(pte_t *ptes, unsigned int max)
 {
@@ -86,6 +106,8 @@ static unsigned int rhv_count_none(pte_t *ptes, unsigned int max)
  * as written already, and who writes them has nothing to tell it. At most max,
  * all of one page table or one large page; returns how many. If there are none,
  * run->absent has the number of empty entries, as far as there is a page table.
+ * If it is a large page, that and the large pages behind it which are the same in
+ * all of this are in run->first, as many as run->large says before, or less.
  *
  * No reference is taken. As rhv_host_mapping_shift, a hint until the caller
  * has checked that no invalidation came between.
@@ -93,15 +115,18 @@ static unsigned int rhv_count_none(pte_t *ptes, unsigned int max)
 unsigned int rhv_host_pages(struct mm_struct *mm, unsigned long addr, u64 *phys,
 			    unsigned int max, struct rhv_host_run *run)
 {
+	unsigned int count = 0, large = run->large;
 	struct rhv_host_entry entry;
-	unsigned int count = 0;
 	pteval_t like = 0;
 	unsigned long flags;
 	pmd_t pmd;
 	pte_t *ptes;
 
 	max = min_t(unsigned int, max, PTRS_PER_PTE - pte_index(addr));
+	large = min3(large, RHV_LARGE_PAGES,
+		     (unsigned int)(PTRS_PER_PMD - pmd_index(addr)));
 	run->absent = 0;
+	run->large = 0;
 	local_irq_save(flags);
 	entry = rhv_host_walk(mm, addr);
 	run->shift = entry.shift;
@@ -111,12 +136,12 @@ unsigned int rhv_host_pages(struct mm_struct *mm, unsigned long addr, u64 *phys,
 	if (!pmd_present(pmd))
 		goto out;
 	if (pmd_leaf(pmd)) {
-		if (pmd_access_permitted(pmd, true) && pmd_dirty(pmd) &&
-		    !pmd_special(pmd) && rhv_is_anon(pmd_pfn(pmd))) {
+		if (rhv_is_ours(pmd)) {
 			u64 first = PFN_PHYS(pmd_pfn(pmd)) + (addr & ~PMD_MASK);
 
 			for (; count < max; count++)
 				phys[count] = first + count * PAGE_SIZE;
+			rhv_large_pages(entry.pmd, large, run);
 		}
 		goto out;
 	}

@@ -136,9 +136,13 @@ void *rhv_phys_to_virt(u64 phys);
 void rhv_put_user_page(struct page *page, bool dirty);
 
 /* pages.c: what a look at the host's own page tables has found. */
+enum { RHV_LARGE_PAGES = 8 };
+
 struct rhv_host_run {
 	unsigned int shift;	/* log2 of the size of the mapping */
 	unsigned int absent;	/* entries without any page */
+	unsigned int large;	/* large pages; how many are wanted, at first */
+	u64 first[RHV_LARGE_PAGES];	/* where they begin */
 };
 
 unsigned int rhv_host_mapping_shift(struct mm_struct *mm, unsigned long addr);

@@ -189,6 +189,8 @@ pub fn max_user_address() -> Hva {
 pub const BATCH: usize = 64;
 /// As many of them that are held by reference.
 const HELD: usize = 16;
+/// Large pages that [`UserPages`] has at most.
+pub const LARGE_BATCH: usize = bindings::RHV_LARGE_PAGES as usize;
 
 /// What a look-up has found, in a [`PageRun`].
 #[derive(Clone, Copy)]
@@ -198,15 +200,17 @@ struct Found {
     /// There is one reference to give up on each.
     held: bool,
     shift: Option<u32>,
+    /// Large pages.
+    large: usize,
 }
 
-/// Room for the addresses of a run of pages.
-pub struct PageRun([u64; BATCH]);
+/// Room for the addresses of a run of pages, and of large pages.
+pub struct PageRun([u64; BATCH], [u64; LARGE_BATCH]);
 
 impl PageRun {
     /// Empty.
     pub const fn new() -> Self {
-        Self([0; BATCH])
+        Self([0; BATCH], [0; LARGE_BATCH])
     }
 
     /// Takes over the references on pages.
@@ -220,26 +224,34 @@ impl PageRun {
             writable,
             held: true,
             shift: None,
+            large: 0,
         }
     }
 
     /// At most `max` pages from `hva` on that are present, anonymous, writable and dirty; where the
     /// first is not, how many entries of the host's table are empty from there on.
-    fn in_tables(&mut self, mm: &UserMm, hva: Hva, max: usize) -> Result<Found, usize> {
+    fn in_tables(&mut self, mm: &UserMm, hva: Hva, reach: Reach) -> Result<Found, usize> {
         let address = hva.page_base().raw() as usize;
-        let max = max.clamp(1, BATCH) as u32;
-        let mut run = bindings::rhv_host_run::default();
+        let max = reach.present.clamp(1, BATCH) as u32;
+        let mut run = bindings::rhv_host_run {
+            large: reach.large as u32,
+            ..Default::default()
+        };
         let to = self.0.as_mut_ptr();
         // SAFETY: The address space is the current task's, and there is room for `BATCH` pages.
         let count = unsafe { bindings::rhv_host_pages(mm.as_raw(), address, to, max, &mut run) };
         if count == 0 {
             return Err(run.absent as usize);
         }
+        if run.large > 0 {
+            self.1 = run.first;
+        }
         Ok(Found {
             count: count as usize,
             writable: true,
             held: false,
             shift: Some(run.shift),
+            large: run.large as usize,
         })
     }
 
@@ -263,7 +275,7 @@ impl PageRun {
     /// Pages from `hva` on that may be written. Nothing is faulted in but anonymous memory, where
     /// the guest wants to write.
     fn writable(&mut self, mm: &UserMm, hva: Hva, wanted: Wanted, reach: Reach) -> Option<Found> {
-        let absent = match self.in_tables(mm, hva, reach.present) {
+        let absent = match self.in_tables(mm, hva, reach) {
             Ok(found) => return Some(found),
             Err(absent) => absent,
         };
@@ -277,7 +289,7 @@ impl PageRun {
         if wanted != Wanted::Write || !fault_in_anonymous(mm, hva, pages) {
             return None;
         }
-        self.in_tables(mm, hva, reach.present).ok()
+        self.in_tables(mm, hva, reach).ok()
     }
 }
 
@@ -327,6 +339,16 @@ pub struct Reach {
     /// If they are absent, and the guest wants to write: of anonymous memory, where no userfaultfd
     /// waits for faults, so many are faulted in. All but the first are a guess about the guest.
     pub absent: usize,
+    /// If they are large.
+    pub large: usize,
+}
+
+impl Reach {
+    const ONE: Self = Self {
+        present: 1,
+        absent: 1,
+        large: 0,
+    };
 }
 
 /// A run of the current task's pages, to be mapped for a guest.
@@ -361,7 +383,7 @@ impl<'a> UserPages<'a> {
     ) -> Result<Self> {
         let reach = Reach {
             present: max,
-            absent: 1,
+            ..Reach::ONE
         };
         Self::get_ahead(run, mm, hva, wanted, reach)
     }
@@ -389,7 +411,10 @@ impl<'a> UserPages<'a> {
                 let page = fault_in(hva, write)?;
                 let found = match wanted {
                     // Just faulted in: it may well be writable.
-                    Wanted::Read => run.in_tables(mm, hva, 1).ok().or_else(|| run.by_reference(hva, 1)),
+                    Wanted::Read => {
+                        let found = run.in_tables(mm, hva, Reach::ONE).ok();
+                        found.or_else(|| run.by_reference(hva, 1))
+                    }
                     Wanted::Write | Wanted::ReadOnly => None,
                 };
                 match found {
@@ -415,6 +440,12 @@ impl<'a> UserPages<'a> {
     /// The same as numbers, to be looked through fast.
     pub fn addresses(&self) -> &[u64] {
         self.run.0.get(..self.found.count).unwrap_or_default()
+    }
+
+    /// First bytes of the large page that has the first one, and of large pages behind it; none if it
+    /// is in no large page, or in one that may not be mapped as a whole without a further look.
+    pub fn large_pages(&self) -> &[u64] {
+        self.run.1.get(..self.found.large).unwrap_or_default()
     }
 
     /// Number of pages, at least one.

@@ -108,6 +108,7 @@ mod io_string_gone;
 mod io_string_outside;
 mod kill_vmm;
 mod large_pages;
+mod large_pages_ahead;
 mod large_pages_running;
 mod load_failures;
 mod long_mode;
