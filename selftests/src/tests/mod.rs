@@ -4,6 +4,7 @@
 
 use crate::harness::Test;
 
+mod absent_pages;
 mod api_version;
 mod avx_state;
 mod bad_guest_state;
@@ -115,6 +116,7 @@ mod io_string_gone;
 mod io_string_outside;
 mod kill_vmm;
 mod large_pages;
+mod large_pages_ahead;
 mod large_pages_running;
 mod load_failures;
 mod long_mode;
