@@ -88,7 +88,7 @@ impl Mmu {
             _ => return Err(EINVAL),
         };
         let new = Mode::Shadow(tables(policy, count)?);
-        let old = self.state.lock().tree.mode.replace(new);
+        let old = self.state.write().tree.mode.replace(new);
         if let Some(old) = old {
             // No vCPU has ever walked them.
             old.destroy(&mut Tables::existing(&self.supply), |_, _| {});

@@ -9,11 +9,12 @@
 //! | [`Mode::Shadow`], exact | ours | each write is executed here (brute force) |
 //!
 //! What a fault does is in `fault` for the first and in `shadow` for the others; this is what the
-//! host and the dirty log need of all of them. Everything here is called with `Mmu::state` held.
+//! host and the dirty log need of all of them. Everything here that changes something is called by
+//! whoever holds `Mmu::state` alone.
 
 use super::{TableCounts, Unlinked, STEP};
 use crate::host::tables::Tables;
-use crate::model::arch::addr::{Gfn, GfnRange, Gpa};
+use crate::model::arch::addr::{Gfn, GfnRange};
 use crate::model::memory::dirty::WORD_PAGES;
 use crate::model::paging::format::Leaf;
 use crate::model::paging::frames::TableMemory;
@@ -21,7 +22,6 @@ use crate::model::paging::nested::Nested;
 use crate::model::paging::shadow::{self, Cursor, Shadow};
 use crate::model::paging::sweep::{Progress, Sweep};
 use crate::model::paging::table::Table;
-use crate::model::paging::track::Allowed;
 use kernel::prelude::*;
 
 /// Shadow tables in the kernel's memory.
@@ -65,9 +65,6 @@ pub(super) trait Paging {
     /// flushed.
     fn track_pages(&mut self, memory: &Tables<'_>, first: Gfn, bits: u64) -> bool;
 
-    /// Lets the guest write to a page where that was withheld and nothing else is missing.
-    fn allow_write(&mut self, memory: &Tables<'_>, gpa: Gpa) -> bool;
-
     /// Small pages are mapped here, which are in the way of a large one.
     fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn) -> bool;
 
@@ -98,10 +95,6 @@ impl Paging for Table<Nested> {
 
     fn track_pages(&mut self, memory: &Tables<'_>, first: Gfn, bits: u64) -> bool {
         Table::track_pages(self, memory, first, bits)
-    }
-
-    fn allow_write(&mut self, memory: &Tables<'_>, gpa: Gpa) -> bool {
-        Table::allow_write(self, memory, gpa) == Allowed::Yes
     }
 
     fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn) -> bool {
@@ -159,11 +152,6 @@ impl Paging for Shadows {
             while self.protect(memory, range, &mut cursor) != Progress::Done {}
         }
         self.stale().is_some()
-    }
-
-    /// Whether the guest may write is a matter of its own tables, too.
-    fn allow_write(&mut self, _memory: &Tables<'_>, _gpa: Gpa) -> bool {
-        false
     }
 
     /// The guest's own tables decide as well; what is mapped small stays so until it is used anew.
@@ -231,10 +219,6 @@ impl Paging for Mode {
 
     fn track_pages(&mut self, memory: &Tables<'_>, first: Gfn, bits: u64) -> bool {
         either!(self, tables => Paging::track_pages(tables, memory, first, bits))
-    }
-
-    fn allow_write(&mut self, memory: &Tables<'_>, gpa: Gpa) -> bool {
-        either!(self, tables => Paging::allow_write(tables, memory, gpa))
     }
 
     fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn) -> bool {

@@ -142,7 +142,7 @@ impl Mmu {
         };
         OWNERS.get()?.settle();
         let memory = Tables::existing(&self.supply);
-        let state = self.state.lock();
+        let state = self.state.read();
         let table = state.tree.walked();
         if let Some(leaf) = table.and_then(|table| table.lookup(&memory, gpa)) {
             let hpa = leaf.hpa.wrapping_add(offset(gpa.raw(), &leaf));
@@ -167,7 +167,7 @@ impl Mmu {
         mut on_entry: impl FnMut(Level, Hpa, u64),
     ) -> Option<Hpa> {
         let memory = Tables::existing(&self.supply);
-        let state = self.state.lock();
+        let state = self.state.read();
         let leaf = state.tree.walked()?.path(&memory, gpa, &mut on_entry)?;
         let wanted = match (write, fetch) {
             (true, _) => Permissions::W,

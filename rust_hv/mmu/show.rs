@@ -285,7 +285,7 @@ fn regions(range: GfnRange) -> u64 {
 impl Mmu {
     /// The part of a slot that is in the region of a number, counting those of all slots.
     fn region(&self, number: u64) -> Option<GfnRange> {
-        let state = self.state.lock();
+        let state = self.state.read();
         let mut left = number;
         for slot in &state.slots {
             let range = slot.gfns();
@@ -304,7 +304,7 @@ impl Mmu {
 
 impl Content for Pages {
     fn records(&self) -> u64 {
-        let state = self.0.state.lock();
+        let state = self.0.state.read();
         state.slots.iter().map(|slot| regions(slot.gfns())).sum()
     }
 
@@ -319,7 +319,7 @@ impl Content for Pages {
         let memory = Tables::existing(&mmu.supply);
         let mut sweep = Sweep::new(range);
         let mut more = Progress::More(range.start);
-        if let Some(table) = mmu.state.lock().tree.walked() {
+        if let Some(table) = mmu.state.read().tree.walked() {
             // One step: a table has no more entries than this.
             more = table.for_each_leaf(&memory, &mut sweep, REGION as usize, |gfn, leaf| {
                 // Within the capacity. While it is mapped, what the host says holds.
@@ -353,11 +353,11 @@ pub struct Slots(Arc<Mmu>);
 
 impl Content for Slots {
     fn records(&self) -> u64 {
-        self.0.state.lock().slots.len() as u64
+        self.0.state.read().slots.len() as u64
     }
 
     fn show(&self, record: u64, out: &SeqFile) {
-        let slot = self.0.state.lock().slots.get(record as usize).copied();
+        let slot = self.0.state.read().slots.get(record as usize).copied();
         if let Some(slot) = slot {
             seq_print!(
                 out,

@@ -55,7 +55,7 @@ impl Mmu {
     /// The mapping of a guest frame, as the inverted table should have it.
     fn forward(&self, what: &Alias) -> Option<Leaf> {
         let memory = Tables::existing(&self.supply);
-        let state = self.state.lock();
+        let state = self.state.read();
         let gpa = Gpa::new(what.gfn.raw() << 12);
         let leaf = state.tree.walked()?.lookup(&memory, gpa)?;
         (leaf.hpa == what.hpa && leaf.size == what.size).then_some(leaf)
@@ -69,7 +69,7 @@ impl Mmu {
         }
         // It may just have gone: with the lock both say the same.
         let memory = Tables::existing(&self.supply);
-        let state = self.state.lock();
+        let state = self.state.read();
         let gpa = Gpa::new(what.gfn.raw() << 12);
         let table = state.tree.walked();
         let leaf = table.and_then(|table| table.lookup(&memory, gpa));
@@ -86,7 +86,7 @@ impl Mmu {
         let mut sweep = Sweep::new(everything());
         loop {
             let mut notes = Notes::new(self.inverted, &self.owner);
-            let mut state = self.state.lock();
+            let mut state = self.state.write();
             state.settle(&mut notes);
             let progress = match state.tree.walked() {
                 Some(table) => table.for_each_leaf(&memory, &mut sweep, STEP, |gfn, leaf| {

@@ -135,6 +135,7 @@ pub const IOCTLS: &[Ioctl] = ioctls! {
         RUSTHV_MEASURE,
         RUSTHV_SET_NUMA_POLICY,
         RUSTHV_SET_WIPE,
+        RUSTHV_SET_INTERCEPTS,
         RUSTHV_GET_GPA;
     Vcpu:
         KVM_RUN,

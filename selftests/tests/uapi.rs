@@ -42,6 +42,7 @@ fn mirror_matches_the_header() {
     );
     layout!(text, "rusthv_numa_policy", NumaPolicy, policy, padding, nodes, reserved);
     layout!(text, "rusthv_wipe", Wipe, mode, padding, reserved);
+    layout!(text, "rusthv_intercepts", Intercepts, what, first, count, exits, reserved);
     layout!(
         text,
         "rusthv_host_stats",
@@ -137,6 +138,10 @@ fn mirror_matches_the_header() {
         ("RUSTHV_WIPE_NEVER", u64::from(RUSTHV_WIPE_NEVER)),
         ("RUSTHV_WIPE_ZEROS", u64::from(RUSTHV_WIPE_ZEROS)),
         ("RUSTHV_WIPE_RANDOM", u64::from(RUSTHV_WIPE_RANDOM)),
+        ("RUSTHV_CAP_INTERCEPTS", u64::from(RUSTHV_CAP_INTERCEPTS)),
+        ("RUSTHV_INTERCEPT_PORT", u64::from(RUSTHV_INTERCEPT_PORT)),
+        ("RUSTHV_INTERCEPT_MSR_READ", u64::from(RUSTHV_INTERCEPT_MSR_READ)),
+        ("RUSTHV_INTERCEPT_MSR_WRITE", u64::from(RUSTHV_INTERCEPT_MSR_WRITE)),
         ("RUSTHV_CAP_PAGING", u64::from(CAP_PAGING)),
         ("RUSTHV_PAGING_NESTED", u64::from(PAGING_NESTED)),
         ("RUSTHV_PAGING_SHADOW", u64::from(PAGING_SHADOW)),

@@ -75,6 +75,8 @@ fn policies(device: &Device, injector: &Injector) -> Result<u64, Failure> {
         nodes ^= 1 << 63;
         vm.set_numa_policy(RUSTHV_NUMA_BIND, 1 | nodes).map(drop)
     })?;
+    injector
+        .each("SET_INTERCEPTS", &mut || vm.set_intercepts(RUSTHV_INTERCEPT_PORT, 0x10, 1, 1).map(drop))?;
     injector.each("SET_WIPE", &mut || vm.set_wipe(RUSTHV_WIPE_ZEROS).map(drop))?;
     check_eq!(Machine::long_in(device, vm, fail_allocations_vm())?.run()?, Exit::Hlt);
     Ok(injected)
