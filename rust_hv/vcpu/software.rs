@@ -147,9 +147,7 @@ pub(super) fn fault_at(
 fn refuse() -> Error {
     static LEFT: Atomic<i32> = Atomic::new(16);
     if LEFT.fetch_sub(1, Relaxed) > 0 {
-        pr_info!(
-            "this CPU runs real mode with nested tables only: not there with shadow tables\n"
-        );
+        pr_info!("this CPU runs real mode with nested tables only: not there with shadow tables\n");
     } else {
         LEFT.store(0, Relaxed);
     }
