@@ -14,7 +14,7 @@ use crate::host::notifier::HvaRange;
 use crate::host::pool::Reserve;
 use crate::host::tables::Tables;
 use crate::host::task;
-use crate::host::user::{PageRun, Reach, UserPages, Wanted, BATCH};
+use crate::host::user::{PageRun, Reach, UserPages, Wanted, BATCH, LARGE_BATCH};
 use crate::model::arch::addr::{Gfn, Gpa, Hpa, Hva, PAGE_SIZE};
 use crate::model::emulate::Backing;
 use crate::model::exit::NestedFault;
@@ -384,7 +384,8 @@ fn looked_up(found: &Found<'_>) -> HvaRange {
 /// large, of the page table.
 ///
 /// Absent pages are made present for one in `FEWEST`: one for a fault that follows no other, and 16
-/// at most, for a guest that has come through tens of pages one after the other.
+/// at most, for a guest that has come through tens of pages one after the other. Of large pages a
+/// fault maps as many as it may: their entries are in the same cache line or the next.
 fn reach(slot: &Slot, gfn: Gfn, window: usize, large: bool) -> Reach {
     let gfn = gfn.raw();
     let in_slot = |from: u64| slot.gfns().end.raw().saturating_sub(from);
@@ -394,7 +395,10 @@ fn reach(slot: &Slot, gfn: Gfn, window: usize, large: bool) -> Reach {
     Reach {
         present,
         absent: (present / FEWEST).max(1),
-        large: if large { in_large.min(window as u64) as usize } else { 0 },
+        large: match large {
+            true => in_large.min(LARGE_BATCH as u64) as usize,
+            false => 0,
+        },
     }
 }
 
@@ -427,23 +431,19 @@ fn add_large(
         pages => pages,
     };
     let [_, others] = found.like;
-    let mut at = base;
-    for (number, &hpa) in all.iter().enumerate().skip(1) {
-        let Some(next) = at.checked_add(leaf.size.bytes()) else {
-            break;
-        };
-        at = next;
-        let neighbour = Leaf {
-            hpa: Hpa::new(hpa),
-            size: leaf.size,
-            accessed: false,
-            ..others
-        };
-        match grow.map(memory, at, neighbour) {
-            Ok(Grown::Fresh) => set |= 1 << number,
-            // Its own faults will say what is wrong.
-            Ok(_) | Err(_) => {}
-        }
+    let neighbours = Leaf {
+        size: leaf.size,
+        accessed: false,
+        ..others
+    };
+    if let (Some(next), Some((_, behind @ [_, ..]))) =
+        (base.checked_add(leaf.size.bytes()), all.split_first())
+    {
+        let behind = behind.iter().map(|&hpa| Hpa::new(hpa));
+        // Should it fail, their own faults will say why.
+        let _ = grow.fill(memory, next, neighbours, behind, |number| {
+            set |= 2 << number
+        });
     }
     notes.mapped(base.gfn(), leaf.size, all, set);
     Ok(())
