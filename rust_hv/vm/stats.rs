@@ -20,9 +20,9 @@ impl Counts {
     }
 
     /// All of them as they are now. Nothing has to be stopped for it: each is right by itself.
-    pub fn read(&self) -> [Stat; 16] {
+    pub fn read(&self) -> [Stat; 17] {
         let (stats, tables) = (&self.mmu.stats, self.mmu.counts());
-        let [small, large, _] = tables.leaves;
+        let [small, large, huge] = tables.leaves;
         let [address, tag, all_tags, nested, all_nested] = stats.hardware.read();
         let (hits, misses) = self.mmu.supply().hits_and_misses();
         let value = |counter: &kernel::sync::atomic::Atomic<u64>| counter.load(Relaxed);
@@ -51,6 +51,7 @@ impl Counts {
             Stat("table_pages", Instant, tables.tables),
             Stat("pages_4k", Instant, small),
             Stat("pages_2m", Instant, large),
+            Stat("pages_1g", Instant, huge),
         ]
     }
 }

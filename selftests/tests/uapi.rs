@@ -64,6 +64,7 @@ fn mirror_matches_the_header() {
         unmap_notifications,
         fault_retries,
         id,
+        mapped_1g,
         reserved
     );
     layout!(
@@ -124,6 +125,7 @@ fn mirror_matches_the_header() {
     layout!(text, "rusthv_walk_entry", WalkEntry, table, level, address, entry);
     layout!(text, "rusthv_walk", Walk, gva, access, result, gpa, hpa, error_code, count, entries, reserved);
     for (name, value) in [
+        ("(RUSTHV_FEAT_EPT_1G | RUSTHV_FEAT_NPT_1G)", FEAT_1G),
         ("RUSTHV_CAP_INVERTED", u64::from(RUSTHV_CAP_INVERTED)),
         ("RUSTHV_GET_FRAME", RUSTHV_GET_FRAME),
         ("RUSTHV_GET_GPA", RUSTHV_GET_GPA),
