@@ -34,6 +34,7 @@
 //! size; CPUs without such flags, and tables of other modes, need nothing else. The figures are in
 //! `Documentation/architecture.md`.
 
+use super::choice::PagingMode;
 use super::paging::{Mode, Paging, Steps};
 use super::{Mmu, State, STEP};
 use crate::host::supply::Supply;
@@ -331,11 +332,19 @@ impl Mmu {
     /// The largest page that could be mapped at a frame of the slot.
     fn wanted_size(&self, slot: &Slot, gfn: Gfn) -> PageSize {
         let shift = |hva| self.mm.mapping_shift(hva);
-        self.page_size(slot, gfn, || slot.hva_of(gfn).map_or(0, shift))
+        let size = self.page_size(slot, gfn, || slot.hva_of(gfn).map_or(0, shift));
+        match self.paging_mode() {
+            PagingMode::Nested => size,
+            // Shadow tables have none that are larger.
+            PagingMode::Shadow | PagingMode::Trap => size.min(PageSize::Size2M),
+        }
     }
 
     /// True where a page of this size cannot be mapped as it is.
     fn is_cut(&self, gfn: Gfn, size: PageSize) -> bool {
+        if size == PageSize::Size4K {
+            return false;
+        }
         let memory = Tables::existing(&self.supply);
         let state = self.state.read();
         let mode = state.tree.mode.as_ref();

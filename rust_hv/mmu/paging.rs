@@ -155,9 +155,10 @@ impl Paging for Shadows {
         self.stale().is_some()
     }
 
-    /// The guest's own tables decide as well; what is mapped small stays so until it is used anew.
-    fn is_cut(&self, _memory: &Tables<'_>, _gfn: Gfn, _size: PageSize) -> bool {
-        false
+    /// Where the guest has a large page. Its own small ones are in the way of nothing, and none is larger
+    /// than 2 MiB.
+    fn is_cut(&self, _memory: &Tables<'_>, gfn: Gfn, _size: PageSize) -> bool {
+        self.is_in_pieces(gfn)
     }
 
     fn young(&mut self, memory: &Tables<'_>, steps: &mut Steps, clear: bool) -> (Progress, bool) {

@@ -69,10 +69,6 @@ impl Svm {
     ///
     /// `EOPNOTSUPP` where guests cannot run, with the reason in the log; `ENOMEM`.
     pub fn new() -> Result<Self> {
-        if cpu::host_uses_fred() {
-            pr_err!("the host uses FRED, which is not supported yet\n");
-            return Err(unsupported());
-        }
         if !caps::is_usable() {
             return Err(unsupported());
         }
