@@ -322,6 +322,10 @@ impl Content for Pages {
         if let Some(table) = mmu.state.read().tree.walked() {
             // One step: a table has no more entries than this.
             more = table.for_each_leaf(&memory, &mut sweep, REGION as usize, |gfn, leaf| {
+                // A page of 1 GiB is in the record where it begins, and in no other.
+                if gfn < range.start {
+                    return;
+                }
                 // Within the capacity. While it is mapped, what the host says holds.
                 let found = Stretch::new(gfn, leaf, PageKind::of(leaf.hpa));
                 drop(leaves.push_within_capacity(found));
