@@ -5,7 +5,7 @@
 use super::chain::{Node, TableId};
 use super::entry;
 use super::route;
-use super::{List, Shadow, Slot, Spot};
+use super::{Census, List, Shadow, Slot, Spot};
 use crate::model::arch::addr::{Gfn, GfnRange, Gva};
 use crate::model::paging::frames::TableMemory;
 use crate::model::paging::state::{ACCESSED, DIRTY};
@@ -15,7 +15,7 @@ use core::ops::DerefMut;
 use core::sync::atomic::Ordering;
 
 /// Entries of a chain that are looked at in one step.
-const CHAIN: usize = 4096;
+pub(super) const CHAIN: usize = 4096;
 
 /// What is done with the entries that map a frame.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ const FEW: u32 = 48;
 
 /// Where a long change stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Cursor(usize);
+pub struct Cursor(pub(super) usize);
 
 /// A table that is being compared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,10 +57,11 @@ impl Syncing {
     }
 }
 
-impl<S, W> Shadow<S, W>
+impl<S, W, C> Shadow<S, W, C>
 where
     S: DerefMut<Target = [Slot]>,
     W: DerefMut<Target = [u32]>,
+    C: Census,
 {
     fn obsolete(&mut self) {
         self.sequence = self.sequence.wrapping_add(1);

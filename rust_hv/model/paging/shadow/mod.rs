@@ -11,6 +11,7 @@
 //! | `chain` | from frames and tables back to entries |
 //! | `edit` | making and dropping entries |
 //! | `follow` | following the guest's changes of its tables, and the host's of its memory |
+//! | `census` | which frames are mapped: for the inverted page table |
 //! | `check` | whether all of it is consistent |
 //!
 //! # A table of ours for each of the guest's
@@ -55,6 +56,7 @@
 //! nothing refers to go first, then the least recently used root that no vCPU runs on, and in the
 //! end what is below roots in use. No method loops over more than a few tables.
 
+mod census;
 mod chain;
 mod check;
 mod edit;
@@ -64,6 +66,7 @@ pub mod route;
 
 use super::frames::{Gather, TableFrame, TableMemory, TableRef};
 use super::Level;
+pub use census::Census;
 use chain::Node;
 pub use chain::TableId;
 use core::ops::DerefMut;
@@ -239,7 +242,7 @@ pub struct ShadowCounts {
 }
 
 /// All shadow tables of a VM. Give it to [`Shadow::destroy`]: its frames are lost otherwise.
-pub struct Shadow<S, W> {
+pub struct Shadow<S, W, C> {
     policy: Policy,
     slots: S,
     /// Heads of the chains of frames, heads of the hash of tables, and how many watched tables
@@ -258,6 +261,8 @@ pub struct Shadow<S, W> {
     flushed: u64,
     /// How much there is, and what has happened.
     pub counts: ShadowCounts,
+    /// Hears which of the guest's frames are mapped.
+    pub census: C,
 }
 
 /// No room, or no frames, for a table.
@@ -285,10 +290,11 @@ const fn scatter(key: u64, size: usize) -> usize {
     (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (size - 1)
 }
 
-impl<S, W> Shadow<S, W>
+impl<S, W, C> Shadow<S, W, C>
 where
     S: DerefMut<Target = [Slot]>,
     W: DerefMut<Target = [u32]>,
+    C: Census,
 {
     /// What words are before they are used.
     pub const WORD: u32 = u32::MAX;
@@ -300,7 +306,7 @@ where
 
     /// Without a table. The slots are [`Slot::new`], the words [`Shadow::WORD`], all of them.
     /// `None` for no slots, too many of them, or another number of words than [`Shadow::words`].
-    pub fn new(policy: Policy, slots: S, words: W) -> Option<Self> {
+    pub fn new(policy: Policy, slots: S, words: W, census: C) -> Option<Self> {
         let count = slots.len();
         if count == 0 || count > TableId::LIMIT || words.len() != Self::words(count) {
             return None;
@@ -318,6 +324,7 @@ where
             stale: 0,
             flushed: 0,
             counts: ShadowCounts::default(),
+            census,
         })
     }
 
@@ -379,6 +386,11 @@ where
     fn chain_of(&mut self, frame: u64) -> &mut u32 {
         let size = chain_words(self.slots.len());
         &mut self.words[scatter(frame, size)]
+    }
+
+    fn first_in_chain(&self, frame: u64) -> Node {
+        let size = chain_words(self.slots.len());
+        Node::from_raw(self.words[scatter(frame, size)])
     }
 
     fn hash_place(&self, gfn: u64) -> usize {
