@@ -13,6 +13,11 @@
 //! unmapped; and whoever asks the table has it told of what waits first ([`Owners::settle`]).
 //! `verify` compares the two.
 //!
+//! Shadow tables have any number of leaves for one page, and come and go with what the guest does.
+//! They have a [`Notes`] of their own, which hears of the first leaf and of the last one
+//! (`model/paging/shadow/census.rs`). What was unmapped may wait there, too, for it often comes
+//! back at once: until the next such page, until somebody asks, and not if the host is waiting.
+//!
 //! # Isolation
 //!
 //! A frame may be mapped by two VMs when both have it from the same process, or when the host says
@@ -24,6 +29,7 @@
 //!
 //! `list` (mutex) → `Mmu::state` (spinlock) → a group of the inverted table (spinlock).
 
+use super::choice::PagingMode;
 use super::{Mmu, State};
 use crate::host::frame::PageKind;
 use crate::host::global::Global;
@@ -32,6 +38,7 @@ use crate::host::task;
 use crate::model::arch::addr::{Gfn, Hpa};
 use crate::model::memory::inverted::{Owner, Run, MAX_OWNERS};
 use crate::model::paging::format::Leaf;
+use crate::model::paging::shadow::Census;
 use crate::model::paging::PageSize;
 use kernel::prelude::*;
 use kernel::sync::atomic::{ordering::Relaxed, Atomic};
@@ -188,9 +195,11 @@ impl Mmu {
 
     /// How guests of this address space are paged, in a word.
     pub fn mode(&self) -> &'static str {
-        match self.overrules_pat {
-            true => "ept",
-            false => "npt",
+        match (self.paging_mode(), self.overrules_pat) {
+            (PagingMode::Nested, true) => "ept",
+            (PagingMode::Nested, false) => "npt",
+            (PagingMode::Shadow, _) => "shadow",
+            (PagingMode::Trap, _) => "trap",
         }
     }
 }
@@ -286,18 +295,23 @@ impl Notes {
     /// A page is no longer mapped.
     #[inline]
     pub(super) fn unmapped(&mut self, gfn: Gfn, leaf: &Leaf) {
-        if self.table.is_zero_page(leaf.hpa) {
+        self.lost(gfn, leaf.hpa, leaf.size);
+    }
+
+    #[inline]
+    fn lost(&mut self, gfn: Gfn, hpa: Hpa, size: PageSize) {
+        if self.table.is_zero_page(hpa) {
             return;
         }
         if let Some(run) = &mut self.gone {
-            if run.extend(gfn, leaf.hpa, leaf.size) {
+            if run.extend(gfn, hpa, size) {
                 return;
             }
         }
         self.settle_gone();
         // It may be in there.
         self.settle_waiting();
-        self.gone = Some(Run::page(gfn, leaf.hpa, leaf.size));
+        self.gone = Some(Run::page(gfn, hpa, size));
     }
 
     /// Pages have been mapped, one after the other in the guest: those whose bit is set, of at most
@@ -376,7 +390,7 @@ impl Notes {
 
     /// Tells the inverted table what was unmapped.
     #[inline]
-    fn settle_gone(&mut self) {
+    pub(super) fn settle_gone(&mut self) {
         if let Some(run) = self.gone.take() {
             self.table.remove(self.owner, &run);
         }
@@ -385,11 +399,51 @@ impl Notes {
     /// After `Mmu::state` was dropped: looks at a page that another VM has, too. May sleep.
     #[inline]
     pub(super) fn check_shared(&mut self) {
-        if let Some(hpa) = self.shared.take() {
-            if let Ok(owners) = OWNERS.get() {
-                owners.check(self.table, hpa);
-            }
+        look_at(self.table, self.shared.take());
+    }
+
+    /// Tells the inverted table of everything.
+    pub(super) fn settle(&mut self) {
+        self.settle_gone();
+        self.settle_waiting();
+    }
+
+    /// Under `Mmu::state`: the page that others find and look at, if there is one.
+    #[inline]
+    pub(super) fn take_shared(&mut self) -> Option<Hpa> {
+        self.shared.take()
+    }
+}
+
+/// Looks at a page that another VM has, too. May sleep.
+#[inline]
+pub(super) fn look_at(table: &InvertedTable, shared: Option<Hpa>) {
+    if let Some(hpa) = shared {
+        if let Ok(owners) = OWNERS.get() {
+            owners.check(table, hpa);
         }
+    }
+}
+
+impl Census for Notes {
+    #[inline]
+    fn mapped(&mut self, gfn: Gfn, hpa: Hpa, size: PageSize) {
+        let page = Run::page(gfn, hpa, size);
+        if self.gone == Some(page) {
+            // Back again, and still in the table.
+            self.gone = None;
+            return;
+        }
+        if self.table.is_zero_page(hpa) {
+            return;
+        }
+        self.settle_gone();
+        self.wait(page);
+    }
+
+    #[inline]
+    fn unmapped(&mut self, gfn: Gfn, hpa: Hpa, size: PageSize) {
+        self.lost(gfn, hpa, size);
     }
 }
 
@@ -398,5 +452,9 @@ impl State {
     pub(super) fn settle(&mut self, notes: &mut Notes) {
         notes.begin(&mut self.waiting);
         notes.settle_waiting();
+        if let Some(shadow) = self.tree.shadow() {
+            shadow.census.settle();
+            notes.shared = shadow.census.take_shared().or(notes.shared);
+        }
     }
 }

@@ -16,6 +16,7 @@
 
 use super::access::SlotCache;
 use super::choice::{PagingMode, MAX_TABLES};
+use super::owners::look_at;
 use super::paging::Shadows;
 use super::{Mmu, Moment, Unlinked};
 use crate::host::errno::{no_such_device, unsupported};
@@ -110,6 +111,11 @@ impl ShadowCpu {
 }
 
 impl ShadowCpu {
+    /// The root that it runs on.
+    pub(super) fn root(&self) -> Option<TableId> {
+        self.root
+    }
+
     /// What is read from here on is as new as this.
     fn renew(&mut self, sequence: u64) {
         if self.sequence != sequence {
@@ -329,6 +335,16 @@ impl Mmu {
         }
     }
 
+    /// Room in the inverted page table for what a fault maps.
+    fn grow_inverted(&self, cpu: &mut ShadowCpu) -> Result {
+        if self.inverted.is_short() {
+            let [reserve, ..] = &mut cpu.reserves;
+            self.inverted.grow(reserve)?;
+            reserve.fill(&self.supply)?;
+        }
+        Ok(())
+    }
+
     fn fill(&self, cpu: &mut ShadowCpu) -> Result {
         for reserve in &mut cpu.reserves {
             reserve.fill(&self.supply)?;
@@ -417,7 +433,9 @@ impl Mmu {
         fault: &GuestFault,
     ) -> Result<ShadowFault> {
         let access = access_of(fault.code, fault.cpl, fault.ac);
-        if self.quick_fault(cpu, run, memory, paging, fault.gva, access)? {
+        if !self.inverted.is_short()
+            && self.quick_fault(cpu, run, memory, paging, fault.gva, access)?
+        {
             return Ok(ShadowFault::Mapped);
         }
         let key = RootKey::of(paging, paging.pointers()).ok_or_else(unsupported)?;
@@ -456,6 +474,7 @@ impl Mmu {
             };
             let route = Route::new(key, fault.gva, page, path);
             self.fill(cpu)?;
+            self.grow_inverted(cpu)?;
             match self.install(cpu, run, &route, &nested, access, &found)? {
                 Some(Installed::Done(_)) => return Ok(ShadowFault::Mapped),
                 Some(Installed::Watched) => return Ok(ShadowFault::Table(nested)),
@@ -562,6 +581,9 @@ impl Mmu {
             &pages,
             host,
         );
+        let shared = shadow.census.take_shared();
+        drop(state);
+        look_at(self.inverted, shared);
         Ok(true)
     }
 
@@ -655,7 +677,9 @@ impl Mmu {
             }
             cpu.renew(shadow.sequence);
         }
+        let shared = shadow.census.take_shared();
         drop(state);
+        look_at(self.inverted, shared);
         drop(unlinked);
         Ok(Some(installed))
     }
@@ -666,6 +690,10 @@ impl Mmu {
     ///
     /// `EIO`.
     pub fn shadow_refill(&self, run: &mut PageRun, paging: &PagingState, gpa: Gpa) -> Result {
+        if self.inverted.is_short() {
+            // A fault looks after that.
+            return Ok(());
+        }
         let gfn = gpa.gfn().raw();
         let sequence = self.with_shadow(|shadow| shadow.sequence)?;
         let Ok((word, words)) = self.words_at(gpa, 1) else {

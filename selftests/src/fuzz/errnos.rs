@@ -2,9 +2,19 @@
 
 //! Which errno each ioctl may give. What is not here is a finding.
 
+use crate::device::PAGING;
 use crate::errno::Errno;
 use crate::ioctl::*;
 use crate::rusthv::*;
+use std::sync::atomic::Ordering;
+
+/// Whether a call may give an errno.
+pub fn is_documented(request: u64, errno: Errno) -> bool {
+    // Real mode takes nested tables.
+    let software = PAGING.load(Ordering::Relaxed) != PAGING_NESTED;
+    let unsupported = software && request == KVM_RUN && errno == Errno::EOPNOTSUPP;
+    unsupported || documented(request).contains(&errno)
+}
 
 /// The documented ones of `request`; for what does not exist, those of an unknown ioctl.
 pub fn documented(request: u64) -> &'static [Errno] {

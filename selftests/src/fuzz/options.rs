@@ -2,6 +2,9 @@
 
 //! The command line of the fuzzer.
 
+use crate::harness::options::{paging, paging_name};
+use crate::rusthv::{PAGING_NESTED, PAGING_SHADOW, PAGING_TRAP};
+
 pub const USAGE: &str = "\
 usage: rusthv-fuzz [options]
 
@@ -15,6 +18,8 @@ gave an errno that is not documented for it.
   --rounds N       how many rounds instead; round k has seed + k
   --threads N      threads in a round (default 3)
   --limit N        seconds that one round may take (default 20)
+  --paging MODE    how rusthv virtualizes the memory of every VM: nested, shadow or
+                   trap (default: each in turn, by the seed)
   --no-masked-spin no guest that could spin with interrupts off: in Bochs it would
                    hang the machine
 ";
@@ -26,6 +31,7 @@ pub struct Options {
     pub rounds: Option<u64>,
     pub threads: u64,
     pub limit: u64,
+    pub paging: Option<u32>,
     pub masked_spin: bool,
 }
 
@@ -39,6 +45,7 @@ impl Options {
             rounds: None,
             threads: 3,
             limit: 20,
+            paging: None,
             masked_spin: true,
         };
         while let Some(argument) = arguments.next() {
@@ -54,18 +61,27 @@ impl Options {
                 "--seconds" => options.seconds = number()?,
                 "--rounds" => options.rounds = Some(number()?),
                 "--threads" => options.threads = number()?.clamp(1, 64),
+                "--paging" => options.paging = Some(paging(&value)?),
                 "--limit" => options.limit = number()?.max(1),
                 _ => return Err(format!("unknown option {argument}")),
             }
         }
         Ok(options)
     }
+
+    /// How the VMs of a round are paged.
+    pub fn paging(&self, seed: u64) -> u32 {
+        let modes = [PAGING_NESTED, PAGING_SHADOW, PAGING_TRAP];
+        self.paging.unwrap_or(modes[(seed % 3) as usize])
+    }
+
     /// What runs the round with `seed` again.
     pub fn again(&self, seed: u64) -> String {
         format!(
-            "rusthv-fuzz --device {} --seed {seed} --rounds 1 --threads {}{}",
+            "rusthv-fuzz --device {} --seed {seed} --rounds 1 --threads {} --paging {}{}",
             self.device,
             self.threads,
+            paging_name(self.paging(seed)),
             if self.masked_spin { "" } else { " --no-masked-spin" }
         )
     }

@@ -7,7 +7,7 @@ use super::guests::Kind;
 use super::options::Options;
 use super::{errnos, guests, Counts};
 use crate::debugfs;
-use crate::device::{Device, Vcpu, Vm};
+use crate::device::{Device, Vcpu, Vm, PAGING};
 use crate::errno::Errno;
 use crate::host::{self, Thread};
 use crate::ioctl::*;
@@ -44,6 +44,7 @@ struct Shared {
 
 pub fn run(options: &Options, seed: u64) -> Result<Counts, String> {
     host::interruptible_by_sigusr1();
+    PAGING.store(options.paging(seed), Ordering::Relaxed);
     let mut random = Random::new(seed);
     let shared = set_up(options, &mut random).map_err(|errno| format!("setting up: {errno}"))?;
     let seeds: Vec<u64> = (0..options.threads).map(|_| random.word()).collect();
@@ -134,7 +135,7 @@ fn checked(request: u64, result: Result<i32, Errno>, counts: &mut Counts) -> Res
     counts.calls += 1;
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(errno) if errnos::documented(request).contains(&errno) => Ok(None),
+        Err(errno) if errnos::is_documented(request, errno) => Ok(None),
         Err(errno) => Err(format!("ioctl {request:#x} gave {errno}, which is not documented for it")),
     }
 }

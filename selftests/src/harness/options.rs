@@ -57,8 +57,17 @@ impl Default for Options {
     }
 }
 
+/// A mode's name.
+pub fn paging_name(mode: u32) -> &'static str {
+    match mode {
+        PAGING_NESTED => "nested",
+        PAGING_SHADOW => "shadow",
+        _ => "trap",
+    }
+}
+
 /// A mode by its name.
-fn paging(name: &str) -> Result<u32, String> {
+pub fn paging(name: &str) -> Result<u32, String> {
     match name {
         "nested" => Ok(PAGING_NESTED),
         "shadow" => Ok(PAGING_SHADOW),

@@ -64,6 +64,7 @@ mod fd_limit;
 mod fetch_outside;
 mod flush_counters;
 mod fpu_state;
+mod frame_aliases;
 mod frame_arguments;
 mod frame_owner;
 mod frame_owner_large;

@@ -12,9 +12,10 @@
 
 use super::chain::{Node, TableId};
 use super::entry;
+use super::route;
 use super::follow::{Cursor, CHAIN};
 use super::{Shadow, Slot};
-use crate::model::arch::addr::{Gfn, Hpa};
+use crate::model::arch::addr::{Gfn, Gva, Hpa};
 use crate::model::paging::format::Leaf;
 use crate::model::paging::frames::TableMemory;
 use crate::model::paging::sweep::Progress;
@@ -148,6 +149,33 @@ where
             }
             if let Some(done) = found {
                 f(Gfn::new(page.0), done);
+            }
+        }
+    }
+
+    /// The page that the CPU finds for an address from a root on, and the entries on the way there, by
+    /// level, address and contents.
+    pub fn path<M: TableMemory>(
+        &self,
+        memory: &M,
+        root: TableId,
+        gva: Gva,
+        mut on_entry: impl FnMut(Level, Hpa, u64),
+    ) -> Option<Leaf> {
+        let mut id = root;
+        loop {
+            let role = self.slot(id).role;
+            let pointers = role.regime.has_pointers();
+            let at = Node::new(id, route::index(gva.raw(), role.level, pointers));
+            let raw = self.raw(memory, at);
+            let place = self.root(id)?.wrapping_add(at.index() as u64 * 8);
+            on_entry(role.level, place, raw);
+            if raw == 0 {
+                return None;
+            }
+            match self.read_links(memory, at).child.get() {
+                Some(child) => id = child,
+                None => return Some(entry::leaf_of(raw, size_of(role.level > Level::Pt))),
             }
         }
     }
