@@ -25,6 +25,7 @@ pub mod msr;
 pub mod notifier;
 pub mod pool;
 pub mod run_page;
+pub mod rwlock;
 pub mod shrinker;
 pub mod supply;
 pub mod switch;

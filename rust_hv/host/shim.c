@@ -119,6 +119,36 @@ int rhv_mutex_lock_killable(struct mutex *lock)
 	return mutex_lock_killable(lock);
 }
 
+void rhv_rwlock_init(rwlock_t *lock, const char *name,
+		     struct lock_class_key *key)
+{
+#ifdef CONFIG_DEBUG_SPINLOCK
+	__rwlock_init(lock, name, key);
+#else
+	rwlock_init(lock);
+#endif
+}
+
+void rhv_read_lock(rwlock_t *lock)
+{
+	read_lock(lock);
+}
+
+void rhv_read_unlock(rwlock_t *lock)
+{
+	read_unlock(lock);
+}
+
+void rhv_write_lock(rwlock_t *lock)
+{
+	write_lock(lock);
+}
+
+void rhv_write_unlock(rwlock_t *lock)
+{
+	write_unlock(lock);
+}
+
 void rhv_cond_resched(void)
 {
 	cond_resched();

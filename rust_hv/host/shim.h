@@ -7,11 +7,13 @@
 #define RUSTHV_SHIM_H
 
 #include <linux/list.h>
+#include <linux/spinlock_types.h>
 #include <linux/types.h>
 
 struct dentry;
 struct file_operations;
 struct fpu_guest;
+struct lock_class_key;
 struct mm_struct;
 struct mutex;
 struct page;
@@ -67,6 +69,12 @@ void rhv_irq_restore(unsigned long flags);
 bool rhv_work_pending(void);
 bool rhv_fatal_signal_pending(void);
 int rhv_mutex_lock_killable(struct mutex *lock);
+void rhv_rwlock_init(rwlock_t *lock, const char *name,
+		     struct lock_class_key *key);
+void rhv_read_lock(rwlock_t *lock);
+void rhv_read_unlock(rwlock_t *lock);
+void rhv_write_lock(rwlock_t *lock);
+void rhv_write_unlock(rwlock_t *lock);
 void rhv_cond_resched(void);
 void rhv_smp_mb(void);
 void rhv_schedule_away(void);

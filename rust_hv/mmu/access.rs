@@ -156,7 +156,7 @@ impl Mmu {
             return;
         }
         let (hole, generation) = {
-            let state = self.state.lock();
+            let state = self.state.read();
             (state.view().gap(gpa.gfn()), state.generation)
         };
         if let Some(hole) = hole {

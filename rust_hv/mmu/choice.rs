@@ -90,7 +90,7 @@ impl Mmu {
         };
         let notes = Notes::new(self.inverted, &self.owner);
         let new = Mode::Shadow(tables(policy, count, notes)?);
-        let old = self.state.lock().tree.mode.replace(new);
+        let old = self.state.write().tree.mode.replace(new);
         if let Some(old) = old {
             // No vCPU has ever walked them.
             old.destroy(&mut Tables::existing(&self.supply), |_, _| {});

@@ -44,6 +44,7 @@ use crate::model::arch::addr::{Gfn, GfnRange, Gpa, Hva};
 use crate::model::memory::dirty::{valid_bits, words_for, DirtyBitmap, WORD_PAGES};
 use crate::model::memory::slots::{Change, Slot, SlotFlags, USER_SLOTS};
 use crate::model::paging::sweep::Progress;
+use crate::model::paging::track::Allowed;
 use crate::model::paging::PageSize;
 use core::sync::atomic::AtomicU64;
 use kernel::prelude::*;
@@ -211,15 +212,14 @@ impl Prepared {
 }
 
 impl State {
-    /// Lets the guest write to a page whose mapping waits for just that, and logs it. False when
-    /// there is more to be done for the fault.
+    /// Lets the guest write to a page whose nested mapping waits for just that, and logs it. False
+    /// when there is more to be done for the fault. Who takes bits from the log holds the lock alone,
+    /// and so meets both or neither.
     #[inline]
-    pub(super) fn allow_logged_write(&mut self, supply: &Supply, slot: &Slot, gpa: Gpa) -> bool {
+    pub(super) fn allow_logged_write(&self, supply: &Supply, slot: &Slot, gpa: Gpa) -> bool {
         let memory = Tables::existing(supply);
-        let allowed = match self.tree.mode.as_mut() {
-            Some(mode) => mode.allow_write(&memory, gpa),
-            None => false,
-        };
+        let table = self.tree.walked();
+        let allowed = table.is_some_and(|table| table.allow_write(&memory, gpa) == Allowed::Yes);
         if allowed {
             self.logs.mark(slot, gpa.gfn());
         }
@@ -255,7 +255,7 @@ impl Mmu {
         // or is seen here. The other barrier of the pair is in `log_toggled`.
         cpu::smp_mb();
         if self.logged.load(Relaxed) != 0 {
-            self.state.lock().logs.mark(slot, gpa.gfn());
+            self.state.read().logs.mark(slot, gpa.gfn());
         }
     }
 
@@ -265,7 +265,7 @@ impl Mmu {
         cpu::smp_mb();
         if self.logged.load(Relaxed) != 0 {
             if let Some(slot) = self.slot(gpa) {
-                self.state.lock().logs.mark(&slot, gpa.gfn());
+                self.state.read().logs.mark(&slot, gpa.gfn());
             }
         }
     }
@@ -333,7 +333,7 @@ impl Mmu {
             return false;
         }
         let memory = Tables::existing(&self.supply);
-        let state = self.state.lock();
+        let state = self.state.read();
         let mode = state.tree.mode.as_ref();
         mode.is_some_and(|mode| mode.is_cut(&memory, gfn))
     }
@@ -347,7 +347,7 @@ impl Mmu {
         let memory = Tables::existing(&self.supply);
         let mut steps = Steps::new(range);
         loop {
-            let progress = match self.state.lock().tree.mode.as_mut() {
+            let progress = match self.state.write().tree.mode.as_mut() {
                 Some(mode) => step(mode, &memory, &mut steps),
                 None => Progress::Done,
             };
@@ -361,7 +361,7 @@ impl Mmu {
     /// The slot that logs under a number from user space.
     fn logging_slot(&self, number: u32) -> Result<Slot> {
         let id = check_slot(number)?;
-        let slot = self.state.lock().view().find_id(id).copied();
+        let slot = self.state.read().view().find_id(id).copied();
         slot.filter(|slot| slot.flags.contains(SlotFlags::LOG_DIRTY))
             .ok_or(ENOENT)
     }
@@ -391,7 +391,7 @@ impl Mmu {
             let address = to.checked_add(at as u64 * 8).ok_or(EFAULT);
             let copied = address.and_then(|hva| user::copy_to(hva, words.as_bytes()));
             if let Err(error) = copied {
-                let state = self.state.lock();
+                let state = self.state.read();
                 if let Some(log) = state.logs.find(slot.id) {
                     for (index, bits) in words.iter().enumerate() {
                         log.put_back(at + index, *bits);
@@ -415,7 +415,7 @@ impl Mmu {
             let left = buffer.len().min(count - at);
             let words = buffer.get_mut(..left).ok_or(EIO)?;
             {
-                let state = self.state.lock();
+                let state = self.state.read();
                 let log = state.logs.find(slot.id).ok_or(ENOENT)?;
                 for (index, word) in words.iter_mut().enumerate() {
                     *word = log.look(at + index);
@@ -475,7 +475,7 @@ impl Mmu {
         changed: &mut bool,
     ) -> Result<usize> {
         let memory = Tables::existing(&self.supply);
-        let mut state = self.state.lock();
+        let mut state = self.state.write();
         let now = &mut *state;
         let log = now.logs.find(slot.id).ok_or(ENOENT)?;
         let mode = now.tree.mode.as_mut().ok_or(EIO)?;
@@ -500,7 +500,7 @@ impl Mmu {
     /// pages are tracked again. `words` is all zeroes before.
     fn take_words(&self, slot: &Slot, at: usize, words: &mut [u64]) -> Result<Taken> {
         let memory = Tables::existing(&self.supply);
-        let mut state = self.state.lock();
+        let mut state = self.state.write();
         let now = &mut *state;
         let log = now.logs.find(slot.id).ok_or(ENOENT)?;
         let mode = now.tree.mode.as_mut().ok_or(EIO)?;
@@ -576,9 +576,9 @@ mod tests {
 
     /// Rights of a mapping, and whether a write is waited for.
     fn leaf(space: &Space, page: u64) -> Option<(Permissions, bool)> {
-        let mut state = space.mmu.state.lock();
+        let state = space.mmu.state.read();
         let memory = Tables::existing(&space.mmu.supply);
-        let leaf = state.tree.nested()?.lookup(&memory, Gpa::new(gpa(page)))?;
+        let leaf = state.tree.walked()?.lookup(&memory, Gpa::new(gpa(page)))?;
         Some((leaf.perms, leaf.tracked))
     }
 
@@ -589,7 +589,7 @@ mod tests {
         let count = || {
             (
                 space.mmu.logged.load(Relaxed),
-                space.mmu.state.lock().logs.len(),
+                space.mmu.state.read().logs.len(),
             )
         };
         let set = |slot, flags, at, size| {

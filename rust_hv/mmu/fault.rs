@@ -1,8 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! From a nested fault to a mapping.
+//!
+//! Faults of several vCPUs of a VM proceed at once: where the last fault was in the same slot, no
+//! lock is taken until the host's page is known, and then `Mmu::state` for reading, under which the
+//! tables only grow ([`Faults::resolve`], `model/paging/grow.rs`). Only where something else is in
+//! the way, a large page or the pages that it should replace, is the lock taken for writing.
 
-use super::{Mmu, Unlinked};
+use super::mapper::Mapper;
+use super::owners::Notes;
+use super::{Mmu, Moment, State, Unlinked};
 use crate::host::notifier::HvaRange;
 use crate::host::pool::Reserve;
 use crate::host::tables::Tables;
@@ -13,11 +20,13 @@ use crate::model::emulate::Backing;
 use crate::model::exit::NestedFault;
 use crate::model::memory::slots::{Slot, SlotFlags};
 use crate::model::paging::format::Leaf;
+use crate::model::paging::grow::{Grow, Grown};
 use crate::model::paging::nested::Nested;
 use crate::model::paging::table::{MapError, Mapped, Table};
 use crate::model::paging::{MemoryType, PageSize, Permissions};
 use kernel::prelude::*;
-use kernel::sync::atomic::ordering::Relaxed;
+use kernel::sync::atomic::ordering::{Acquire, Relaxed};
+use kernel::sync::Arc;
 
 /// What became of a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,9 +46,13 @@ const FEWEST: usize = 4;
 
 /// What a vCPU keeps from one fault to the next.
 pub struct Faults {
+    mmu: Arc<Mmu>,
+    mapper: Arc<Mapper>,
     /// Frames for tables, to be taken under the lock.
     reserve: Reserve,
     run: PageRun,
+    /// The slot of the last fault, if it does not log, and the generation of the slots that it is of.
+    slot: Option<(Slot, u64)>,
     /// First frame behind what the last fault has mapped.
     next: Gfn,
     /// How many pages a fault maps, if they are present in the host: many where the guest goes on
@@ -47,15 +60,53 @@ pub struct Faults {
     window: usize,
 }
 
+/// What is behind the address of a fault.
+enum Look {
+    /// Memory, as it was at a moment that is over.
+    Memory(Slot, Moment),
+    /// None.
+    Hole,
+    /// Memory that is mapped by now.
+    Mapped,
+}
+
+/// What became of an attempt to map.
+enum Attempt {
+    Mapped,
+    /// The host has changed the page, or user space the slot.
+    Late,
+    /// Something else is in the way, which is to be taken away first.
+    Occupied,
+}
+
+/// What a fault has found in the host, and how it wants to have it.
+struct Found<'a> {
+    pages: UserPages<'a>,
+    hva: Hva,
+    slot: Slot,
+    moment: Moment,
+    /// As one large page.
+    large: bool,
+    /// What the page of the fault is to be mapped as, and what its neighbours.
+    like: [Leaf; 2],
+}
+
 impl Faults {
-    /// None yet.
-    pub fn new() -> Self {
-        Self {
+    /// Those of another vCPU.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn new(mmu: Arc<Mmu>) -> Result<Self> {
+        Ok(Self {
+            mapper: mmu.add_mapper()?,
+            mmu,
             reserve: Reserve::default(),
             run: PageRun::new(),
+            slot: None,
             next: Gfn::new(0),
             window: FEWEST,
-        }
+        })
     }
 
     /// Room for the addresses of pages.
@@ -72,105 +123,209 @@ impl Faults {
         };
         self.window
     }
-}
 
-impl Mmu {
-    /// Maps the page of a fault, and its neighbours that are present in the host.
+    /// Maps the page of a nested fault, and its neighbours that are present in the host.
     ///
     /// # Errors
     ///
     /// `EFAULT` when the VMM has no memory there or may not access it so, `EHWPOISON`, `ENOMEM`,
     /// `EINTR` for a signal.
-    pub fn resolve(&self, faults: &mut Faults, fault: &NestedFault) -> Result<Resolved> {
+    pub fn resolve(&mut self, fault: &NestedFault) -> Result<Resolved> {
         let gfn = fault.gpa.gfn();
-        let window = faults.adapt(gfn);
-        let Faults {
-            reserve, run, next, ..
-        } = faults;
+        let window = self.adapt(gfn);
         loop {
-            let (slot, moment) = {
-                let mut state = self.state.lock();
-                let slot = state.view().find(gfn).copied();
-                let Some(slot) = slot else {
-                    return Ok(Resolved::Mmio(Backing::Mmio));
-                };
-                let logged = slot.flags.log_dirty();
-                if logged && fault.write && state.allow_logged_write(&self.supply, &slot, fault.gpa)
-                {
-                    return Ok(Resolved::Mapped);
-                }
-                (slot, state.moment())
+            let (slot, moment) = match self.look(fault) {
+                Look::Memory(slot, moment) => (slot, moment),
+                Look::Hole => return Ok(Resolved::Mmio(Backing::Mmio)),
+                Look::Mapped => return Ok(Resolved::Mapped),
             };
-            let read_only = slot.flags.contains(SlotFlags::READ_ONLY);
-            if read_only && fault.write {
+            if fault.write && slot.flags.contains(SlotFlags::READ_ONLY) {
                 return Ok(Resolved::Mmio(Backing::Rom));
             }
-            let hva = slot.hva_of(gfn).ok_or(EFAULT)?;
-
-            let wanted = match (read_only, fault.write) {
-                (true, _) => Wanted::ReadOnly,
-                (false, true) => Wanted::Write,
-                (false, false) => Wanted::Read,
-            };
-            let max = room(&slot, gfn, window);
-            let pages = UserPages::get(run, &self.mm, hva, wanted, max)?;
-            // Writes are logged page by page.
-            let logged = slot.flags.log_dirty();
-            let large = self.large_pages
-                && !logged
-                && slot.fits_large(gfn, PAGES_2M)
-                && pages
-                    .mapping_shift()
-                    .unwrap_or_else(|| self.mm.mapping_shift(hva))
-                    >= PageSize::Size2M.level().shift();
-            reserve.fill(&self.supply)?;
-            if self.inverted.is_short() {
-                self.inverted.grow(reserve)?;
-                reserve.fill(&self.supply)?;
+            let Self {
+                mmu,
+                mapper,
+                reserve,
+                run,
+                ..
+            } = self;
+            let found = mmu.find(run, fault, slot, moment, window)?;
+            mmu.prepare(reserve)?;
+            let mut attempt = mmu.add(mapper, reserve, fault, &found)?;
+            if let Attempt::Occupied = attempt {
+                attempt = mmu.replace(reserve, fault, &found)?;
             }
-
-            let mut unlinked = Unlinked::new(self);
-            let mut memory = Tables::with_reserve(&self.supply, reserve);
-            let mut state = self.state.lock();
-            if !state.is_current(moment, looked_up(hva, &pages, large)) {
-                drop(state);
-                self.stats.retries.add(1, Relaxed);
-                task::cond_resched();
-                continue;
+            if let Attempt::Mapped = attempt {
+                let pages = found.pages.count() as u64;
+                // Gives up the references on the pages, after the lock.
+                drop(found);
+                self.next = Gfn::new(gfn.raw().wrapping_add(pages));
+                return Ok(Resolved::Mapped);
             }
-            let now = &mut *state;
-            let Some(table) = now.tree.nested() else {
-                return Err(EIO);
-            };
-            unlinked.notes.begin(&mut now.waiting);
-            let like = self.leaf(pages.writable() && !read_only);
-            let mapped = if large {
-                map_large(table, &mut memory, &mut unlinked, fault.gpa, &pages, like)
-            } else {
-                let others = if logged { like.to_be_noticed() } else { like };
-                let first = if fault.write { like } else { others };
-                let like = [first, others];
-                map_small(table, &mut memory, &mut unlinked, fault.gpa, &pages, like)
-            };
-            unlinked.notes.end(&mut now.waiting);
-            if logged && fault.write {
-                now.logs.mark(&slot, gfn);
-            }
-            drop(state);
-            unlinked.notes.check_shared();
-            // After the lock: flush what was replaced, then free it.
-            drop(unlinked);
-            *next = Gfn::new(gfn.raw().wrapping_add(pages.count() as u64));
-            return match mapped {
-                Ok(()) => Ok(Resolved::Mapped),
-                Err(MapError::NoTable) => Err(ENOMEM),
-                Err(_) => Err(EFAULT),
-            };
+            drop(found);
+            mmu.stats.retries.add(1, Relaxed);
+            task::cond_resched();
         }
+    }
+
+    /// Finds the slot of a fault: the last one, without a lock, or with the lock for reading.
+    #[inline]
+    fn look(&mut self, fault: &NestedFault) -> Look {
+        let (gfn, mmu) = (fault.gpa.gfn(), &*self.mmu);
+        if let Some((slot, generation)) = self.slot {
+            if generation == mmu.generation.load(Acquire) && slot.gfns().contains(gfn) {
+                // Before the host is asked. Should either number change meanwhile, it starts over.
+                let sequence = mmu.sequence.load(Acquire);
+                return Look::Memory(
+                    slot,
+                    Moment {
+                        generation,
+                        sequence,
+                    },
+                );
+            }
+        }
+        let state = mmu.state.read();
+        let Some(slot) = state.view().find(gfn).copied() else {
+            return Look::Hole;
+        };
+        let logged = slot.flags.log_dirty();
+        if logged && fault.write && state.allow_logged_write(&mmu.supply, &slot, fault.gpa) {
+            return Look::Mapped;
+        }
+        let moment = state.moment();
+        self.slot = (!logged).then_some((slot, moment.generation));
+        Look::Memory(slot, moment)
+    }
+}
+
+impl Drop for Faults {
+    fn drop(&mut self) {
+        self.mmu.remove_mapper(&self.mapper);
     }
 }
 
 impl Mmu {
+    /// Asks the host for the pages of a fault.
+    fn find<'a>(
+        &self,
+        run: &'a mut PageRun,
+        fault: &NestedFault,
+        slot: Slot,
+        moment: Moment,
+        window: usize,
+    ) -> Result<Found<'a>> {
+        let gfn = fault.gpa.gfn();
+        let hva = slot.hva_of(gfn).ok_or(EFAULT)?;
+        let read_only = slot.flags.contains(SlotFlags::READ_ONLY);
+        let wanted = match (read_only, fault.write) {
+            (true, _) => Wanted::ReadOnly,
+            (false, true) => Wanted::Write,
+            (false, false) => Wanted::Read,
+        };
+        let max = room(&slot, gfn, window);
+        let pages = UserPages::get(run, &self.mm, hva, wanted, max)?;
+        // Writes are logged page by page.
+        let logged = slot.flags.log_dirty();
+        let large = self.large_pages
+            && !logged
+            && slot.fits_large(gfn, PAGES_2M)
+            && pages
+                .mapping_shift()
+                .unwrap_or_else(|| self.mm.mapping_shift(hva))
+                >= PageSize::Size2M.level().shift();
+        let like = self.leaf(pages.writable() && !read_only);
+        let others = if logged { like.to_be_noticed() } else { like };
+        let first = if fault.write { like } else { others };
+        Ok(Found {
+            pages,
+            hva,
+            slot,
+            moment,
+            large,
+            like: [first, others],
+        })
+    }
+
+    /// Sets frames aside for what is done under the lock.
+    #[inline]
+    fn prepare(&self, reserve: &mut Reserve) -> Result {
+        reserve.fill(&self.supply)?;
+        if self.inverted.is_short() {
+            self.inverted.grow(reserve)?;
+            reserve.fill(&self.supply)?;
+        }
+        Ok(())
+    }
+
+    /// Maps what a fault has found, together with other vCPUs that do so, where nothing is mapped.
+    fn add(
+        &self,
+        mapper: &Mapper,
+        reserve: &mut Reserve,
+        fault: &NestedFault,
+        found: &Found<'_>,
+    ) -> Result<Attempt> {
+        let mut notes = Notes::new(self.inverted, &self.owner);
+        let mut memory = Tables::with_reserve(&self.supply, reserve);
+        let state = self.state.read();
+        if !state.is_current(found.moment, looked_up(found)) {
+            return Ok(Attempt::Late);
+        }
+        let mut grow = state.tree.walked().ok_or(EIO)?.grow();
+        notes.resume(mapper);
+        let mapped = if found.large {
+            add_large(&mut grow, &mut memory, &mut notes, fault.gpa, found)
+        } else {
+            add_small(&mut grow, &mut memory, &mut notes, fault.gpa, found)
+        };
+        notes.pause(mapper);
+        mapper.count(&grow.finish());
+        if mapped.is_ok() && fault.write && found.slot.flags.log_dirty() {
+            state.logs.mark(&found.slot, fault.gpa.gfn());
+        }
+        drop(state);
+        notes.check_shared();
+        attempt(mapped)
+    }
+
+    /// Makes room for what a fault has found, alone, and maps the page of the fault; or lets the
+    /// guest try again.
+    #[cold]
+    fn replace(
+        &self,
+        reserve: &mut Reserve,
+        fault: &NestedFault,
+        found: &Found<'_>,
+    ) -> Result<Attempt> {
+        // What an attempt before has taken.
+        reserve.fill(&self.supply)?;
+        let mut unlinked = Unlinked::new(self);
+        let mut memory = Tables::with_reserve(&self.supply, reserve);
+        let mut state = self.state.write();
+        if !state.is_current(found.moment, looked_up(found)) {
+            return Ok(Attempt::Late);
+        }
+        let State {
+            tree,
+            mappers,
+            logs,
+            ..
+        } = &mut *state;
+        let table = tree.nested().ok_or(EIO)?;
+        unlinked.notes.begin(mappers);
+        let mapped = put(table, &mut memory, &mut unlinked, fault.gpa, found);
+        unlinked.notes.end();
+        if mapped.is_ok() && fault.write && found.slot.flags.log_dirty() {
+            logs.mark(&found.slot, fault.gpa.gfn());
+        }
+        drop(state);
+        unlinked.notes.check_shared();
+        // After the lock: flush what was replaced, then free it.
+        drop(unlinked);
+        attempt(mapped)
+    }
+
     /// What mappings have in common, all but address and size: write-back memory, in use.
     fn leaf(&self, writable: bool) -> Leaf {
         let perms = if writable {
@@ -186,13 +341,23 @@ impl Mmu {
     }
 }
 
+fn attempt(mapped: Result<(), MapError>) -> Result<Attempt> {
+    match mapped {
+        Ok(()) => Ok(Attempt::Mapped),
+        Err(MapError::LargePage | MapError::Occupied) => Ok(Attempt::Occupied),
+        Err(MapError::NoTable) => Err(ENOMEM),
+        Err(_) => Err(EFAULT),
+    }
+}
+
 /// The host range whose pages are about to be mapped.
-fn looked_up(hva: Hva, pages: &UserPages<'_>, large: bool) -> HvaRange {
-    let (start, bytes) = if large {
+fn looked_up(found: &Found<'_>) -> HvaRange {
+    let (start, bytes) = if found.large {
         let size = PageSize::Size2M.bytes();
-        (Hva::new(hva.raw() & !(size - 1)), size)
+        (Hva::new(found.hva.raw() & !(size - 1)), size)
     } else {
-        (hva, (pages.count() as u64).wrapping_mul(PAGE_SIZE))
+        let pages = found.pages.count() as u64;
+        (found.hva, pages.wrapping_mul(PAGE_SIZE))
     };
     HvaRange {
         start,
@@ -209,68 +374,85 @@ fn room(slot: &Slot, gfn: Gfn, window: usize) -> usize {
     in_slot.min(in_table).min(window as u64) as usize
 }
 
-fn map_large(
-    table: &mut Table<Nested>,
-    memory: &mut Tables<'_>,
-    unlinked: &mut Unlinked<'_>,
-    gpa: Gpa,
-    pages: &UserPages<'_>,
-    like: Leaf,
-) -> Result<(), MapError> {
+/// The large page that holds the page of a fault: where, and how it is mapped.
+fn large_page(gpa: Gpa, found: &Found<'_>) -> Result<(Gpa, Leaf), MapError> {
     let mask = PageSize::Size2M.bytes() - 1;
-    let first = pages.iter().next().ok_or(MapError::OutOfRange)?;
+    let first = found.pages.iter().next().ok_or(MapError::OutOfRange)?;
+    let [like, _] = found.like;
     let leaf = Leaf {
         hpa: Hpa::new(first.raw() & !mask),
         size: PageSize::Size2M,
         ..like
     };
-    let base = Gpa::new(gpa.raw() & !mask);
-    let mapped = table.map(memory, base, leaf, unlinked)?;
-    if matches!(mapped, Mapped::Fresh | Mapped::Replaced) {
-        let page = &[leaf.hpa.raw()];
-        unlinked.notes.mapped(base.gfn(), leaf.size, page, 1);
+    Ok((Gpa::new(gpa.raw() & !mask), leaf))
+}
+
+fn add_large(
+    grow: &mut Grow<'_, Nested>,
+    memory: &mut Tables<'_>,
+    notes: &mut Notes,
+    gpa: Gpa,
+    found: &Found<'_>,
+) -> Result<(), MapError> {
+    let (base, leaf) = large_page(gpa, found)?;
+    if grow.map(memory, base, leaf)? == Grown::Fresh {
+        notes.mapped(base.gfn(), leaf.size, &[leaf.hpa.raw()], 1);
     }
     Ok(())
 }
 
-/// Maps the page of a fault as the first of `like`, its neighbours as the second.
-fn map_small(
+/// Maps the page of a fault, and its neighbours where nothing is mapped.
+#[inline]
+fn add_small(
+    grow: &mut Grow<'_, Nested>,
+    memory: &mut Tables<'_>,
+    notes: &mut Notes,
+    gpa: Gpa,
+    found: &Found<'_>,
+) -> Result<(), MapError> {
+    let mut run = found.pages.iter();
+    let hpa = run.next().ok_or(MapError::OutOfRange)?;
+    let [like, others] = found.like;
+    let base = gpa.page_base();
+    let mut region = grow.region(memory, base)?;
+    let grown = region.map(base, Leaf { hpa, ..like })?;
+    // A bit for each page that was mapped: `BATCH` are not more than 64.
+    let mut set = u64::from(grown == Grown::Fresh);
+    let mut filled = Ok(0);
+    if let (Some(next), true) = (base.checked_add(PAGE_SIZE), found.pages.count() > 1) {
+        let neighbours = Leaf {
+            accessed: false,
+            ..others
+        };
+        let run = run.map(|hpa| Some((hpa, others.perms)));
+        filled = region.fill(next, neighbours, run, |number| set |= 2 << number);
+    }
+    notes.mapped(base.gfn(), PageSize::Size4K, found.pages.addresses(), set);
+    filled.map(|_| ())
+}
+
+/// Maps the page of a fault, whatever is there.
+fn put(
     table: &mut Table<Nested>,
     memory: &mut Tables<'_>,
     unlinked: &mut Unlinked<'_>,
     gpa: Gpa,
-    pages: &UserPages<'_>,
-    [like, others]: [Leaf; 2],
+    found: &Found<'_>,
 ) -> Result<(), MapError> {
-    let mut run = pages.iter();
-    let first = run.next().ok_or(MapError::OutOfRange)?;
-    let base = gpa.page_base();
-    let like = Leaf { hpa: first, ..like };
-    match table.leaf_table(memory, base) {
-        Ok(mut table) => {
-            let mapped = table.map(base, like, unlinked)?;
-            // A bit for each page that was mapped: `BATCH` are not more than 64.
-            let mut set = u64::from(matches!(mapped, Mapped::Fresh | Mapped::Replaced));
-            let mut filled = Ok(0);
-            let perms = others.perms;
-            if let Some(next) = base.checked_add(PAGE_SIZE) {
-                if pages.count() > 1 {
-                    let neighbours = Leaf {
-                        accessed: false,
-                        ..others
-                    };
-                    let run = run.map(|hpa| Some((hpa, perms)));
-                    filled = table.fill_telling(next, neighbours, run, |number| {
-                        set |= 2 << number;
-                    });
-                }
-            }
-            let gfn = base.gfn();
-            unlinked
-                .notes
-                .mapped(gfn, PageSize::Size4K, pages.addresses(), set);
-            filled.map(|_| ())
+    let (base, leaf) = if found.large {
+        large_page(gpa, found)?
+    } else {
+        let hpa = found.pages.iter().next().ok_or(MapError::OutOfRange)?;
+        let [like, _] = found.like;
+        (gpa.page_base(), Leaf { hpa, ..like })
+    };
+    match table.map(memory, base, leaf, unlinked) {
+        Ok(Mapped::Fresh | Mapped::Replaced) => {
+            let page = &[leaf.hpa.raw()];
+            unlinked.notes.mapped(base.gfn(), leaf.size, page, 1);
+            Ok(())
         }
+        Ok(Mapped::Unchanged | Mapped::Relaxed) => Ok(()),
         // A large page is mapped where the host, by now, has small ones: cut ours, too, and let
         // the guest try again. Other CPUs must not go on using the large one.
         Err(MapError::LargePage) => {

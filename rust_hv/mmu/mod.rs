@@ -9,6 +9,7 @@
 //! | `choice` | how a VM's memory is virtualized |
 //! | `paging` | what the tables of every paging mode can do |
 //! | `fault` | from a nested fault to a mapping |
+//! | `mapper` | what faults have mapped and not told of yet |
 //! | `shadow` | the same, and the rest, where the tables stand in place of the guest's |
 //! | `tlb` | which CPU must forget what, and when a frame may be freed |
 //! | `access` | reads and writes of guest memory by the hypervisor |
@@ -20,12 +21,18 @@
 //!
 //! # Locks
 //!
-//! `slots_lock` (mutex, sleeps) → `state` (spinlock) → the frame pools (spinlocks).
+//! `slots_lock` (mutex, sleeps) → `state` (reader/writer lock, spins) → the inverted page table's
+//! and the frame pools' (spinlocks).
 //!
 //! * `slots_lock`: one change of the slots at a time.
 //! * `state`: slots, tables, and what the host has told us of changes under way. Taken inside the
 //!   host's own locks, by the notifier: nothing is allocated or copied from user space under it.
-//!   CPUs are interrupted after it is dropped; it is never taken with interrupts off.
+//!   CPUs are interrupted after it is dropped; it is never taken with interrupts off. Whoever
+//!   reads does not take it again, for reading either.
+//!
+//! Faults with nested tables hold `state` for reading, any number at once: they only add to the
+//! tables (`model/paging/grow.rs`). Whoever takes something away, from the tables or the slots,
+//! holds it for writing, and so does every fault without nested tables.
 //!
 //! # How a host page gets into the tables, and out of them
 //!
@@ -38,6 +45,7 @@ pub mod access;
 pub mod choice;
 pub mod dirty;
 pub mod fault;
+mod mapper;
 pub mod owners;
 mod paging;
 pub mod query;
@@ -49,15 +57,15 @@ pub mod verify;
 use crate::host::inverted::{InvertedTable, INVERTED};
 use crate::host::notifier::{HvaRange, MmuEvents};
 use crate::host::pool::Reserve;
+use crate::host::rwlock::RwLock;
 use crate::host::supply::Supply;
 use crate::host::tables::{give_back, Tables};
 use crate::host::task;
 use crate::host::user::{self, UserMm};
 use crate::model::arch::addr::{Gfn, GfnRange, Gpa};
-use crate::model::memory::inverted::Run;
 use crate::model::memory::slots::{plan, Change, Limits, Request, Slot, SlotView};
 use crate::model::paging::format::Leaf;
-use crate::model::paging::frames::{Gather, TableFrame};
+use crate::model::paging::frames::{Counts, Gather, TableFrame};
 use crate::model::paging::nested::Nested;
 use crate::model::paging::sweep::Progress;
 use crate::model::paging::table::Table;
@@ -71,7 +79,8 @@ use kernel::sync::atomic::{
     ordering::{Relaxed, Release},
     Atomic,
 };
-use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock};
+use kernel::sync::{new_mutex, Arc, Mutex};
+use mapper::Mappers;
 use owners::{Notes, OwnerId};
 use paging::{Mode, Paging, Shadows, Steps};
 use tlb::Tlb;
@@ -138,7 +147,7 @@ impl Drop for Tree {
             mode.destroy(&mut Tables::existing(&self.supply), |gfn, leaf| {
                 notes.unmapped(gfn, &leaf);
             });
-            notes.end(&mut None);
+            notes.end();
         }
     }
 }
@@ -180,8 +189,8 @@ struct State {
     /// Those of the slots whose flag asks for one, and of no others.
     logs: Logs,
     tree: Tree,
-    /// Pages that are mapped and not in the inverted page table yet.
-    waiting: Option<Run>,
+    /// What the vCPUs' faults have added to `tree` and not told of yet.
+    mappers: Mappers,
     /// Changes under way in the host.
     invalidating: u64,
     /// Union of what they touch; none without a change under way.
@@ -224,9 +233,11 @@ pub struct Mmu {
     #[pin]
     slots_lock: Mutex<()>,
     #[pin]
-    state: SpinLock<State>,
+    state: RwLock<State>,
     /// `State::generation`, to be looked at without the lock.
     generation: Atomic<u64>,
+    /// `State::sequence`, likewise.
+    sequence: Atomic<u64>,
     /// Number of `State::logs`, to be looked at without the lock.
     logged: Atomic<u64>,
     /// Who clears the logs.
@@ -254,6 +265,16 @@ pub struct TableCounts {
     pub tables: u64,
     /// Mapped pages of 4 KiB, 2 MiB and 1 GiB.
     pub leaves: [u64; 3],
+}
+
+impl TableCounts {
+    fn plus(mut self, more: &Counts) -> Self {
+        self.tables = self.tables.wrapping_add(more.tables);
+        for (count, more) in self.leaves.iter_mut().zip(more.leaves) {
+            *count = count.wrapping_add(more);
+        }
+        self
+    }
 }
 
 /// Tables that were unlinked, until it is safe to free them; and what the inverted page table has
@@ -322,7 +343,7 @@ impl Drop for Unlinked<'_> {
     fn drop(&mut self) {
         self.finish();
         if let Some(stale) = self.stale {
-            if let Some(shadow) = self.mmu.state.lock().tree.shadow() {
+            if let Some(shadow) = self.mmu.state.write().tree.shadow() {
                 shadow.flushed(stale);
             }
         }
@@ -355,7 +376,7 @@ impl Mmu {
             generation: 1,
             logs: Logs::new(),
             tree,
-            waiting: None,
+            mappers: Mappers::new(),
             invalidating: 0,
             range: None,
             sequence: 0,
@@ -366,9 +387,10 @@ impl Mmu {
         Ok(try_pin_init!(Self {
             tlb,
             slots_lock <- new_mutex!(()),
-            state <- new_spinlock!(state),
+            state <- RwLock::new(state, c"Mmu::state", kernel::static_lock_class!()),
             // A cache that was never filled is never current.
             generation: Atomic::new(1),
+            sequence: Atomic::new(0),
             logged: Atomic::new(0),
             manual_log: Manual::new(),
             limits,
@@ -386,7 +408,7 @@ impl Mmu {
 
     /// The tables, for the hardware; they live as long as the address space.
     pub fn root(this: &Arc<Self>) -> NestedRoot {
-        let table = this.state.lock().tree.nested().map(|table| table.root());
+        let table = this.state.read().tree.walked().map(|table| table.root());
         // Without nested tables nobody asks.
         NestedRoot::new(table.unwrap_or_default(), this.clone())
     }
@@ -398,7 +420,7 @@ impl Mmu {
     /// `ENOMEM`.
     pub fn renew_root(&self) -> Result {
         let new = Mode::Nested(empty_table(&self.supply, self.format)?);
-        let mut state = self.state.lock();
+        let mut state = self.state.write();
         // Without a vCPU nothing was mapped, and shadow tables are made when they are needed.
         let old = match state.tree.nested() {
             Some(_) => state.tree.mode.replace(new),
@@ -429,9 +451,10 @@ impl Mmu {
 
     /// How much is mapped, and with how many tables.
     pub fn counts(&self) -> TableCounts {
-        let state = self.state.lock();
+        let state = self.state.read();
         let mode = state.tree.mode.as_ref();
-        mode.map(Paging::counts).unwrap_or_default()
+        let counts = mode.map(Paging::counts).unwrap_or_default();
+        counts.plus(&state.mappers.counts())
     }
 
     /// `KVM_SET_USER_MEMORY_REGION`.
@@ -443,7 +466,7 @@ impl Mmu {
         let _one_at_a_time = self.slots_lock.lock();
         // Only this lock's holder changes the slots: what is read now stays true.
         let (change, (count, logs)) = {
-            let state = self.state.lock();
+            let state = self.state.read();
             let change = plan(state.view(), request, &self.limits);
             (change, (state.slots.len(), state.logs.len()))
         };
@@ -455,7 +478,7 @@ impl Mmu {
         let all_dirty = self.manual_log.initially_set();
         let mut logs = Prepared::new(&change, logs, all_dirty)?;
         {
-            let mut state = self.state.lock();
+            let mut state = self.state.write();
             for slot in change.applied(SlotView::new(&state.slots)) {
                 // Within the capacity: this allocates nothing.
                 slots.push_within_capacity(slot).map_err(|_| ENOMEM)?;
@@ -482,7 +505,7 @@ impl Mmu {
 
     /// The slot of a guest frame.
     pub fn slot(&self, gpa: Gpa) -> Option<Slot> {
-        self.state.lock().view().find(gpa.gfn()).copied()
+        self.state.read().view().find(gpa.gfn()).copied()
     }
 
     /// Unmaps everything, in steps.
@@ -497,14 +520,14 @@ impl Mmu {
             let mut unlinked = Unlinked::new(self);
             let memory = Tables::existing(&self.supply);
             let progress = {
-                let mut state = self.state.lock();
-                let State { tree, waiting, .. } = &mut *state;
-                unlinked.notes.begin(waiting);
+                let mut state = self.state.write();
+                let State { tree, mappers, .. } = &mut *state;
+                unlinked.notes.begin(mappers);
                 let progress = match tree.mode.as_mut() {
                     Some(mode) => mode.unmap(&memory, &mut steps, &mut unlinked),
                     None => Progress::Done,
                 };
-                unlinked.notes.end(waiting);
+                unlinked.notes.end();
                 progress
             };
             // Dropped here, after the lock: flush, then free.
@@ -526,7 +549,7 @@ impl Mmu {
         let mut generation = None;
         loop {
             let found = {
-                let state = self.state.lock();
+                let state = self.state.read();
                 if generation.replace(state.generation) != Some(state.generation) {
                     index = 0;
                 }
@@ -550,7 +573,7 @@ impl KeepAlive for Mmu {
 impl MmuEvents for Mmu {
     fn invalidate_start(&self, range: HvaRange, blockable: bool) {
         {
-            let mut state = self.state.lock();
+            let mut state = self.state.write();
             state.invalidating = state.invalidating.wrapping_add(1);
             state.range = Some(match state.range {
                 Some(other) => HvaRange {
@@ -568,8 +591,9 @@ impl MmuEvents for Mmu {
     }
 
     fn invalidate_end(&self, _range: HvaRange) {
-        let mut state = self.state.lock();
+        let mut state = self.state.write();
         state.sequence = state.sequence.wrapping_add(1);
+        self.sequence.store(state.sequence, Release);
         state.invalidating = state.invalidating.saturating_sub(1);
         if state.invalidating == 0 {
             state.range = None;
@@ -582,7 +606,7 @@ impl MmuEvents for Mmu {
             let memory = Tables::existing(&self.supply);
             let mut steps = Steps::new(gfns);
             loop {
-                let mut state = self.state.lock();
+                let mut state = self.state.write();
                 let Some(mode) = state.tree.mode.as_mut() else {
                     return;
                 };
@@ -663,7 +687,7 @@ mod tests {
             present: false,
             origin: Origin::Access(None),
         };
-        space.mmu.resolve(&mut Faults::new(), &fault)
+        Faults::new(space.mmu.clone())?.resolve(&fault)
     }
 
     fn mapped(space: &Space) -> u64 {
@@ -837,8 +861,8 @@ mod tests {
             start: memory.start().wrapping_add(index * PAGE_SIZE),
             end: memory.start().wrapping_add((index + 1) * PAGE_SIZE),
         };
-        let current = |moment, range| space.mmu.state.lock().is_current(moment, range);
-        let moment = space.mmu.state.lock().moment();
+        let current = |moment, range| space.mmu.state.read().is_current(moment, range);
+        let moment = space.mmu.state.read().moment();
         assert!(current(moment, page(1)));
         space.mmu.invalidate_start(page(1), true);
         space.mmu.invalidate_start(page(2), true);
@@ -847,12 +871,12 @@ mod tests {
         assert!(current(moment, page(3)));
         space.mmu.invalidate_end(page(1));
         // One is still under way, and what came before the end of the other is old.
-        let now = space.mmu.state.lock().moment();
+        let now = space.mmu.state.read().moment();
         assert!(!current(moment, page(3)));
         assert!(!current(now, page(2)));
         assert!(current(now, page(3)));
         space.mmu.invalidate_end(page(2));
-        let now = space.mmu.state.lock().moment();
+        let now = space.mmu.state.read().moment();
         assert!(current(now, page(1)));
         // A change of the slots makes it old, too.
         space.mmu.set_slot(&request(0, 0, BASE, &memory))?;

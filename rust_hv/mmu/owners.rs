@@ -6,12 +6,12 @@
 //! # In step
 //!
 //! Whoever sets or clears a leaf of a VM's tables notes that in a [`Notes`], and settles it before
-//! `Mmu::state` is dropped. The last run of pages that were mapped may wait in `State::waiting` for
-//! others that continue it: faults often come one page after the other, and one entry then takes
-//! them all in. So under a VM's `Mmu::state` its leaves are what its entries in the inverted table
-//! and that run say; an entry is gone before the MMU notifier tells the host that a page is
-//! unmapped; and whoever asks the table has it told of what waits first ([`Owners::settle`]).
-//! `verify` compares the two.
+//! `Mmu::state` is dropped. The last run of pages that a vCPU's faults have mapped may wait in its
+//! [`Mapper`] for others that continue it: faults often come one page after the other, and one
+//! entry then takes them all in. So for whoever holds a VM's `Mmu::state` alone, its leaves are what
+//! its entries in the inverted table and those runs say. Whoever unmaps, or asks the table, has it
+//! told of what waits first ([`Notes::begin`], [`Owners::settle`]); so an entry is gone before the
+//! MMU notifier tells the host that a page is unmapped. `verify` compares the two.
 //!
 //! Shadow tables have any number of leaves for one page, and come and go with what the guest does.
 //! They have a [`Notes`] of their own, which hears of the first leaf and of the last one
@@ -30,6 +30,7 @@
 //! `list` (mutex) → `Mmu::state` (spinlock) → a group of the inverted table (spinlock).
 
 use super::choice::PagingMode;
+use super::mapper::{Mapper, Mappers};
 use super::{Mmu, State};
 use crate::host::frame::PageKind;
 use crate::host::global::Global;
@@ -144,7 +145,7 @@ impl Owners {
             next = index + 1;
             let mmu = &member.mmu;
             let mut notes = Notes::new(mmu.inverted, &mmu.owner);
-            mmu.state.lock().settle(&mut notes);
+            mmu.state.write().settle(&mut notes);
             notes.check_shared();
             task::cond_resched();
         }
@@ -261,7 +262,7 @@ const LONGEST: u64 = 1024;
 pub(super) struct Notes {
     owner: Owner,
     table: &'static InvertedTable,
-    /// Of the VM, as long as its lock is held.
+    /// As long as the VM's lock is held.
     waiting: Option<Run>,
     gone: Option<Run>,
     /// A page that another VM has mapped, too.
@@ -279,17 +280,32 @@ impl Notes {
         }
     }
 
-    /// After `Mmu::state` was taken.
+    /// After `Mmu::state` was taken alone, for changes: what waits is told of now, as it may go.
     #[inline]
-    pub(super) fn begin(&mut self, waiting: &mut Option<Run>) {
-        self.waiting = waiting.take();
+    pub(super) fn begin(&mut self, mappers: &Mappers) {
+        for mapper in mappers.iter() {
+            self.resume(mapper);
+            self.settle_waiting();
+        }
     }
 
     /// Before `Mmu::state` is dropped.
     #[inline]
-    pub(super) fn end(&mut self, waiting: &mut Option<Run>) {
+    pub(super) fn end(&mut self) {
         self.settle_gone();
-        *waiting = self.waiting.take();
+        self.settle_waiting();
+    }
+
+    /// After `Mmu::state` was taken together with others, to add to what a vCPU has mapped.
+    #[inline]
+    pub(super) fn resume(&mut self, mapper: &Mapper) {
+        self.waiting = mapper.take_run();
+    }
+
+    /// Before it is dropped: the last run goes on waiting.
+    #[inline]
+    pub(super) fn pause(&mut self, mapper: &Mapper) {
+        mapper.put_run(self.waiting.take());
     }
 
     /// A page is no longer mapped.
@@ -402,12 +418,6 @@ impl Notes {
         look_at(self.table, self.shared.take());
     }
 
-    /// Tells the inverted table of everything.
-    pub(super) fn settle(&mut self) {
-        self.settle_gone();
-        self.settle_waiting();
-    }
-
     /// Under `Mmu::state`: the page that others find and look at, if there is one.
     #[inline]
     pub(super) fn take_shared(&mut self) -> Option<Hpa> {
@@ -450,10 +460,9 @@ impl Census for Notes {
 impl State {
     /// Has the inverted table know of all leaves.
     pub(super) fn settle(&mut self, notes: &mut Notes) {
-        notes.begin(&mut self.waiting);
-        notes.settle_waiting();
+        notes.begin(&self.mappers);
         if let Some(shadow) = self.tree.shadow() {
-            shadow.census.settle();
+            shadow.census.end();
             notes.shared = shadow.census.take_shared().or(notes.shared);
         }
     }

@@ -9,12 +9,13 @@
 //! | [`Mode::Shadow`], exact | ours | each write is executed here (brute force) |
 //!
 //! What a fault does is in `fault` for the first and in `shadow` for the others; this is what the
-//! host and the dirty log need of all of them. Everything here is called with `Mmu::state` held.
+//! host and the dirty log need of all of them. Everything here that changes something is called by
+//! whoever holds `Mmu::state` alone.
 
 use super::owners::Notes;
 use super::{TableCounts, Unlinked, STEP};
 use crate::host::tables::Tables;
-use crate::model::arch::addr::{Gfn, GfnRange, Gpa};
+use crate::model::arch::addr::{Gfn, GfnRange};
 use crate::model::memory::dirty::WORD_PAGES;
 use crate::model::paging::format::Leaf;
 use crate::model::paging::frames::TableMemory;
@@ -22,7 +23,6 @@ use crate::model::paging::nested::Nested;
 use crate::model::paging::shadow::{self, Cursor, Shadow};
 use crate::model::paging::sweep::{Progress, Sweep};
 use crate::model::paging::table::Table;
-use crate::model::paging::track::Allowed;
 use crate::model::paging::PageSize;
 use kernel::prelude::*;
 
@@ -66,9 +66,6 @@ pub(super) trait Paging {
     /// As [`Paging::track`], for the pages from `first` on whose bit is set. True when TLBs must be
     /// flushed.
     fn track_pages(&mut self, memory: &Tables<'_>, first: Gfn, bits: u64) -> bool;
-
-    /// Lets the guest write to a page where that was withheld and nothing else is missing.
-    fn allow_write(&mut self, memory: &Tables<'_>, gpa: Gpa) -> bool;
 
     /// Small pages are mapped here, which are in the way of a large one.
     fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn) -> bool;
@@ -118,10 +115,6 @@ impl Paging for Table<Nested> {
 
     fn track_pages(&mut self, memory: &Tables<'_>, first: Gfn, bits: u64) -> bool {
         Table::track_pages(self, memory, first, bits)
-    }
-
-    fn allow_write(&mut self, memory: &Tables<'_>, gpa: Gpa) -> bool {
-        Table::allow_write(self, memory, gpa) == Allowed::Yes
     }
 
     fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn) -> bool {
@@ -208,11 +201,6 @@ impl Paging for Shadows {
         self.stale().is_some()
     }
 
-    /// Whether the guest may write is a matter of its own tables, too.
-    fn allow_write(&mut self, _memory: &Tables<'_>, _gpa: Gpa) -> bool {
-        false
-    }
-
     /// The guest's own tables decide as well; what is mapped small stays so until it is used anew.
     fn is_cut(&self, _memory: &Tables<'_>, _gfn: Gfn) -> bool {
         false
@@ -279,7 +267,7 @@ impl Mode {
     pub(super) fn destroy(self, memory: &mut impl TableMemory, leaf: impl FnMut(Gfn, Leaf)) {
         match self {
             Self::Nested(table) => table.destroy(memory, leaf),
-            Self::Shadow(shadow) => shadow.destroy(memory).settle(),
+            Self::Shadow(shadow) => shadow.destroy(memory).end(),
         }
     }
 }
@@ -304,10 +292,6 @@ impl Paging for Mode {
 
     fn track_pages(&mut self, memory: &Tables<'_>, first: Gfn, bits: u64) -> bool {
         either!(self, tables => Paging::track_pages(tables, memory, first, bits))
-    }
-
-    fn allow_write(&mut self, memory: &Tables<'_>, gpa: Gpa) -> bool {
-        either!(self, tables => Paging::allow_write(tables, memory, gpa))
     }
 
     fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn) -> bool {

@@ -4,7 +4,7 @@
 //! an access meets.
 
 use super::owners::OWNERS;
-use super::paging::Paging;
+use super::paging::{Mode, Paging};
 use super::shadow::ShadowCpu;
 use super::Mmu;
 use crate::host::bindings::{self, rusthv_frame, rusthv_gpa, rusthv_owner, rusthv_walk};
@@ -146,7 +146,7 @@ impl Mmu {
         };
         OWNERS.get()?.settle();
         let memory = Tables::existing(&self.supply);
-        let state = self.state.lock();
+        let state = self.state.read();
         let mut found = None;
         if let Some(mode) = &state.tree.mode {
             mode.for_each_mapping(&memory, gpa.gfn(), |_, leaf| found = Some(leaf));
@@ -174,7 +174,7 @@ impl Mmu {
         mut on_entry: impl FnMut(Level, Hpa, u64),
     ) -> Option<Hpa> {
         let memory = Tables::existing(&self.supply);
-        let state = self.state.lock();
+        let state = self.state.read();
         let leaf = state.tree.walked()?.path(&memory, gpa, &mut on_entry)?;
         end_of(&leaf, gpa.raw(), write, fetch)
     }
@@ -190,8 +190,10 @@ impl Mmu {
         mut on_entry: impl FnMut(Level, Hpa, u64),
     ) -> Option<Hpa> {
         let memory = Tables::existing(&self.supply);
-        let mut state = self.state.lock();
-        let shadow = state.tree.shadow()?;
+        let state = self.state.read();
+        let Some(Mode::Shadow(shadow)) = &state.tree.mode else {
+            return None;
+        };
         let leaf = shadow.path(&memory, cpu.root()?, gva, &mut on_entry)?;
         end_of(&leaf, gva.raw(), write, fetch)
     }

@@ -128,7 +128,7 @@ impl ShadowCpu {
 
 impl Drop for ShadowCpu {
     fn drop(&mut self) {
-        if let (Some(root), Some(shadow)) = (self.root, self.mmu.state.lock().tree.shadow()) {
+        if let (Some(root), Some(shadow)) = (self.root, self.mmu.state.write().tree.shadow()) {
             shadow.leave(root);
         }
         if let Some(frame) = self.pointers.take() {
@@ -181,13 +181,13 @@ struct Found {
 impl Mmu {
     /// What shadow tables have been through; zeroes without any.
     pub fn shadow_counts(&self) -> ShadowCounts {
-        let mut state = self.state.lock();
+        let mut state = self.state.write();
         let shadow = state.tree.shadow();
         shadow.map(|shadow| shadow.counts).unwrap_or_default()
     }
 
     fn with_shadow<R>(&self, f: impl FnOnce(&mut Shadows) -> R) -> Result<R> {
-        self.state.lock().tree.shadow().map(f).ok_or(EIO)
+        self.state.write().tree.shadow().map(f).ok_or(EIO)
     }
 
     /// Waits until no CPU uses what shadow tables have dropped.
@@ -208,7 +208,7 @@ impl Mmu {
         loop {
             let mut unlinked = Unlinked::new(self);
             let memory = Tables::existing(&self.supply);
-            let done = match self.state.lock().tree.shadow() {
+            let done = match self.state.write().tree.shadow() {
                 Some(shadow) => {
                     let done = shadow.clear(&memory, &mut unlinked, &mut cursor);
                     unlinked.note(shadow);
@@ -423,7 +423,7 @@ impl Mmu {
     ///
     /// # Errors
     ///
-    /// As [`Mmu::resolve`].
+    /// As [`super::fault::Faults::resolve`].
     pub fn shadow_fault<M: GuestPhys<Error = Error>>(
         &self,
         cpu: &mut ShadowCpu,
@@ -558,7 +558,7 @@ impl Mmu {
             user: access.privilege == Privilege::User,
         };
         let tables = Tables::existing(&self.supply);
-        let mut state = self.state.lock();
+        let mut state = self.state.write();
         if !state.is_current(moment, looked_up(hva, pages.count(), false)) {
             drop(state);
             cpu.slot = None;
@@ -594,7 +594,7 @@ impl Mmu {
                 return Some((slot, moment));
             }
         }
-        let state = self.state.lock();
+        let state = self.state.read();
         let slot = state.view().find(gfn).copied()?;
         cpu.slot = Some((slot, state.moment()));
         cpu.slot
@@ -649,7 +649,7 @@ impl Mmu {
         let root = cpu.root.ok_or(EIO)?;
         let mut unlinked = Unlinked::new(self);
         let mut memory = Tables::with_reserves(&self.supply, &mut cpu.reserves);
-        let mut state = self.state.lock();
+        let mut state = self.state.write();
         if !state.is_current(found.moment, looked_up(*hva, pages.count(), large)) {
             return Ok(None);
         }
@@ -719,7 +719,7 @@ impl Mmu {
                 continue;
             };
             let found = {
-                let state = self.state.lock();
+                let state = self.state.read();
                 let slot = state.view().find(frame).copied();
                 slot.map(|slot| (slot, state.moment()))
             };
@@ -745,7 +745,7 @@ impl Mmu {
                 writable: pages.writable() && wanted == Wanted::Read && !slot.flags.log_dirty(),
                 large: false,
             };
-            let mut state = self.state.lock();
+            let mut state = self.state.write();
             if state.is_current(moment, looked_up(hva, 1, false)) {
                 let shadow = state.tree.shadow().ok_or(EIO)?;
                 shadow.fill(&memory, spot, sequence, source, host, Cause::NONE);

@@ -288,7 +288,7 @@ fn regions(range: GfnRange) -> u64 {
 impl Mmu {
     /// The part of a slot that is in the region of a number, counting those of all slots.
     fn region(&self, number: u64) -> Option<GfnRange> {
-        let state = self.state.lock();
+        let state = self.state.read();
         let mut left = number;
         for slot in &state.slots {
             let range = slot.gfns();
@@ -307,7 +307,7 @@ impl Mmu {
 
 impl Content for Pages {
     fn records(&self) -> u64 {
-        let state = self.0.state.lock();
+        let state = self.0.state.read();
         state.slots.iter().map(|slot| regions(slot.gfns())).sum()
     }
 
@@ -320,7 +320,7 @@ impl Content for Pages {
             return;
         };
         let memory = Tables::existing(&mmu.supply);
-        if let Some(mode) = &mmu.state.lock().tree.mode {
+        if let Some(mode) = &mmu.state.read().tree.mode {
             mode.for_each_page(&memory, range, |gfn, leaf| {
                 // Within the capacity. While it is mapped, what the host says holds.
                 let found = Stretch::new(gfn, leaf, PageKind::of(leaf.hpa));
@@ -352,11 +352,11 @@ pub struct Slots(Arc<Mmu>);
 
 impl Content for Slots {
     fn records(&self) -> u64 {
-        self.0.state.lock().slots.len() as u64
+        self.0.state.read().slots.len() as u64
     }
 
     fn show(&self, record: u64, out: &SeqFile) {
-        let slot = self.0.state.lock().slots.get(record as usize).copied();
+        let slot = self.0.state.read().slots.get(record as usize).copied();
         if let Some(slot) = slot {
             seq_print!(
                 out,

@@ -2,42 +2,22 @@
 
 //! The TLB protocol of an address space.
 //!
-//! Each CPU is in one of two states. *Current*: the VM has run there since the last change, and
-//! may run there now. *Stale*: before the VM runs there (again), the CPU forgets what it knows.
-//! Beside the state stands the *epoch*, which counts how often the CPU became current: where each
-//! vCPU has translations of its own (AMD-V), each has to forget them once per epoch.
-//!
-//! * An entry on a stale CPU makes it current (a full barrier), then flushes.
-//! * A change first writes the tables, then makes every current CPU stale (a full barrier each)
-//!   and interrupts it. A guest that was running exits for the interrupt, and its next entry
-//!   finds the CPU stale.
-//!
-//! Whichever of the two exchanges comes first, the guest does not run on with an old translation:
-//! if the entry's does, the change sees the CPU current and interrupts it; if the change's does,
-//! the entry sees the CPU stale and flushes after the tables were written. The check is made with
-//! interrupts off, so that the interrupt cannot slip in between check and entry.
-//!
-//! When [`Tlb::flush`] returns, no CPU uses a translation from before the change: frames may be
-//! freed. An entry without changes costs one load of a line that is not written.
+//! Each CPU is current or stale, see `model/paging/tlb.rs`. When [`Tlb::flush`] returns, no CPU
+//! uses a translation from before the change: frames may be freed. An entry without changes costs
+//! one load of a line that is not written.
 
 use super::MmuStats;
 use crate::host::cpu::{self, Cpu};
-use crate::vendor::Visit;
+use crate::model::paging::tlb::{CpuState, Visit};
 use kernel::prelude::*;
-use kernel::sync::atomic::{
-    ordering::{Full, Relaxed},
-    Atomic,
-};
-
-/// Bit 0: the CPU is current. The epoch is in the bits above, and changes on that CPU alone.
-const CURRENT: u64 = 1;
+use kernel::sync::atomic::ordering::Relaxed;
 
 /// CPUs that one call interrupts: a bitmap of this many words.
 const WORDS: usize = 8;
 
 /// The states of all CPUs.
 pub struct Tlb {
-    cpus: KVec<Atomic<u64>>,
+    cpus: KVec<CpuState>,
 }
 
 impl Tlb {
@@ -50,7 +30,7 @@ impl Tlb {
         let count = cpu::max_cpus();
         let mut cpus = KVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
         for _ in 0..count {
-            cpus.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
+            cpus.push(CpuState::new(), GFP_KERNEL_ACCOUNT)?;
         }
         Ok(Self { cpus })
     }
@@ -59,31 +39,19 @@ impl Tlb {
     /// until it has forgotten what it must.
     #[inline]
     pub fn visit(&self, cpu: Cpu) -> Visit {
-        let Some(state) = self.cpus.get(cpu as usize) else {
-            return Visit {
+        match self.cpus.get(cpu as usize) {
+            Some(state) => state.visit(),
+            None => Visit {
                 stale: true,
                 epoch: u64::MAX,
-            };
-        };
-        let now = state.load(Relaxed);
-        if now & CURRENT != 0 {
-            return Visit {
-                stale: false,
-                epoch: now >> 1,
-            };
-        }
-        // Nobody else changes a stale state: the next epoch, and current.
-        state.xchg(now.wrapping_add(2) | CURRENT, Full);
-        Visit {
-            stale: true,
-            epoch: now.wrapping_add(2) >> 1,
+            },
         }
     }
 
     /// Makes a CPU stale again whose flush failed.
     pub fn spoil(&self, cpu: Cpu) {
         if let Some(state) = self.cpus.get(cpu as usize) {
-            make_stale(state);
+            state.make_stale();
         }
     }
 
@@ -96,7 +64,7 @@ impl Tlb {
             let mut bits = [0u64; WORDS];
             let mut current = 0;
             for (index, state) in states.iter().enumerate() {
-                if make_stale(state) {
+                if state.make_stale() {
                     if let Some(word) = bits.get_mut(index / 64) {
                         *word |= 1 << (index % 64);
                         current += 1u64;
@@ -111,18 +79,6 @@ impl Tlb {
             }
         }
     }
-}
-
-/// Tells whether the state was current.
-fn make_stale(state: &Atomic<u64>) -> bool {
-    let mut now = state.load(Relaxed);
-    while now & CURRENT != 0 {
-        match state.cmpxchg(now, now & !CURRENT, Full) {
-            Ok(_) => return true,
-            Err(other) => now = other,
-        }
-    }
-    false
 }
 
 #[kunit_tests(rusthv_tlb)]

@@ -67,20 +67,21 @@ impl Mmu {
     /// The mapping of a page in the inverted table; `None` when it is not there any more, and
     /// `Err` when only the inverted table says so.
     pub(super) fn leaf_of(&self, what: &Alias) -> Result<Option<Leaf>, ()> {
-        let mut notes = Notes::new(self.inverted, &self.owner);
-        let mut state = self.state.lock();
-        let mut leaf = self.forward(&state, what);
-        let mut stale = false;
-        if leaf.is_none() {
-            // It may just have gone: with the lock, and nothing waiting, both say the same.
-            state.settle(&mut notes);
-            stale = self.inverted.contains(what);
+        let leaf = self.forward(&self.state.read(), what);
+        if leaf.is_some() {
+            return Ok(leaf);
         }
+        // It may just have gone: with the lock, and nothing waiting, both say the same.
+        let mut notes = Notes::new(self.inverted, &self.owner);
+        let mut state = self.state.write();
+        state.settle(&mut notes);
+        let leaf = self.forward(&state, what);
+        let stale = leaf.is_none() && self.inverted.contains(what);
         drop(state);
         notes.check_shared();
         match stale {
             true => Err(()),
-            false => Ok(leaf.take()),
+            false => Ok(leaf),
         }
     }
 
@@ -90,7 +91,7 @@ impl Mmu {
         let mut steps = Steps::new(everything());
         loop {
             let mut notes = Notes::new(self.inverted, &self.owner);
-            let mut state = self.state.lock();
+            let mut state = self.state.write();
             state.settle(&mut notes);
             let progress = match &state.tree.mode {
                 Some(mode) => mode.for_each_leaf(&memory, &mut steps, |gfn, leaf, first| {

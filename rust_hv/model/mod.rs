@@ -14,3 +14,4 @@ pub mod exit;
 pub mod memory;
 pub mod paging;
 pub mod stats;
+pub mod sync;

@@ -211,7 +211,7 @@ impl<V: Vendor> Vcpu<V> {
             switch: KBox::pin_init(HostSwitch::new(V::LEAVES), GFP_KERNEL_ACCOUNT)?,
             guest,
             fpu: GuestFpu::new(place.wipe)?,
-            faults: Faults::new(),
+            faults: Faults::new(mmu.clone())?,
             mmio: Mmio::new(),
             state: State {
                 cpuid: Cpuid::empty(),

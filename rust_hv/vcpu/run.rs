@@ -316,7 +316,7 @@ impl<V: Vendor> Vcpu<V> {
         faults: &mut Faults,
         fault: &NestedFault,
     ) -> Result<Turn> {
-        match self.mmu.resolve(faults, fault)? {
+        match faults.resolve(fault)? {
             Resolved::Mapped => {
                 self.counters.ept_faults.bump();
                 Ok(Turn::Again)

@@ -23,6 +23,7 @@ use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::emulate::SegmentName;
 use crate::model::exit::{Event, Exit};
 use crate::model::paging::nested::Nested;
+pub use crate::model::paging::tlb::Visit;
 use flush::{FlushKind, Flushes};
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -200,16 +201,6 @@ impl Translation {
             Self::Software(keep) => keep.flushes().count(kind),
         }
     }
-}
-
-/// A look at the state of a VM's translations on the CPU at hand, right before an entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Visit {
-    /// The nested tables have changed since the VM ran here last, or it never did.
-    pub stale: bool,
-    /// Counts how often that was so on this CPU: a vCPU whose translations are its own has to
-    /// forget them when the number is another than at its last visit.
-    pub epoch: u64,
 }
 
 /// A CPU vendor's virtualization.

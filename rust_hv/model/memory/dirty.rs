@@ -15,7 +15,8 @@
 //!   more, before it says that the page is clean.
 
 use core::ops::Deref;
-use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::model::sync::{AtomicU64, Ordering};
 
 /// Pages in a word.
 pub const WORD_PAGES: u64 = 64;

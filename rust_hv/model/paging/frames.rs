@@ -18,18 +18,18 @@
 //! dirty flag afterwards finds the entry gone and faults, so the flags that a [`Gather`] sees are
 //! final.
 //!
-//! One writer at a time: methods that change the tree take `&mut self`, and the caller's lock is
-//! what gives it out. Changes are nevertheless made by compare-and-exchange, since hardware writes
+//! Methods that take something out of the tree have it alone: they take `&mut self`, and the
+//! caller's lock is what gives it out. Methods that only add take `&self`, and any number of them
+//! may run at once ([`super::grow`]). All changes are made by compare-and-exchange: hardware writes
 //! flags at the same time.
-
-use core::sync::atomic::AtomicU64;
 
 use super::format::Leaf;
 use super::PageSize;
 use crate::model::arch::addr::{Gfn, Hpa};
+use crate::model::sync::AtomicU64;
 
-/// Entries in a table.
-pub const ENTRIES: usize = 512;
+/// Entries in a table. The model checker has to follow each of them.
+pub const ENTRIES: usize = if cfg!(loom) { 2 } else { 512 };
 
 /// A table that belongs to whoever holds this; see the top of the file.
 #[derive(Debug, PartialEq, Eq)]
@@ -117,6 +117,15 @@ impl Counts {
     #[inline]
     pub const fn mapped(&self, size: PageSize) -> u64 {
         self.leaves[size as usize]
+    }
+
+    /// Adds what somebody else has counted.
+    #[inline]
+    pub fn merge(&mut self, other: &Self) {
+        self.tables = self.tables.wrapping_add(other.tables);
+        for (count, more) in self.leaves.iter_mut().zip(other.leaves) {
+            *count = count.wrapping_add(more);
+        }
     }
 
     #[inline]

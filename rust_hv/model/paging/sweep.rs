@@ -10,13 +10,12 @@
 //!
 //! A large page that is only partly in the range is treated as a whole.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use super::format::{Entry, Format, Leaf};
 use super::frames::{Counts, Gather, TableFrame, TableMemory, TableRef};
 use super::table::Table;
 use super::Level;
 use crate::model::arch::addr::{Gfn, GfnRange};
+use crate::model::sync::{AtomicU64, Ordering};
 
 /// A range, and how much of it is done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

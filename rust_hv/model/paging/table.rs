@@ -2,14 +2,13 @@
 
 //! A tree of tables that hardware walks: one editor for every entry format.
 //!
-//! [`super::frames`] says who may free what, and when.
-
-use core::sync::atomic::{AtomicU64, Ordering};
+//! [`super::frames`] says who may free what, and when; [`super::grow`] what several may do at once.
 
 use super::format::{Entry, Format, Leaf};
 use super::frames::{Counts, Gather, TableFrame, TableMemory, TableRef, ENTRIES};
-use super::{Level, PageSize, Permissions};
+use super::Level;
 use crate::model::arch::addr::{Gfn, Gpa, Hpa};
+use crate::model::sync::{AtomicU64, Ordering};
 
 /// Why a page was not mapped. The tree may have grown tables, but maps what it mapped before.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,6 +23,8 @@ pub enum MapError {
     Unsupported,
     /// A larger page is mapped here; see [`Table::split`].
     LargePage,
+    /// Something else is mapped here, which only [`Table::map`] may replace; see [`super::grow`].
+    Occupied,
 }
 
 /// What mapping a page did.
@@ -155,11 +156,12 @@ impl<F: Format> Table<F> {
 
     /// Walks to the table of level `target` that has the entry for `gpa`, making what is missing.
     #[inline]
-    fn descend<M: TableMemory>(
-        &mut self,
+    pub(super) fn descend<M: TableMemory>(
+        &self,
         memory: &mut M,
         gpa: Gpa,
         target: Level,
+        added: &mut Counts,
     ) -> Result<TableRef, MapError> {
         if gpa.gfn().raw() >= self.limit() || target > self.top {
             return Err(MapError::OutOfRange);
@@ -187,7 +189,7 @@ impl<F: Format> Table<F> {
                         memory.free(frame);
                         continue;
                     }
-                    self.counts.add_table();
+                    added.add_table();
                     next
                 }
             };
@@ -210,9 +212,9 @@ impl<F: Format> Table<F> {
         leaf: Leaf,
         gather: &mut G,
     ) -> Result<Mapped, MapError> {
-        let raw = self.encode(gpa, &leaf)?;
+        let raw = encode(self.format, gpa, &leaf)?;
         let level = leaf.size.level();
-        let table = self.descend(memory, gpa, level)?;
+        let table = self.with_counts(|table, added| table.descend(memory, gpa, level, added))?;
         let entry = &memory.entries(table)[index(gpa.raw(), level)];
         let (mapped, detached) = install(
             self.format,
@@ -236,40 +238,13 @@ impl<F: Format> Table<F> {
         Ok(mapped)
     }
 
-    fn encode(&self, gpa: Gpa, leaf: &Leaf) -> Result<u64, MapError> {
-        encode(self.format, gpa, leaf)
-    }
-
-    /// Walks once to the page table of a 2 MiB region, for several changes in it.
-    pub fn leaf_table<'a, M: TableMemory>(
-        &'a mut self,
-        memory: &'a mut M,
-        gpa: Gpa,
-    ) -> Result<LeafTable<'a, F>, MapError> {
-        let table = self.descend(memory, gpa, Level::Pt)?;
-        Ok(LeafTable {
-            format: self.format,
-            region: gpa.raw() >> Level::Pd.shift(),
-            entries: memory.entries(table),
-            counts: &mut self.counts,
-        })
-    }
-
-    /// Maps consecutive 4 KiB pages from `gpa` on, up to the end of its 2 MiB region, where
-    /// nothing is mapped yet; `None` in the run leaves a hole. `like` has the memory type of all.
-    /// Returns how many were mapped, 0 when a large page is there.
-    pub fn map_run<M: TableMemory>(
-        &mut self,
-        memory: &mut M,
-        gpa: Gpa,
-        like: Leaf,
-        run: impl IntoIterator<Item = Option<(Hpa, Permissions)>>,
-    ) -> Result<u64, MapError> {
-        match self.leaf_table(memory, gpa) {
-            Ok(mut table) => table.fill(gpa, like, run),
-            Err(MapError::LargePage) => Ok(0),
-            Err(error) => Err(error),
-        }
+    /// What shares the tree counts on its own; here it is added at once.
+    #[inline]
+    fn with_counts<R>(&mut self, f: impl FnOnce(&Self, &mut Counts) -> R) -> R {
+        let mut counts = self.counts;
+        let result = f(self, &mut counts);
+        self.counts = counts;
+        result
     }
 
     /// Cuts the large page that holds `gpa` into pages of the next smaller size, with the same
@@ -399,7 +374,7 @@ impl<F: Format> Table<F> {
 
 /// Checks a mapping and encodes it.
 #[inline]
-fn encode<F: Format>(format: F, gpa: Gpa, leaf: &Leaf) -> Result<u64, MapError> {
+pub(super) fn encode<F: Format>(format: F, gpa: Gpa, leaf: &Leaf) -> Result<u64, MapError> {
     let low = leaf.size.bytes() - 1;
     if (gpa.raw() | leaf.hpa.raw()) & low != 0 {
         return Err(MapError::Misaligned);
@@ -460,100 +435,5 @@ fn install<F: Format, G: Gather>(
                 return (mapped, detached);
             }
         }
-    }
-}
-
-/// The page table of one 2 MiB region.
-#[derive(Debug)]
-pub struct LeafTable<'a, F: Format> {
-    format: F,
-    region: u64,
-    entries: &'a [AtomicU64; ENTRIES],
-    counts: &'a mut Counts,
-}
-
-impl<F: Format> LeafTable<'_, F> {
-    #[inline]
-    fn check_region(&self, gpa: Gpa) -> Result<(), MapError> {
-        if gpa.raw() >> Level::Pd.shift() != self.region {
-            return Err(MapError::OutOfRange);
-        }
-        Ok(())
-    }
-
-    /// [`Table::map`] for a 4 KiB page of the region.
-    pub fn map<G: Gather>(
-        &mut self,
-        gpa: Gpa,
-        leaf: Leaf,
-        gather: &mut G,
-    ) -> Result<Mapped, MapError> {
-        self.check_region(gpa)?;
-        if leaf.size != PageSize::Size4K {
-            return Err(MapError::Unsupported);
-        }
-        let raw = encode(self.format, gpa, &leaf)?;
-        let entry = &self.entries[index(gpa.raw(), Level::Pt)];
-        let (mapped, _) = install(
-            self.format,
-            entry,
-            &leaf,
-            raw,
-            gpa.gfn(),
-            self.counts,
-            gather,
-        );
-        Ok(mapped)
-    }
-
-    /// [`Table::map_run`] in the region.
-    pub fn fill(
-        &mut self,
-        gpa: Gpa,
-        like: Leaf,
-        run: impl IntoIterator<Item = Option<(Hpa, Permissions)>>,
-    ) -> Result<u64, MapError> {
-        self.fill_telling(gpa, like, run, |_| ())
-    }
-
-    /// [`LeafTable::fill`], which tells of each page of the run that it maps, by its number.
-    pub fn fill_telling(
-        &mut self,
-        gpa: Gpa,
-        like: Leaf,
-        run: impl IntoIterator<Item = Option<(Hpa, Permissions)>>,
-        mut on_set: impl FnMut(usize),
-    ) -> Result<u64, MapError> {
-        self.check_region(gpa)?;
-        let first = index(gpa.raw(), Level::Pt);
-        let mut added = 0u64;
-        let mut result = Ok(());
-        for (number, (entry, page)) in self.entries.iter().skip(first).zip(run).enumerate() {
-            let Some((hpa, perms)) = page else { continue };
-            if entry.load(Ordering::Relaxed) != 0 {
-                continue;
-            }
-            let leaf = Leaf {
-                hpa,
-                perms,
-                size: PageSize::Size4K,
-                ..like
-            };
-            match encode(self.format, gpa.page_base(), &leaf) {
-                Ok(raw) => {
-                    let set = entry.compare_exchange(0, raw, Ordering::AcqRel, Ordering::Relaxed);
-                    if set.is_ok() {
-                        added = added.wrapping_add(1);
-                        on_set(number);
-                    }
-                }
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
-            }
-        }
-        self.counts.add_leaves(PageSize::Size4K, added);
-        result.map(|()| added)
     }
 }

@@ -10,14 +10,13 @@
 //! A large page is tracked as a whole. [`Table::allow_write`] leaves it alone: it has to be cut
 //! first ([`Table::split`]), and its parts are then tracked as it was.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use super::format::{Entry, Format, Leaf};
 use super::frames::{TableMemory, TableRef, ENTRIES};
 use super::sweep::{Progress, Sweep, Visitor};
 use super::table::{index, Table};
 use super::{Level, Permissions};
 use crate::model::arch::addr::{Gfn, Gpa};
+use crate::model::sync::{AtomicU64, Ordering};
 
 /// What a write fault finds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -136,9 +135,10 @@ impl<F: Format> Table<F> {
         changed
     }
 
-    /// Lets a tracked 4 KiB page be written, for a write that has been noticed.
+    /// Lets a tracked 4 KiB page be written, for a write that has been noticed. Others may add to the
+    /// tree at the same time.
     #[inline]
-    pub fn allow_write<M: TableMemory>(&mut self, memory: &M, gpa: Gpa) -> Allowed {
+    pub fn allow_write<M: TableMemory>(&self, memory: &M, gpa: Gpa) -> Allowed {
         let Region::Pages(entries) = self.region(memory, gpa.gfn()) else {
             return Allowed::No;
         };

@@ -14,6 +14,7 @@ use rusthv_model::arch::addr::{Gfn, GfnRange, Gpa, Hpa};
 use rusthv_model::paging::ept::Ept;
 use rusthv_model::paging::format::{Entry, Format, Leaf};
 use rusthv_model::paging::frames::{Gather, TableFrame, TableMemory, TableRef, ENTRIES};
+use rusthv_model::paging::grow::Grown;
 use rusthv_model::paging::nested::Nested;
 use rusthv_model::paging::npt::Npt;
 use rusthv_model::paging::sweep::{Progress, Sweep};
@@ -292,6 +293,25 @@ fn flags_survive_a_change_of_rights(format: Nested) {
     }
 }
 
+fn flags_survive_a_right_that_is_added(format: Nested) {
+    fn relax(memory: &mut &Host, table: &mut Table<Interrupted<'_>>, page: u64, size: PageSize) {
+        let mut grow = table.grow();
+        let more = leaf(page, size, Permissions::RWX);
+        let grown = grow.map(memory, Gpa::new(page << 12), more);
+        assert_eq!(grown, Ok(Grown::Relaxed));
+        let added = grow.finish();
+        assert_eq!((added.tables, added.leaves), (0, [0; 3]));
+    }
+    let (hits, _) = at_every_point(format, PageSize::Size4K, |memory, table, _| {
+        relax(memory, table, PAGE, PageSize::Size4K);
+    });
+    assert!(hits > 0);
+    let (hits, _) = at_every_point(format, PageSize::Size2M, |memory, table, _| {
+        relax(memory, table, 0, PageSize::Size2M);
+    });
+    assert!(hits > 0);
+}
+
 fn a_replaced_page_goes_with_its_flags(format: Nested) {
     let (hits, _) = at_every_point(format, PageSize::Size4K, |memory, table, seen| {
         let other = leaf(PAGE + 1, PageSize::Size4K, Permissions::RW);
@@ -344,6 +364,7 @@ with_both_formats! {
     zap_reports_the_last_state,
     cleared_flags_are_reported,
     flags_survive_a_change_of_rights,
+    flags_survive_a_right_that_is_added,
     a_replaced_page_goes_with_its_flags,
     parts_of_a_large_page_inherit_its_flag,
 }

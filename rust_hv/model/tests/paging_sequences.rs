@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use rusthv_model::arch::addr::{Gfn, GfnRange, Gpa, Hpa};
 use rusthv_model::paging::format::Leaf;
+use rusthv_model::paging::grow::Grown;
 use rusthv_model::paging::nested::Nested;
 use rusthv_model::paging::sweep::{Progress, Sweep};
 use rusthv_model::paging::table::{MapError, Mapped, Table};
@@ -71,6 +72,14 @@ fn untracked(leaf: Leaf) -> Leaf {
 #[derive(Clone, Debug)]
 enum Op {
     Map {
+        gfn: u64,
+        hpa: u64,
+        size: PageSize,
+        perms: Permissions,
+        noticed: bool,
+    },
+    /// As somebody who shares the tree.
+    Add {
         gfn: u64,
         hpa: u64,
         size: PageSize,
@@ -150,17 +159,20 @@ fn length() -> impl Strategy<Value = u64> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let size = prop_oneof![4 => Just(PageSize::Size4K), 2 => Just(PageSize::Size2M), 1 => Just(PageSize::Size1G)];
-    let perms = prop_oneof![
-        Just(Permissions::R),
-        Just(Permissions::RW),
-        Just(Permissions::RX),
-        Just(Permissions::RWX),
-        Just(Permissions::X)
-    ];
+    let size = || prop_oneof![4 => Just(PageSize::Size4K), 2 => Just(PageSize::Size2M), 1 => Just(PageSize::Size1G)];
+    let perms = || {
+        prop_oneof![
+            Just(Permissions::R),
+            Just(Permissions::RW),
+            Just(Permissions::RX),
+            Just(Permissions::RWX),
+            Just(Permissions::X)
+        ]
+    };
     let budget = || prop_oneof![1..50usize, Just(1 << 30)];
     prop_oneof![
-        8 => (gfn(), 0..3u64, size, perms, any::<bool>()).prop_map(|(gfn, hpa, size, perms, noticed)| Op::Map { gfn, hpa, size, perms, noticed }),
+        8 => (gfn(), 0..3u64, size(), perms(), any::<bool>()).prop_map(|(gfn, hpa, size, perms, noticed)| Op::Map { gfn, hpa, size, perms, noticed }),
+        8 => (gfn(), 0..3u64, size(), perms(), any::<bool>()).prop_map(|(gfn, hpa, size, perms, noticed)| Op::Add { gfn, hpa, size, perms, noticed }),
         2 => (gfn(), prop::collection::vec(any::<bool>(), 0..20)).prop_map(|(gfn, pages)| Op::Run { gfn, pages }),
         3 => (gfn(), length(), budget()).prop_map(|(start, len, budget)| Op::Zap { start, len, budget }),
         2 => (gfn(), length(), budget()).prop_map(|(start, len, budget)| Op::Protect { start, len, budget }),
@@ -243,6 +255,60 @@ impl Machine {
         self.reference.0.insert(gfn, now);
     }
 
+    /// Adds a page: nothing that is there may change but to get more rights.
+    fn add(&mut self, gfn: u64, new: Leaf) {
+        let mut grow = self.table.grow();
+        let result = grow.map(&mut self.arena, Gpa::new(gfn << 12), new);
+        let counts = grow.finish();
+        self.table.count(&counts);
+        let can_say =
+            new.perms.contains(Permissions::R) || matches!(self.table.format(), Nested::Ept(_));
+        assert_eq!(result == Err(MapError::Unsupported), !can_say);
+        if !can_say {
+            return;
+        }
+        if result == Err(MapError::NoTable) {
+            assert_eq!(self.arena.left, 0);
+            return;
+        }
+        let inside = self.reference.touching(gfn, gfn + new.size.pages());
+        let old = self.reference.covering(gfn);
+        let same = old.filter(|(_, leaf)| leaf.hpa == new.hpa && leaf.size == new.size);
+        let now = match (result, same) {
+            (Ok(Grown::Fresh), _) => {
+                assert!(inside.is_empty());
+                new
+            }
+            (Ok(Grown::Present), Some((_, leaf))) => {
+                assert!(leaf.perms.contains(new.perms));
+                leaf
+            }
+            (Ok(Grown::Relaxed), Some((_, leaf))) => {
+                assert!(new.perms.contains(leaf.perms) && new.perms != leaf.perms);
+                Leaf {
+                    perms: new.perms,
+                    tracked: new.tracked,
+                    ..leaf
+                }
+            }
+            (Err(MapError::LargePage), None) => {
+                assert!(old.is_some_and(|(_, leaf)| leaf.size > new.size));
+                return;
+            }
+            (Err(MapError::Occupied), same) => {
+                // An empty table is in the way of a large page, too.
+                assert!(new.size > PageSize::Size4K || !inside.is_empty());
+                if let Some((_, leaf)) = same {
+                    let (old, new) = (leaf.perms, new.perms);
+                    assert!(!old.contains(new) && !new.contains(old));
+                }
+                return;
+            }
+            other => panic!("{other:?}"),
+        };
+        self.reference.0.insert(gfn, now);
+    }
+
     fn apply(&mut self, op: &Op) {
         let mut gather = Gathered::default();
         match *op {
@@ -261,17 +327,42 @@ impl Machine {
                 };
                 self.map(gfn & !(size.pages() - 1), new, &mut gather);
             }
+            Op::Add {
+                gfn,
+                hpa,
+                size,
+                perms,
+                noticed,
+            } => {
+                let plain = leaf((hpa + 1) << 30, size, perms);
+                let new = if noticed {
+                    plain.to_be_noticed()
+                } else {
+                    plain
+                };
+                self.add(gfn & !(size.pages() - 1), new);
+            }
             Op::Run { gfn, ref pages } => {
                 let like = leaf(0, PageSize::Size4K, Permissions::NONE);
                 let frame = |i: u64| Hpa::new(0x7_0000_0000 + ((gfn + i) << 12));
                 let run = (0..)
                     .zip(pages)
                     .map(|(i, yes)| yes.then(|| (frame(i), Permissions::RW)));
-                let result = self
-                    .table
-                    .map_run(&mut self.arena, Gpa::new(gfn << 12), like, run);
+                let mut grow = self.table.grow();
+                let gpa = Gpa::new(gfn << 12);
+                let result = match grow.region(&mut self.arena, gpa) {
+                    Ok(mut region) => region.fill(gpa, like, run, |_| ()),
+                    Err(error) => Err(error),
+                };
+                let counts = grow.finish();
+                self.table.count(&counts);
                 let Ok(added) = result else {
-                    assert_eq!((result, self.arena.left), (Err(MapError::NoTable), 0));
+                    let large = self.reference.covering(gfn);
+                    let large = large.is_some_and(|(_, leaf)| leaf.size > PageSize::Size4K);
+                    match result {
+                        Err(MapError::LargePage) => assert!(large),
+                        _ => assert_eq!((result, self.arena.left), (Err(MapError::NoTable), 0)),
+                    }
                     return;
                 };
                 let mut expected = 0;

@@ -11,6 +11,7 @@ use paging_support::*;
 use rusthv_model::arch::addr::{GfnRange, Gpa, Hpa};
 use rusthv_model::paging::ept::Ept;
 use rusthv_model::paging::format::Leaf;
+use rusthv_model::paging::grow::Grown;
 use rusthv_model::paging::nested::Nested;
 use rusthv_model::paging::npt::Npt;
 use rusthv_model::paging::sweep::{Progress, Sweep};
@@ -280,6 +281,24 @@ fn no_table_leaves_the_mappings_alone(format: Nested) {
     }
 }
 
+/// Adds a run of pages. Tells how many, and which of them.
+fn fill(
+    table: &mut Table<Nested>,
+    arena: &mut Arena,
+    gpa: u64,
+    like: Leaf,
+    run: impl IntoIterator<Item = Option<(Hpa, Permissions)>>,
+) -> (Result<u64, MapError>, u64) {
+    let (mut grow, gpa, mut set) = (table.grow(), Gpa::new(gpa), 0);
+    let result = match grow.region(arena, gpa) {
+        Ok(mut region) => region.fill(gpa, like, run, |number| set |= 1 << number),
+        Err(error) => Err(error),
+    };
+    let added = grow.finish();
+    table.count(&added);
+    (result, set)
+}
+
 fn a_run_fills_what_is_empty(format: Nested) {
     let (mut arena, mut table, mut gather) = setup(format);
     let like =
@@ -291,8 +310,8 @@ fn a_run_fills_what_is_empty(format: Nested) {
     // From page 0x1fc: mapped, hole, already there, mapped, and the end of the region.
     let run = (0..8u64).map(|i| (i != 1).then(|| (Hpa::new(0x1000 * (i + 1)), Permissions::RW)));
     assert_eq!(
-        table.map_run(&mut arena, Gpa::new(0x1f_c000), like, run),
-        Ok(2)
+        fill(&mut table, &mut arena, 0x1f_c000, like, run),
+        (Ok(2), 1 << 0 | 1 << 3)
     );
     let at = |gpa| {
         table
@@ -311,8 +330,8 @@ fn a_run_fills_what_is_empty(format: Nested) {
         Some((Hpa::new(7), Permissions::R)),
     ];
     assert_eq!(
-        table.map_run(&mut arena, Gpa::new(0), like, bad),
-        Err(MapError::Misaligned)
+        fill(&mut table, &mut arena, 0, like, bad),
+        (Err(MapError::Misaligned), 1)
     );
     assert_eq!(table.counts().leaves, [4, 0, 0]);
 
@@ -322,39 +341,83 @@ fn a_run_fills_what_is_empty(format: Nested) {
         .unwrap();
     let run = [Some((Hpa::new(0x1000), Permissions::R))];
     assert_eq!(
-        table.map_run(&mut arena, Gpa::new(0x40_3000), like, run),
-        Ok(0)
+        fill(&mut table, &mut arena, 0x40_3000, like, run),
+        (Err(MapError::LargePage), 0)
     );
     finish(table, arena);
 }
 
-fn a_leaf_table_maps_in_its_region_only(format: Nested) {
-    let (mut arena, mut table, mut gather) = setup(format);
+fn a_region_takes_its_own_pages_only(format: Nested) {
+    let (mut arena, mut table, _) = setup(format);
     let page = leaf(0x1000, PageSize::Size4K, Permissions::RW);
-    let mut pt = table.leaf_table(&mut arena, Gpa::new(0x40_1000)).unwrap();
-    assert_eq!(
-        pt.map(Gpa::new(0x40_2000), page, &mut gather),
-        Ok(Mapped::Fresh)
-    );
-    assert_eq!(
-        pt.map(Gpa::new(0x60_0000), page, &mut gather),
-        Err(MapError::OutOfRange)
-    );
-    assert_eq!(
-        pt.map(Gpa::new(0x3f_f000), page, &mut gather),
-        Err(MapError::OutOfRange)
-    );
+    let mut grow = table.grow();
+    let mut region = grow.region(&mut arena, Gpa::new(0x40_1000)).unwrap();
+    assert_eq!(region.map(Gpa::new(0x40_2000), page), Ok(Grown::Fresh));
+    for outside in [0x60_0000, 0x3f_f000] {
+        let result = region.map(Gpa::new(outside), page);
+        assert_eq!(result, Err(MapError::OutOfRange));
+    }
     let huge = leaf(0, PageSize::Size2M, Permissions::RW);
     assert_eq!(
-        pt.map(Gpa::new(0x40_0000), huge, &mut gather),
+        region.map(Gpa::new(0x40_0000), huge),
         Err(MapError::Unsupported)
     );
     assert_eq!(
-        pt.fill(Gpa::new(0x60_0000), page, []),
+        region.fill(Gpa::new(0x60_0000), page, [], |_| ()),
         Err(MapError::OutOfRange)
     );
+    let added = grow.finish();
+    assert_eq!((added.tables, added.leaves), (3, [1, 0, 0]));
+    table.count(&added);
     assert_eq!(table.counts().leaves, [1, 0, 0]);
     assert!(table.lookup(&arena, Gpa::new(0x40_2fff)).is_some());
+    finish(table, arena);
+}
+
+fn what_is_there_is_not_replaced_by_adding(format: Nested) {
+    let (mut arena, mut table, mut gather) = setup(format);
+    let large = leaf(0x4000_0000, PageSize::Size2M, Permissions::RX);
+    let small = leaf(0x1000, PageSize::Size4K, Permissions::RW);
+    let at = Gpa::new(0x20_0000);
+    let other = Gpa::new(0x40_0000);
+    table.map(&mut arena, at, large, &mut gather).unwrap();
+    table.map(&mut arena, other, small, &mut gather).unwrap();
+    let before = (
+        table.counts(),
+        table.lookup(&arena, at),
+        table.lookup(&arena, other),
+    );
+    let mut grow = table.grow();
+    let moved = Leaf {
+        hpa: Hpa::new(0x8000_0000),
+        ..large
+    };
+    // Other memory, other sizes, and rights of which neither has all.
+    assert_eq!(grow.map(&mut arena, at, small), Err(MapError::LargePage));
+    assert_eq!(grow.map(&mut arena, at, moved), Err(MapError::Occupied));
+    assert_eq!(grow.map(&mut arena, other, large), Err(MapError::Occupied));
+    let crossed = Leaf {
+        perms: Permissions::RX,
+        ..small
+    };
+    assert_eq!(
+        grow.map(&mut arena, other, crossed),
+        Err(MapError::Occupied)
+    );
+    // Fewer rights than there are change nothing.
+    let less = Leaf {
+        perms: Permissions::R,
+        ..small
+    };
+    assert_eq!(grow.map(&mut arena, other, less), Ok(Grown::Present));
+    let added = grow.finish();
+    table.count(&added);
+    let after = (
+        table.counts(),
+        table.lookup(&arena, at),
+        table.lookup(&arena, other),
+    );
+    assert_eq!(before, after);
     finish(table, arena);
 }
 
@@ -549,7 +612,8 @@ with_both_formats! {
     split_keeps_memory_rights_and_flags,
     no_table_leaves_the_mappings_alone,
     a_run_fills_what_is_empty,
-    a_leaf_table_maps_in_its_region_only,
+    a_region_takes_its_own_pages_only,
+    what_is_there_is_not_replaced_by_adding,
     zap_frees_only_tables_that_lie_in_the_range,
     zap_stops_at_its_budget_and_goes_on,
     an_empty_terabyte_costs_little,

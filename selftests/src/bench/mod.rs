@@ -4,6 +4,7 @@
 
 pub mod exits;
 pub mod options;
+pub mod parallel;
 pub mod report;
 pub mod rows;
 pub mod tables;

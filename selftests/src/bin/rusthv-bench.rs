@@ -36,6 +36,9 @@ fn run(options: &options::Options) -> Result<ExitCode, Failure> {
     if options.tables {
         return bench::tables::run(&options.unit).map(|()| ExitCode::SUCCESS).map_err(Failure::failed);
     }
+    if options.parallel {
+        return bench::parallel::run(options).map(|()| ExitCode::SUCCESS);
+    }
     let lines = bench::measure(options)?;
     print!("{}", report::table(options, &lines));
     if let Some(path) = &options.json {

@@ -1,0 +1,459 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What several do at once to page tables, dirty logs and the states of CPUs, in every order that
+//! their loads, stores and exchanges can come in. Hardware, which sets flags and walks the tables,
+//! is one of the threads.
+//!
+//! Tables have two entries and trees two levels here: what is checked is who sees what of whom.
+
+use std::collections::BTreeSet;
+
+use loom::sync::atomic::{fence, AtomicBool, AtomicU64, Ordering};
+use loom::sync::{Arc, Mutex};
+use loom::thread;
+use rusthv_model::arch::addr::{Gpa, Hpa};
+use rusthv_model::memory::dirty::DirtyBitmap;
+use rusthv_model::paging::ept::Ept;
+use rusthv_model::paging::format::{Entry, Format, Leaf};
+use rusthv_model::paging::frames::{Counts, TableFrame, TableMemory, TableRef, ENTRIES};
+use rusthv_model::paging::grow::{Grow, Grown};
+use rusthv_model::paging::table::{MapError, Table};
+use rusthv_model::paging::tlb::CpuState;
+use rusthv_model::paging::track::Allowed;
+use rusthv_model::paging::{Level, PageSize, Permissions};
+
+const EPT: Ept = Ept {
+    accessed_dirty: true,
+    execute_only: false,
+    largest: PageSize::Size2M,
+};
+
+/// Frames for tables, which everybody can reach.
+type Frames = Arc<Vec<[AtomicU64; ENTRIES]>>;
+
+fn frames(count: usize) -> Frames {
+    let frame = |_| std::array::from_fn(|_| AtomicU64::new(0));
+    Arc::new((0..count).map(frame).collect())
+}
+
+/// A thread's view of them, and those that it has set aside.
+struct Memory {
+    frames: Frames,
+    mine: Vec<u64>,
+}
+
+impl Memory {
+    fn new(frames: &Frames, mine: &[u64]) -> Self {
+        Self {
+            frames: frames.clone(),
+            mine: mine.to_vec(),
+        }
+    }
+}
+
+impl TableMemory for Memory {
+    fn alloc(&mut self) -> Option<TableFrame> {
+        let frame = self.mine.pop()?;
+        Some(TableFrame::new(Hpa::new(frame << 12)))
+    }
+
+    fn free(&mut self, frame: TableFrame) {
+        self.mine.push(frame.hpa().raw() >> 12);
+    }
+
+    fn entries(&self, table: TableRef) -> &[AtomicU64; ENTRIES] {
+        &self.frames[(table.hpa().raw() >> 12) as usize]
+    }
+}
+
+struct World {
+    frames: Frames,
+    table: Arc<Table<Ept>>,
+}
+
+/// A tree of two levels without a page in it; its root is frame 0, and `count` more are there.
+fn world(count: usize) -> World {
+    let frames = frames(count + 1);
+    let mut memory = Memory::new(&frames, &[0]);
+    let table = Table::new(&mut memory, EPT, Level::Pd).unwrap();
+    World {
+        frames,
+        table: Arc::new(table),
+    }
+}
+
+fn page(number: u64, perms: Permissions) -> Leaf {
+    Leaf::new(Hpa::new((0x100 + number) << 12), PageSize::Size4K, perms)
+}
+
+fn gpa(number: u64) -> Gpa {
+    Gpa::new(number << 12)
+}
+
+/// Adds to a tree; tells what became of it, and counts.
+fn add<R>(world: &World, change: impl FnOnce(&mut Grow<'_, Ept>) -> R) -> (R, Counts) {
+    let mut grow = world.table.grow();
+    let result = change(&mut grow);
+    (result, grow.finish())
+}
+
+impl Clone for World {
+    fn clone(&self) -> Self {
+        Self {
+            frames: self.frames.clone(),
+            table: self.table.clone(),
+        }
+    }
+}
+
+/// What the CPU does for an access: walks, checks the right, sets the flags. `None` is a fault.
+fn hardware(world: &World, number: u64, write: bool) -> Option<Hpa> {
+    let mut table = world.table.root().raw() >> 12;
+    for level in [Level::Pd, Level::Pt] {
+        let at = (number << 12 >> level.shift()) as usize % ENTRIES;
+        let entry = &world.frames[table as usize][at];
+        loop {
+            let raw = entry.load(Ordering::Acquire);
+            let leaf = match EPT.decode(raw, level) {
+                Entry::Absent => return None,
+                Entry::Table(next) => {
+                    table = next.raw() >> 12;
+                    break;
+                }
+                Entry::Leaf(leaf) => leaf,
+            };
+            if write && !leaf.perms.contains(Permissions::W) {
+                return None;
+            }
+            let mut flags = EPT.accessed_mask();
+            if write {
+                flags |= EPT.dirty_mask();
+            }
+            let set = raw | flags;
+            let done = raw == set
+                || entry
+                    .compare_exchange(raw, set, Ordering::AcqRel, Ordering::Acquire)
+                    .is_ok();
+            if done {
+                return Some(leaf.hpa);
+            }
+        }
+    }
+    unreachable!("a page table leads to another")
+}
+
+fn lookup(world: &World, number: u64) -> Option<Leaf> {
+    let memory = Memory::new(&world.frames, &[]);
+    world.table.lookup(&memory, gpa(number))
+}
+
+/// Every frame is in the tree or with a thread, and the counts say so.
+fn balanced(world: &World, left: &[Vec<u64>], added: &[Counts]) {
+    let mut sum = world.table.counts();
+    added.iter().for_each(|counts| sum.merge(counts));
+    let free: BTreeSet<u64> = left.iter().flatten().copied().collect();
+    assert_eq!(free.len(), left.iter().map(Vec::len).sum::<usize>());
+    assert_eq!(free.len() as u64 + sum.tables, world.frames.len() as u64);
+    let mapped = (0..ENTRIES as u64).filter_map(|number| lookup(world, number));
+    let small = mapped.filter(|leaf| leaf.size == PageSize::Size4K).count();
+    assert_eq!(sum.leaves[0], small as u64);
+    // What was not linked, or not any more, holds nothing.
+    for frame in free {
+        for entry in &world.frames[frame as usize] {
+            assert_eq!(entry.load(Ordering::Relaxed), 0);
+        }
+    }
+}
+
+#[test]
+fn two_faults_map_one_page_once() {
+    loom::model(|| {
+        let world = world(2);
+        let other = world.clone();
+        let thread = thread::spawn(move || {
+            let mut memory = Memory::new(&other.frames, &[2]);
+            let done = add(&other, |grow| {
+                grow.map(&mut memory, gpa(1), page(1, Permissions::RW))
+            });
+            (done, memory.mine)
+        });
+        let mut memory = Memory::new(&world.frames, &[1]);
+        let (here, counts) = add(&world, |grow| {
+            grow.map(&mut memory, gpa(1), page(1, Permissions::RW))
+        });
+        let ((there, others), left) = thread.join().unwrap();
+        let fresh = [here, there].map(|result| u32::from(result == Ok(Grown::Fresh)));
+        let present = [here, there].map(|result| u32::from(result == Ok(Grown::Present)));
+        assert_eq!((fresh.iter().sum::<u32>(), present.iter().sum()), (1, 1));
+        balanced(&world, &[memory.mine, left], &[counts, others]);
+    });
+}
+
+#[test]
+fn two_faults_in_one_region_share_the_table() {
+    loom::model(|| {
+        let world = world(2);
+        let other = world.clone();
+        let run = |first: u64| {
+            (0..2 - first)
+                .map(move |i| Some((page(first + i, Permissions::RW).hpa, Permissions::RW)))
+        };
+        let thread = thread::spawn(move || {
+            let mut memory = Memory::new(&other.frames, &[2]);
+            let (filled, counts) = add(&other, |grow| {
+                let mut region = grow.region(&mut memory, gpa(0)).unwrap();
+                region.fill(gpa(0), page(0, Permissions::RW), run(0), |_| ())
+            });
+            (filled.unwrap(), counts, memory.mine)
+        });
+        let mut memory = Memory::new(&world.frames, &[1]);
+        let (filled, counts) = add(&world, |grow| {
+            let mut region = grow.region(&mut memory, gpa(1)).unwrap();
+            region.fill(gpa(1), page(1, Permissions::RW), run(1), |_| ())
+        });
+        let (also, others, left) = thread.join().unwrap();
+        assert_eq!(filled.unwrap() + also, 2);
+        assert_eq!(lookup(&world, 0), Some(page(0, Permissions::RW)));
+        assert_eq!(lookup(&world, 1), Some(page(1, Permissions::RW)));
+        balanced(&world, &[memory.mine, left], &[counts, others]);
+    });
+}
+
+#[test]
+fn a_large_and_a_small_page_do_not_mix() {
+    loom::model(|| {
+        let world = world(2);
+        let other = world.clone();
+        let thread = thread::spawn(move || {
+            let mut memory = Memory::new(&other.frames, &[2]);
+            let done = add(&other, |grow| {
+                grow.map(&mut memory, gpa(1), page(1, Permissions::RW))
+            });
+            (done, memory.mine)
+        });
+        let large = Leaf::new(Hpa::new(0x4000_0000), PageSize::Size2M, Permissions::RW);
+        let mut memory = Memory::new(&world.frames, &[1]);
+        let (here, counts) = add(&world, |grow| grow.map(&mut memory, gpa(0), large));
+        let ((there, others), left) = thread.join().unwrap();
+        match (here, there) {
+            (Ok(Grown::Fresh), Err(MapError::LargePage)) => {
+                assert_eq!(lookup(&world, 1), Some(large));
+                assert_eq!((counts.leaves, others.leaves), ([0, 1, 0], [0; 3]));
+                assert_eq!((memory.mine.len(), left.len()), (1, 1));
+            }
+            (Err(MapError::Occupied), Ok(Grown::Fresh)) => {
+                balanced(&world, &[memory.mine, left], &[counts, others]);
+            }
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+/// A CPU that walks while a page is mapped finds all of it or nothing.
+#[test]
+fn a_walk_finds_all_or_nothing() {
+    loom::model(|| {
+        let world = world(1);
+        let other = world.clone();
+        let cpu = thread::spawn(move || {
+            let first = hardware(&other, 1, true);
+            let neighbour = hardware(&other, 0, false);
+            (first, neighbour)
+        });
+        let mut memory = Memory::new(&world.frames, &[1]);
+        let (result, _) = add(&world, |grow| {
+            grow.map(&mut memory, gpa(1), page(1, Permissions::RW))
+        });
+        assert_eq!(result, Ok(Grown::Fresh));
+        let (first, neighbour) = cpu.join().unwrap();
+        assert!(first.is_none_or(|hpa| hpa == page(1, Permissions::RW).hpa));
+        assert_eq!(neighbour, None);
+        let leaf = lookup(&world, 1).unwrap();
+        assert_eq!(
+            (leaf.dirty, leaf.accessed),
+            (first.is_some(), first.is_some())
+        );
+    });
+}
+
+/// Maps page 1 before anybody else is there.
+fn mapped(leaf: Leaf) -> World {
+    let world = world(1);
+    let mut memory = Memory::new(&world.frames, &[1]);
+    let (result, _) = add(&world, |grow| grow.map(&mut memory, gpa(1), leaf));
+    assert_eq!(result, Ok(Grown::Fresh));
+    world
+}
+
+#[test]
+fn a_new_right_loses_no_flag() {
+    loom::model(|| {
+        let world = mapped(page(1, Permissions::RW));
+        let other = world.clone();
+        let cpu = thread::spawn(move || hardware(&other, 1, true));
+        let mut memory = Memory::new(&world.frames, &[]);
+        let (result, counts) = add(&world, |grow| {
+            grow.map(&mut memory, gpa(1), page(1, Permissions::RWX))
+        });
+        assert_eq!((result, counts.leaves), (Ok(Grown::Relaxed), [0; 3]));
+        assert!(cpu.join().unwrap().is_some());
+        let leaf = lookup(&world, 1).unwrap();
+        assert_eq!((leaf.perms, leaf.dirty), (Permissions::RWX, true));
+    });
+}
+
+fn allow_write(world: &World) -> Allowed {
+    let memory = Memory::new(&world.frames, &[]);
+    world.table.allow_write(&memory, gpa(1))
+}
+
+/// Two write faults on a page whose first write is to be noticed.
+#[test]
+fn a_noticed_write_is_allowed_to_both() {
+    loom::model(|| {
+        let world = mapped(page(1, Permissions::RW).to_be_noticed());
+        let other = world.clone();
+        let thread = thread::spawn(move || (allow_write(&other), hardware(&other, 1, true)));
+        assert_eq!(allow_write(&world), Allowed::Yes);
+        let (allowed, written) = thread.join().unwrap();
+        assert!(allowed == Allowed::Yes && written.is_some());
+        let leaf = lookup(&world, 1).unwrap();
+        assert_eq!((leaf.perms, leaf.tracked), (Permissions::RW, false));
+        assert!(leaf.dirty && leaf.accessed);
+    });
+}
+
+/// A CPU reads the page, and sets its flag, while the write is allowed.
+#[test]
+fn a_noticed_write_loses_no_flag() {
+    loom::model(|| {
+        let mut leaf = page(1, Permissions::RW).to_be_noticed();
+        leaf.accessed = false;
+        let world = mapped(leaf);
+        let other = world.clone();
+        let cpu = thread::spawn(move || (hardware(&other, 1, false), hardware(&other, 1, true)));
+        assert_eq!(allow_write(&world), Allowed::Yes);
+        let (read, _) = cpu.join().unwrap();
+        assert!(read.is_some());
+        let leaf = lookup(&world, 1).unwrap();
+        assert_eq!((leaf.perms, leaf.tracked), (Permissions::RW, false));
+        assert!(leaf.dirty && leaf.accessed);
+    });
+}
+
+/// A read fault that looked the page up when it could not be written yet comes late.
+#[test]
+fn a_late_read_takes_no_right_away() {
+    loom::model(|| {
+        let world = mapped(page(1, Permissions::R));
+        let other = world.clone();
+        let thread = thread::spawn(move || {
+            let mut memory = Memory::new(&other.frames, &[]);
+            let (result, _) = add(&other, |grow| {
+                grow.map(&mut memory, gpa(1), page(1, Permissions::R))
+            });
+            result
+        });
+        let mut memory = Memory::new(&world.frames, &[]);
+        let (result, _) = add(&world, |grow| {
+            grow.map(&mut memory, gpa(1), page(1, Permissions::RW))
+        });
+        assert_eq!(result, Ok(Grown::Relaxed));
+        assert_eq!(thread.join().unwrap(), Ok(Grown::Present));
+        assert_eq!(lookup(&world, 1).unwrap().perms, Permissions::RW);
+    });
+}
+
+/// Parts of a large page that is cut have the flag of a write that comes at any moment.
+#[test]
+fn a_cut_large_page_loses_no_flag() {
+    loom::model(|| {
+        let frames = frames(2);
+        let mut memory = Memory::new(&frames, &[1, 0]);
+        let mut table = Table::new(&mut memory, EPT, Level::Pd).unwrap();
+        let large = Leaf::new(Hpa::new(0x4000_0000), PageSize::Size2M, Permissions::RW);
+        let mut grow = table.grow();
+        assert_eq!(grow.map(&mut memory, gpa(0), large), Ok(Grown::Fresh));
+        let added = grow.finish();
+        table.count(&added);
+        // The CPU knows where the root is.
+        let root = frames.clone();
+        let cpu = thread::spawn(move || {
+            let entry = &root[0][0];
+            let raw = entry.load(Ordering::Acquire);
+            let set = raw | EPT.accessed_mask() | EPT.dirty_mask();
+            let is_large = matches!(EPT.decode(raw, Level::Pd), Entry::Leaf(_));
+            is_large
+                && entry
+                    .compare_exchange(raw, set, Ordering::AcqRel, Ordering::Acquire)
+                    .is_ok()
+        });
+        assert_eq!(table.split(&mut memory, gpa(0)), Ok(true));
+        let dirty = cpu.join().unwrap();
+        for number in 0..ENTRIES as u64 {
+            let leaf = table.lookup(&memory, gpa(number)).unwrap();
+            assert_eq!((leaf.size, leaf.dirty), (PageSize::Size4K, dirty));
+        }
+    });
+}
+
+/// A bit that is set is taken once, by whoever takes bits at the same time or later.
+#[test]
+fn no_dirty_bit_is_lost() {
+    loom::model(|| {
+        let words: Box<[AtomicU64]> = Box::new([AtomicU64::new(0)]);
+        let log = Arc::new(DirtyBitmap::new(words, 64).unwrap());
+        let writes = [3, 5].map(|page| {
+            let log = log.clone();
+            thread::spawn(move || log.mark(page))
+        });
+        let early = log.take(0);
+        let some = log.take_some(0, 1 << 3);
+        for thread in writes {
+            thread.join().unwrap();
+        }
+        let late = log.take(0);
+        assert_eq!(early | some | late, 1 << 3 | 1 << 5);
+        assert_eq!(early & some | early & late | some & late, 0);
+    });
+}
+
+/// The TLB protocol: a guest that enters again and again, and a page that goes. The mutex is the
+/// CPU with interrupts off: who interrupts it waits until the guest has left.
+#[test]
+fn no_translation_outlives_a_flush() {
+    loom::model(|| {
+        let entry = Arc::new(AtomicU64::new(1));
+        let freed = Arc::new(AtomicBool::new(false));
+        let state = Arc::new(CpuState::new());
+        let cpu = Arc::new(Mutex::new(()));
+        let guest = {
+            let (entry, freed) = (entry.clone(), freed.clone());
+            let (state, cpu) = (state.clone(), cpu.clone());
+            thread::spawn(move || {
+                let mut tlb = None;
+                for _ in 0..2 {
+                    let off = cpu.lock().unwrap();
+                    if state.visit().stale {
+                        tlb = None;
+                    }
+                    // The guest's access: from the TLB, or by a walk that fills it.
+                    if tlb.is_none() && entry.load(Ordering::Acquire) != 0 {
+                        tlb = Some(());
+                    }
+                    if tlb.is_some() {
+                        assert!(!freed.load(Ordering::Acquire), "a freed page was used");
+                    }
+                    drop(off);
+                }
+            })
+        };
+        entry.store(0, Ordering::Release);
+        fence(Ordering::SeqCst);
+        if state.make_stale() {
+            drop(cpu.lock().unwrap());
+        }
+        freed.store(true, Ordering::Release);
+        guest.join().unwrap();
+    });
+}
