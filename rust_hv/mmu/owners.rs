@@ -16,7 +16,7 @@
 //! Shadow tables have any number of leaves for one page, and come and go with what the guest does.
 //! They have a [`Notes`] of their own, which hears of the first leaf and of the last one
 //! (`model/paging/shadow/census.rs`). What was unmapped may wait there, too, for it often comes
-//! back at once: until the next such page, until somebody asks, and not if the host is waiting.
+//! back at once: until somebody asks, and not if the host is waiting.
 //!
 //! # Isolation
 //!
@@ -311,23 +311,18 @@ impl Notes {
     /// A page is no longer mapped.
     #[inline]
     pub(super) fn unmapped(&mut self, gfn: Gfn, leaf: &Leaf) {
-        self.lost(gfn, leaf.hpa, leaf.size);
-    }
-
-    #[inline]
-    fn lost(&mut self, gfn: Gfn, hpa: Hpa, size: PageSize) {
-        if self.table.is_zero_page(hpa) {
+        if self.table.is_zero_page(leaf.hpa) {
             return;
         }
         if let Some(run) = &mut self.gone {
-            if run.extend(gfn, hpa, size) {
+            if run.extend(gfn, leaf.hpa, leaf.size) {
                 return;
             }
         }
         self.settle_gone();
         // It may be in there.
         self.settle_waiting();
-        self.gone = Some(Run::page(gfn, hpa, size));
+        self.gone = Some(Run::page(gfn, leaf.hpa, leaf.size));
     }
 
     /// Pages have been mapped, one after the other in the guest: those whose bit is set, of at most
@@ -435,25 +430,50 @@ pub(super) fn look_at(table: &InvertedTable, shared: Option<Hpa>) {
     }
 }
 
+/// What comes and what goes wait side by side: no page is in both runs.
 impl Census for Notes {
     #[inline]
     fn mapped(&mut self, gfn: Gfn, hpa: Hpa, size: PageSize) {
-        let page = Run::page(gfn, hpa, size);
-        if self.gone == Some(page) {
-            // Back again, and still in the table.
-            self.gone = None;
-            return;
-        }
         if self.table.is_zero_page(hpa) {
             return;
         }
-        self.settle_gone();
+        let page = Run::page(gfn, hpa, size);
+        if let Some(gone) = self.gone {
+            if gone == page {
+                // Back again, and still in the table.
+                self.gone = None;
+                return;
+            }
+            if gone.is_about(gfn) {
+                self.settle_gone();
+            }
+        }
         self.wait(page);
     }
 
     #[inline]
     fn unmapped(&mut self, gfn: Gfn, hpa: Hpa, size: PageSize) {
-        self.lost(gfn, hpa, size);
+        if self.table.is_zero_page(hpa) {
+            return;
+        }
+        let page = Run::page(gfn, hpa, size);
+        if let Some(waiting) = self.waiting {
+            if waiting == page {
+                // Gone before anybody knew.
+                self.waiting = None;
+                return;
+            }
+            if waiting.is_about(gfn) {
+                self.settle_waiting();
+            }
+        }
+        if let Some(gone) = &mut self.gone {
+            if gone.count < LONGEST && gone.extend(gfn, hpa, size) {
+                return;
+            }
+        }
+        self.settle_gone();
+        self.gone = Some(page);
     }
 }
 

@@ -759,7 +759,10 @@ fn a_frame_at_two_places_is_two_pages() {
     assert!(vm.access(LINEAR ^ 0x1000, access).is_ok());
     vm.check_census();
     let gfn = PAGE >> 12;
-    let both = [(gfn, HOST + PAGE, 0x1000), (gfn, (HOST << 1) + PAGE, 0x1000)];
+    let both = [
+        (gfn, HOST + PAGE, 0x1000),
+        (gfn, (HOST << 1) + PAGE, 0x1000),
+    ];
     assert!(vm.shadow.census.0.iter().eq(&both));
     assert_eq!(vm.mappings(gfn).len(), 2);
     // The first entry follows.
@@ -789,7 +792,10 @@ fn an_entry_changes_its_place() {
     assert!(vm.access(LINEAR, access).is_ok());
     vm.check_census();
     let gfn = PAGE >> 12;
-    let both = [(gfn, HOST + PAGE, 0x1000), (gfn, (HOST << 2) + PAGE, 0x1000)];
+    let both = [
+        (gfn, HOST + PAGE, 0x1000),
+        (gfn, (HOST << 2) + PAGE, 0x1000),
+    ];
     assert!(vm.shadow.census.0.iter().eq(&both));
     vm.end();
 }
@@ -805,16 +811,22 @@ fn long_chains_are_cut() {
     let own = 0x100_0000;
     for number in 0..last {
         for index in 0..512 {
-            vm.guest.memory.set(own + (number << 12) + index * 8, size, first);
+            vm.guest
+                .memory
+                .set(own + (number << 12) + index * 8, size, first);
         }
-        vm.guest
-            .memory
-            .set(directory + number * 8, size, (own + (number << 12)) | P | W | U | A | D);
+        vm.guest.memory.set(
+            directory + number * 8,
+            size,
+            (own + (number << 12)) | P | W | U | A | D,
+        );
     }
     vm.reload();
     let base = LINEAR & !0x3fff_ffff;
     for page in 0..last * 512 {
-        assert!(vm.access(base + (page << 12), by(AccessKind::Read, USER)).is_ok());
+        assert!(vm
+            .access(base + (page << 12), by(AccessKind::Read, USER))
+            .is_ok());
     }
     assert_eq!(vm.shadow.counts.leaves, [last * 512, 0]);
     assert_eq!(vm.shadow.census.0.len(), 1);
@@ -835,6 +847,10 @@ fn long_chains_are_cut() {
     assert!(cut.is_some(), "no other page is in the chain");
     vm.check();
     assert_eq!(vm.shadow.census.0.len(), 2);
-    assert!(vm.shadow.counts.leaves[0] <= 4096 + 1, "{:?}", vm.shadow.counts);
+    assert!(
+        vm.shadow.counts.leaves[0] <= 4096 + 1,
+        "{:?}",
+        vm.shadow.counts
+    );
     vm.end();
 }

@@ -12,8 +12,8 @@
 
 use super::chain::{Node, TableId};
 use super::entry;
-use super::route;
 use super::follow::{Cursor, CHAIN};
+use super::route;
 use super::{Shadow, Slot};
 use crate::model::arch::addr::{Gfn, Gva, Hpa};
 use crate::model::paging::format::Leaf;
