@@ -131,6 +131,7 @@ pub(crate) fn check_extension(number: usize) -> isize {
         bindings::RUSTHV_CAP_EXTENSIONS => bindings::RUSTHV_EXTENSIONS_VERSION as isize,
         bindings::RUSTHV_CAP_NUMA_POLICY => vm::NUMA_POLICIES,
         bindings::RUSTHV_CAP_WIPE => vm::WIPE_MODES,
+        bindings::RUSTHV_CAP_INTERCEPTS => vm::INTERCEPTS,
         _ => 0,
     }
 }

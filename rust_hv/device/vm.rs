@@ -8,8 +8,8 @@ use super::numbers::*;
 use super::stats::VmStats;
 use super::vcpu::VcpuFile;
 use crate::host::bindings::{
-    self, kvm_enable_cap, kvm_userspace_memory_region, rusthv_measurement, rusthv_numa_policy,
-    rusthv_wipe,
+    self, kvm_enable_cap, kvm_userspace_memory_region, rusthv_intercepts, rusthv_measurement,
+    rusthv_numa_policy, rusthv_wipe,
 };
 use crate::host::errno::not_a_typewriter;
 use crate::host::file::{install, FdObject};
@@ -17,6 +17,7 @@ use crate::host::frame::{NodeSet, Wipe};
 use crate::host::supply::Policy;
 use crate::host::user;
 use crate::model::arch::addr::Gpa;
+use crate::model::arch::intercept::{Intercepted, Numbers};
 use crate::vendor::Vendor;
 use crate::vm::Vm;
 use kernel::prelude::*;
@@ -83,6 +84,7 @@ impl<V: Vendor> FdObject for VmFile<V> {
             RUSTHV_GET_PAGING_STATS => user::write(arg, &vm.paging_stats()).map(|()| 0),
             RUSTHV_SET_NUMA_POLICY => set_numa_policy(vm, arg),
             RUSTHV_SET_WIPE => set_wipe(vm, arg),
+            RUSTHV_SET_INTERCEPTS => set_intercepts(vm, arg),
             RUSTHV_GET_VM_STATS => user::write(arg, &vm.stats()).map(|()| 0),
             _ => Err(not_a_typewriter()),
         }
@@ -157,6 +159,32 @@ fn set_wipe(vm: &Vm<impl Vendor>, arg: usize) -> Result<isize> {
         _ => return Err(EINVAL),
     };
     vm.set_wipe(wipe).map(|()| 0)
+}
+
+/// A bit for each kind of access that there is.
+pub(super) const INTERCEPTS: isize = 1 << bindings::RUSTHV_INTERCEPT_PORT
+    | 1 << bindings::RUSTHV_INTERCEPT_MSR_READ
+    | 1 << bindings::RUSTHV_INTERCEPT_MSR_WRITE;
+
+#[inline(never)]
+fn set_intercepts(vm: &Vm<impl Vendor>, arg: usize) -> Result<isize> {
+    let asked: rusthv_intercepts = user::read(arg)?;
+    if asked.reserved != [0; 2] {
+        return Err(EINVAL);
+    }
+    let what = match asked.what {
+        bindings::RUSTHV_INTERCEPT_PORT => Intercepted::Port,
+        bindings::RUSTHV_INTERCEPT_MSR_READ => Intercepted::MsrRead,
+        bindings::RUSTHV_INTERCEPT_MSR_WRITE => Intercepted::MsrWrite,
+        _ => return Err(EINVAL),
+    };
+    let exits = match asked.exits {
+        0 => false,
+        1 => true,
+        _ => return Err(EINVAL),
+    };
+    let numbers = Numbers::new(asked.first, asked.count).ok_or(EINVAL)?;
+    vm.set_intercepts(what, numbers, exits).map(|()| 0)
 }
 
 /// Three pages must fit below 4 GiB (KVM API section 4.36).

@@ -819,6 +819,11 @@ enum rhv_page_kind rhv_page_kind(u64 phys)
 	return RHV_PAGE_SHARED;
 }
 
+bool rhv_may_use_hardware(void)
+{
+	return capable(CAP_SYS_RAWIO);
+}
+
 bool rhv_is_admin(void)
 {
 	return capable(CAP_SYS_ADMIN);

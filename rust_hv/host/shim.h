@@ -168,6 +168,7 @@ enum rhv_page_kind {
 	RHV_PAGE_SHARED,	/* of a file, shared memory, a device */
 };
 
+bool rhv_may_use_hardware(void);
 bool rhv_is_admin(void);
 u64 rhv_random(void);
 u64 rhv_zero_page(void);

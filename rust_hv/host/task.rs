@@ -47,6 +47,12 @@ pub fn is_dying() -> bool {
     unsafe { bindings::rhv_fatal_signal_pending() }
 }
 
+/// True for a task that may reach the machine's ports and registers (`CAP_SYS_RAWIO`).
+pub fn may_use_hardware() -> bool {
+    // SAFETY: No preconditions.
+    unsafe { bindings::rhv_may_use_hardware() }
+}
+
 /// True when the task may see how the host uses its memory.
 pub fn is_admin() -> bool {
     // SAFETY: A look at the task's credentials.

@@ -37,6 +37,7 @@ user_data!(
     rusthv_gpa,
     rusthv_host_stats,
     rusthv_info,
+    rusthv_intercepts,
     rusthv_measurement,
     rusthv_node_stats,
     rusthv_numa_policy,

@@ -8,6 +8,7 @@
 
 use super::asid::Asid;
 use super::exit;
+use super::permissions::Permissions;
 use super::vmcb::{
     clean, intercept, tlb_control, virtual_interrupt, Save, VmcbPage, NESTED_PAGING,
 };
@@ -25,6 +26,7 @@ use crate::model::arch::segment::AccessRights;
 use crate::vendor::flush::FlushKind;
 use crate::vendor::{self, HwError, ResetRights, Translation};
 use kernel::prelude::*;
+use kernel::sync::Arc;
 
 /// Whether the CR0 intercepts are lifted for an instruction that the CPU has to execute itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,6 +78,8 @@ pub struct Guest {
     /// Without nested tables.
     pub(super) software: Option<Software>,
     pub(super) translation: Translation,
+    /// The permission maps, where they are the VM's own.
+    maps: Option<Arc<Permissions>>,
     tsc_offset: u64,
     host_xcr0: u64,
     host_debugctl: u64,
@@ -97,6 +101,7 @@ impl Guest {
     pub(super) fn new(
         svm: &'static Svm,
         translation: Translation,
+        maps: Option<Arc<Permissions>>,
         tsc_offset: u64,
         place: Place,
     ) -> Result<Self> {
@@ -124,6 +129,7 @@ impl Guest {
             offered: (false, false),
             software,
             translation,
+            maps,
             tsc_offset,
             host_xcr0: msr::host_xcr0(),
             host_debugctl: 0,
@@ -153,6 +159,8 @@ impl Guest {
                 intercept::INVLPG,
             ],
         };
+        let maps = self.maps.as_deref().unwrap_or(&svm.maps);
+        let (io_map, msr_map) = (maps.ports().raw(), maps.msrs().raw());
         let control = &mut self.vmcb.get_mut().control;
         control.intercepts = [
             registers | intercept::CR0_WRITE | intercept::CR4_WRITE | intercept::CR8_WRITE,
@@ -182,8 +190,8 @@ impl Guest {
                 | intercept::RDPRU,
             0,
         ];
-        control.io_map = svm.maps.ports().raw();
-        control.msr_map = svm.maps.msrs().raw();
+        control.io_map = io_map;
+        control.msr_map = msr_map;
         control.tsc_offset = self.tsc_offset;
         control.tlb_control = tlb_control::NOTHING;
         control.interrupt_state = 0;
@@ -457,6 +465,7 @@ pub(super) fn test_guest(svm: &'static Svm) -> Result<Guest> {
     Guest::new(
         svm,
         translation,
+        None,
         0x1234_5678,
         crate::host::cpu::current_node().into(),
     )

@@ -48,6 +48,7 @@ use caps::Caps;
 use cpus::{AllFrames, Virtualization};
 use guest::Guest;
 use kernel::prelude::*;
+use kernel::sync::Arc;
 use permissions::Permissions;
 
 /// AMD-V, on machines that have it.
@@ -108,6 +109,7 @@ fn npt() -> Npt {
 impl Vendor for Svm {
     type Guest = Guest;
     type Cpus = Virtualization;
+    type Intercepts = Permissions;
 
     const LEAVES: Leaves = Leaves::TscAux;
 
@@ -120,13 +122,18 @@ impl Vendor for Svm {
         Nested::Npt(self.npt)
     }
 
+    fn intercepts(&self, place: Place) -> Result<Permissions> {
+        Permissions::new(place.node)
+    }
+
     fn guest(
         &'static self,
         translation: Translation,
+        intercepts: Option<Arc<Permissions>>,
         tsc_offset: u64,
         place: Place,
     ) -> Result<Guest> {
-        Guest::new(self, translation, tsc_offset, place)
+        Guest::new(self, translation, intercepts, tsc_offset, place)
     }
 }
 

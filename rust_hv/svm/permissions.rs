@@ -5,17 +5,9 @@
 
 use crate::host::frame::Frames;
 use crate::model::arch::addr::Hpa;
+use crate::model::arch::intercept::{Intercepted, Numbers, PORTS, SWITCHED};
+use crate::vendor;
 use kernel::prelude::*;
-
-/// MSRs that guests read and write without an exit: VMLOAD and VMSAVE switch them.
-const PASSTHROUGH: [u32; 6] = [
-    0x174,       // SYSENTER_CS
-    0x175,       // SYSENTER_ESP
-    0x176,       // SYSENTER_EIP
-    0xc000_0100, // FS_BASE
-    0xc000_0101, // GS_BASE
-    0xc000_0102, // KERNEL_GS_BASE
-];
 
 /// The MSRs that each 2 KiB of the map are about; the last 2 KiB are reserved.
 const RANGES: [u32; 3] = [0, 0xc000_0000, 0xc001_0000];
@@ -37,32 +29,50 @@ fn place(msr: u32) -> Option<(usize, u32)> {
     Some((range * RANGE_BYTES + index as usize / 4, index % 4 * 2))
 }
 
-/// The maps that all guests share.
+/// Sets or clears bits of a byte.
+fn put(bytes: &mut [u8], index: usize, bits: u8, value: bool) {
+    if let Some(byte) = bytes.get_mut(index) {
+        *byte = if value { *byte | bits } else { *byte & !bits };
+    }
+}
+
+/// What exits: of all guests, or of those of one VM.
 pub struct Permissions {
     msrs: Frames,
     ports: Frames,
 }
 
 impl Permissions {
-    /// Every port exits, and every MSR but [`PASSTHROUGH`].
+    /// Every port exits, and every MSR but those that VMLOAD and VMSAVE switch.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
     pub fn new(node: i32) -> Result<Self> {
-        let mut msrs = Frames::new(node, MSR_ORDER)?;
-        let bits = msrs.bytes_mut();
-        bits.fill(0xff);
-        for msr in PASSTHROUGH {
-            if let Some((byte, bit)) = place(msr) {
-                if let Some(byte) = bits.get_mut(byte) {
-                    *byte &= !(0b11 << bit);
-                }
-            }
+        let mut maps = Self {
+            msrs: Frames::new(node, MSR_ORDER)?,
+            ports: Frames::new(node, IO_ORDER)?,
+        };
+        maps.msrs.bytes_mut().fill(0xff);
+        maps.ports.bytes_mut().fill(0xff);
+        for msr in SWITCHED {
+            maps.put_msr(msr, false, false);
+            maps.put_msr(msr, true, false);
         }
-        let mut ports = Frames::new(node, IO_ORDER)?;
-        ports.bytes_mut().fill(0xff);
-        Ok(Self { msrs, ports })
+        Ok(maps)
+    }
+
+    /// Two bits for each MSR: reads, then writes.
+    fn put_msr(&mut self, number: u32, write: bool, exits: bool) {
+        let Some((byte, bit)) = place(number) else {
+            return;
+        };
+        put(
+            self.msrs.bytes_mut(),
+            byte,
+            1 << (bit + u32::from(write)),
+            exits,
+        );
     }
 
     /// Address of the map of MSRs.
@@ -73,6 +83,32 @@ impl Permissions {
     /// Address of the map of ports.
     pub(super) fn ports(&self) -> Hpa {
         self.ports.hpa()
+    }
+}
+
+impl vendor::Intercepts for Permissions {
+    fn set(&mut self, what: Intercepted, numbers: Numbers, exits: bool) -> Result {
+        let write = match what {
+            Intercepted::Port if numbers.are_in(0, PORTS) => {
+                for port in numbers.iter() {
+                    let (byte, bit) = (port as usize / 8, port % 8);
+                    put(self.ports.bytes_mut(), byte, 1 << bit, exits);
+                }
+                return Ok(());
+            }
+            Intercepted::Port => return Err(EINVAL),
+            Intercepted::MsrRead => false,
+            Intercepted::MsrWrite => true,
+        };
+        // Others exit, whatever the map says.
+        let mapped = |&first: &u32| numbers.are_in(first, RANGE_MSRS);
+        if !RANGES.iter().any(mapped) {
+            return Err(EINVAL);
+        }
+        for number in numbers.iter() {
+            self.put_msr(number, write, exits);
+        }
+        Ok(())
     }
 }
 
@@ -115,6 +151,55 @@ mod tests {
         assert_eq!(place(0xc000_0082), Some((0x800 + 0x20, 4)));
         assert_eq!(place(0xc001_0114), Some((0x1000 + 0x45, 0)));
         assert_eq!(place(0xffff_ffff), None);
+    }
+
+    /// At the edges of the ranges, and nothing beside them.
+    #[test]
+    fn msrs_and_ports_are_set_one_by_one() -> Result {
+        use crate::vendor::Intercepts as _;
+        let (usual, mut own) = (
+            Permissions::new(current_node())?,
+            Permissions::new(current_node())?,
+        );
+        let mut usual = usual;
+        let one = |number| Numbers::new(number, 1).ok_or(EINVAL);
+        for number in [0, 0x1fff, 0xc000_0000, 0xc001_1fff] {
+            own.set(Intercepted::MsrRead, one(number)?, false)?;
+        }
+        own.set(Intercepted::MsrWrite, one(0x174)?, true)?;
+        // Byte and bit by the manual: two bits for an MSR, 2 KiB for a range.
+        let changed = [(0, 0), (0x7ff, 6), (0x800, 0), (0x17ff, 6), (0x5d, 1)];
+        for (byte, bit) in changed {
+            put(
+                usual.msrs.bytes_mut(),
+                byte,
+                1 << bit,
+                (byte, bit) == (0x5d, 1),
+            );
+        }
+        assert!(own.msrs.bytes_mut() == usual.msrs.bytes_mut());
+        for port in [0, 0x7fff, 0x8000, 0xffff] {
+            own.set(Intercepted::Port, one(port)?, false)?;
+            put(
+                usual.ports.bytes_mut(),
+                port as usize / 8,
+                1 << (port % 8),
+                false,
+            );
+        }
+        assert!(own.ports.bytes_mut() == usual.ports.bytes_mut());
+        for (what, first, count) in [
+            (Intercepted::Port, 0xffff, 2),
+            (Intercepted::MsrRead, 0x1fff, 2),
+            (Intercepted::MsrWrite, 0x2000, 1),
+            (Intercepted::MsrRead, 0xc001_1fff, 2),
+        ] {
+            let numbers = Numbers::new(first, count).ok_or(EINVAL)?;
+            assert_eq!(own.set(what, numbers, false).err(), Some(EINVAL));
+        }
+        assert!(own.msrs.bytes_mut() == usual.msrs.bytes_mut());
+        assert!(own.ports.bytes_mut() == usual.ports.bytes_mut());
+        Ok(())
     }
 
     #[test]

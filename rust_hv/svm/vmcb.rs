@@ -250,7 +250,8 @@ pub struct Save {
     pub cstar: u64,
     /// SFMASK.
     pub sfmask: u64,
-    _kernel_gs_base: u64,
+    /// KERNEL_GS_BASE.
+    pub kernel_gs_base: u64,
     /// SYSENTER_CS.
     pub sysenter_cs: u64,
     /// SYSENTER_ESP.

@@ -14,6 +14,7 @@ use crate::host::fpu::FpuInUse;
 use crate::host::switch::{self, HostSwitch, Running, UserMsr};
 use crate::host::tsc;
 use crate::model::arch::addr::{Gva, Hpa};
+use crate::model::arch::intercept::SwitchedMsr;
 use crate::model::arch::regs::{Cr0, Cr4, Efer, Rflags, DR6_RESET};
 use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::exit::{Event, EventKind, Exit};
@@ -525,6 +526,38 @@ impl Window for GuestWindow<'_> {
     fn time_stamp(&self) -> Result<u64, HwError> {
         let offset = self.guest.vmcb.get().control.tsc_offset;
         Ok(tsc::now().wrapping_add(offset))
+    }
+
+    #[cold]
+    fn switched_msr(&self, _switch: &HostSwitch, which: SwitchedMsr) -> Result<u64, HwError> {
+        let save = self.save();
+        Ok(match which {
+            SwitchedMsr::SysenterCs => save.sysenter_cs,
+            SwitchedMsr::SysenterEsp => save.sysenter_esp,
+            SwitchedMsr::SysenterEip => save.sysenter_eip,
+            SwitchedMsr::FsBase => self.packed(SegmentRegister::Fs).base,
+            SwitchedMsr::GsBase => self.packed(SegmentRegister::Gs).base,
+            SwitchedMsr::KernelGsBase => save.kernel_gs_base,
+        })
+    }
+
+    #[cold]
+    fn set_switched_msr(
+        &mut self,
+        _switch: &HostSwitch,
+        which: SwitchedMsr,
+        value: u64,
+    ) -> Result<(), HwError> {
+        match which {
+            // The upper half does not exist.
+            SwitchedMsr::SysenterCs => self.save_mut().sysenter_cs = value & 0xffff_ffff,
+            SwitchedMsr::SysenterEsp => self.save_mut().sysenter_esp = value,
+            SwitchedMsr::SysenterEip => self.save_mut().sysenter_eip = value,
+            SwitchedMsr::FsBase => self.packed_mut(SegmentRegister::Fs).base = value,
+            SwitchedMsr::GsBase => self.packed_mut(SegmentRegister::Gs).base = value,
+            SwitchedMsr::KernelGsBase => self.save_mut().kernel_gs_base = value,
+        }
+        Ok(())
     }
 
     fn set_sysenter(&mut self, cs: u32, esp: u64, eip: u64) -> Result<(), HwError> {

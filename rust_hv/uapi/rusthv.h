@@ -19,6 +19,7 @@
 /* Answers of KVM_CHECK_EXTENSION: a bit for each policy, and for each mode. */
 #define RUSTHV_CAP_NUMA_POLICY		0x52480015
 #define RUSTHV_CAP_WIPE			0x52480016
+#define RUSTHV_CAP_INTERCEPTS		0x52480017
 
 /* Hardware features that rusthv knows by name (struct rusthv_info). */
 #define RUSTHV_FEAT_EPT			(1U << 0)
@@ -167,6 +168,28 @@ struct rusthv_wipe {
 };
 
 #define RUSTHV_SET_WIPE		_IOW(RUSTHV_IO, 0x57, struct rusthv_wipe)
+
+/*
+ * On a VM without vCPUs: which accesses of its guests exit (I/O and MSR
+ * bitmaps). Without a call every port exits, and every MSR but the SYSENTER
+ * MSRs, FS_BASE, GS_BASE, KERNEL_GS_BASE and, on VT-x, reads of the TSC.
+ * A guest that is let through reaches the host's ports and MSRs: that takes
+ * CAP_SYS_RAWIO, and writes are let through to the MSRs above only.
+ * KVM_CHECK_EXTENSION returns a bit for each kind of access.
+ */
+#define RUSTHV_INTERCEPT_PORT		0	/* IN, OUT, INS, OUTS */
+#define RUSTHV_INTERCEPT_MSR_READ	1
+#define RUSTHV_INTERCEPT_MSR_WRITE	2
+
+struct rusthv_intercepts {
+	__u32 what;		/* RUSTHV_INTERCEPT_* */
+	__u32 first;		/* lowest port or MSR */
+	__u32 count;		/* how many, 1 to 65536 */
+	__u32 exits;		/* 1, or 0 to let the guest through */
+	__u64 reserved[2];	/* 0 */
+};
+
+#define RUSTHV_SET_INTERCEPTS	_IOW(RUSTHV_IO, 0x58, struct rusthv_intercepts)
 
 /* On a vCPU: VM exits by what they were. */
 struct rusthv_vcpu_stats {

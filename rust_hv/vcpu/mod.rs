@@ -197,7 +197,13 @@ impl<V: Vendor> Vcpu<V> {
     /// # Errors
     ///
     /// `ENOMEM`; `EIO` when the hardware refuses.
-    pub fn new(machine: Machine<V>, mmu: Arc<Mmu>, id: u32, tsc_offset: u64) -> Result<Arc<Self>> {
+    pub fn new(
+        machine: Machine<V>,
+        mmu: Arc<Mmu>,
+        intercepts: Option<Arc<V::Intercepts>>,
+        id: u32,
+        tsc_offset: u64,
+    ) -> Result<Arc<Self>> {
         let place = mmu.supply().place();
         let (translation, software) = match mmu.settle() {
             PagingMode::Nested => (Translation::Nested(Mmu::root(&mmu)), None),
@@ -206,7 +212,8 @@ impl<V: Vendor> Vcpu<V> {
                 (Translation::Software(mmu.clone()), Some(software))
             }
         };
-        let guest = machine.vendor.guest(translation, tsc_offset, place)?;
+        let vendor = machine.vendor;
+        let guest = vendor.guest(translation, intercepts, tsc_offset, place)?;
         let mut inner = Inner {
             switch: KBox::pin_init(HostSwitch::new(V::LEAVES), GFP_KERNEL_ACCOUNT)?,
             guest,

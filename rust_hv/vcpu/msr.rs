@@ -7,6 +7,7 @@
 use super::control::{self, Fault, Written};
 use super::State;
 use crate::host::switch::{HostSwitch, UserMsr};
+use crate::model::arch::intercept::SwitchedMsr;
 use crate::model::arch::msr;
 use crate::vendor::{HwError, Window};
 
@@ -110,6 +111,10 @@ pub(super) fn read(
         }
         return Ok(Ok(window.user_msr(switch, which)));
     }
+    if let Some(which) = SwitchedMsr::of(number) {
+        // Where the VMM wants it to exit.
+        return window.switched_msr(switch, which).map(Ok);
+    }
     Ok(Ok(match number {
         msr::EFER => window.efer()?,
         msr::PAT => window.pat()?,
@@ -152,6 +157,14 @@ pub(super) fn write(
             _ => value,
         };
         window.set_user_msr(switch, which, value);
+        return Ok(Written::Done);
+    }
+    if let Some(which) = SwitchedMsr::of(number) {
+        let is_address = which != SwitchedMsr::SysenterCs;
+        if is_address && !control::is_canonical(value, 48) {
+            return refused;
+        }
+        window.set_switched_msr(switch, which, value)?;
         return Ok(Written::Done);
     }
     match number {

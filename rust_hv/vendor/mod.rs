@@ -19,6 +19,7 @@ use crate::host::fpu::FpuInUse;
 use crate::host::frame::Place;
 use crate::host::switch::{HostSwitch, Leaves, Running, UserMsr};
 use crate::model::arch::addr::{Gva, Hpa};
+use crate::model::arch::intercept::{Intercepted, Numbers, SwitchedMsr};
 use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::emulate::SegmentName;
 use crate::model::exit::{Event, Exit};
@@ -210,6 +211,9 @@ pub trait Vendor: Sized + Send + Sync + 'static {
     /// What happens when CPUs come and go.
     type Cpus: CpuEvents;
 
+    /// What exits of the guests of a VM that has a say in it.
+    type Intercepts: Intercepts;
+
     /// What an exit leaves as the guest had it.
     const LEAVES: Leaves;
 
@@ -218,6 +222,13 @@ pub trait Vendor: Sized + Send + Sync + 'static {
 
     /// Format of the nested tables.
     fn format(&self) -> Nested;
+
+    /// What exits of guests that have no say in it, to be changed.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    fn intercepts(&self, place: Place) -> Result<Self::Intercepts>;
 
     /// A guest whose memory is behind `translation`, with its controls set and its registers all zero.
     /// `tsc_offset` is added to the host's time-stamp counter.
@@ -228,9 +239,22 @@ pub trait Vendor: Sized + Send + Sync + 'static {
     fn guest(
         &'static self,
         translation: Translation,
+        intercepts: Option<Arc<Self::Intercepts>>,
         tsc_offset: u64,
         place: Place,
     ) -> Result<Self::Guest>;
+}
+
+/// What exits: accesses to ports and MSRs, by their numbers.
+pub trait Intercepts: Send + Sync + 'static {
+    /// Makes accesses exit from now on, or not. Whoever lets some through has checked that the guest
+    /// may have them ([`crate::model::arch::intercept::may_pass`]).
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for numbers about which the CPU cannot be told; nothing has changed then.
+    /// `EOPNOTSUPP` where it cannot be told at all.
+    fn set(&mut self, what: Intercepted, numbers: Numbers, exits: bool) -> Result;
 }
 
 /// A vCPU as the hardware sees it.
@@ -409,6 +433,17 @@ pub trait Window {
 
     /// IA32_TIME_STAMP_COUNTER as the guest would read it now.
     fn time_stamp(&self) -> Result<u64, HwError>;
+
+    /// An MSR that is switched with the guest, which otherwise reaches it without an exit.
+    fn switched_msr(&self, switch: &HostSwitch, which: SwitchedMsr) -> Result<u64, HwError>;
+
+    /// Sets such an MSR; addresses are canonical.
+    fn set_switched_msr(
+        &mut self,
+        switch: &HostSwitch,
+        which: SwitchedMsr,
+        value: u64,
+    ) -> Result<(), HwError>;
 
     /// Sets IA32_SYSENTER_CS, ESP and EIP.
     fn set_sysenter(&mut self, cs: u32, esp: u64, eip: u64) -> Result<(), HwError>;

@@ -15,6 +15,7 @@
 //! then the tables.
 
 pub mod debugfs;
+mod intercepts;
 pub mod stats;
 
 use crate::host::bindings::{rusthv_paging_stats, rusthv_vm_stats};
@@ -33,6 +34,7 @@ use crate::model::arch::addr::{Gpa, PAGE_SIZE};
 use crate::model::memory::slots::Request;
 use crate::vcpu::{Machine, Vcpu};
 use crate::vendor::Vendor;
+use intercepts::Own;
 use kernel::prelude::*;
 use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 use kernel::sync::{new_mutex, Arc, Mutex};
@@ -85,6 +87,9 @@ pub struct Vm<V: Vendor> {
     #[pin]
     vcpus: Mutex<KVec<Member<V>>>,
     _listed: Listed,
+    /// Settled with the first vCPU. Locked inside of `vcpus`, or alone.
+    #[pin]
+    intercepts: Mutex<Own<V::Intercepts>>,
     /// The first vCPU was asked for: what concerns all of them stays as it is. Changes under the
     /// lock of `vcpus`.
     settled: Atomic<bool>,
@@ -124,6 +129,7 @@ impl<V: Vendor> Vm<V> {
                 notifier,
                 vcpus <- new_mutex!(KVec::new()),
                 _listed: Listed::new(mmu.clone(), owner, id),
+                intercepts <- new_mutex!(Own::None),
                 settled: Atomic::new(false),
                 mmu,
                 machine,
@@ -257,7 +263,9 @@ impl<V: Vendor> Vm<V> {
             check(&vcpus)?;
             self.settled.store(true, Relaxed);
         }
-        let vcpu = Vcpu::new(self.machine, self.mmu.clone(), id, self.tsc_offset)?;
+        let intercepts = self.intercepts.lock().share();
+        let mmu = self.mmu.clone();
+        let vcpu = Vcpu::new(self.machine, mmu, intercepts, id, self.tsc_offset)?;
         let member = Member {
             vcpu: vcpu.clone(),
             _census: Census::new(&VCPUS),

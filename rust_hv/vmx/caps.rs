@@ -68,6 +68,8 @@ pub mod primary {
     /// Exit on INVLPG and INVPCID, and on MOV to and from CR3. The latter two are among the controls
     /// that every CPU lets be 1.
     pub const TRANSLATION: u32 = 1 << 9 | 1 << 15 | 1 << 16;
+    /// I/O exits as bitmaps say, and not each.
+    pub const IO_BITMAPS: u32 = 1 << 25;
 }
 
 /// Secondary processor-based controls.
@@ -108,6 +110,7 @@ const PRIMARY: &[Control] = &[
     control(20, "CR8-store exiting", Required),
     control(23, "MOV-DR exiting", Required),
     control(24, "unconditional I/O exiting", Required),
+    control(25, "I/O bitmaps", Later),
     control(28, "MSR bitmaps", Required),
     control(29, "MONITOR exiting", Required),
     control(31, "secondary controls", Required),

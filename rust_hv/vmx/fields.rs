@@ -98,6 +98,10 @@ fields! {
     /// Host TR selector.
     HOST_TR_SELECTOR: HostField<u16> = 0x0c0c;
 
+    /// Address of the bitmap of ports below 0x8000.
+    IO_BITMAP_A: HostField<u64> = 0x2000;
+    /// Address of the bitmap of the other ports.
+    IO_BITMAP_B: HostField<u64> = 0x2002;
     /// Address of the MSR bitmap.
     MSR_BITMAP: HostField<u64> = 0x2004;
     /// TSC offset.

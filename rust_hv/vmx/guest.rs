@@ -3,7 +3,7 @@
 //! One vCPU's VMCS: its controls, the host area, and the entry. What the floors above see of it is
 //! in `window`.
 
-use super::bitmap::MsrBitmap;
+use super::bitmap::{Intercepts, MsrBitmap};
 use super::caps::{primary, secondary, Caps};
 use super::fields::*;
 use super::tlb::Vpid;
@@ -12,7 +12,7 @@ use super::Vmx;
 use crate::host::bindings::{self, rhv_regs};
 use crate::host::debug;
 use crate::host::fpu::FpuInUse;
-use crate::host::frame::Place;
+use crate::host::frame::{Frame, Place};
 use crate::host::msr;
 use crate::host::switch::{self, Running};
 use crate::model::arch::segment::AccessRights;
@@ -20,6 +20,7 @@ use crate::model::paging::Level;
 use crate::vendor::flush::FlushKind;
 use crate::vendor::{self, Guest as _, HwError, ResetRights, Translation};
 use kernel::prelude::*;
+use kernel::sync::Arc;
 
 /// CR0 bits that the guest writes without an exit: TS, EM, MP, WP, AM.
 pub(super) const CR0_GUEST_OWNED: u64 = 1 << 1 | 1 << 2 | 1 << 3 | 1 << 16 | 1 << 18;
@@ -66,6 +67,8 @@ pub struct Guest {
     caps: &'static Caps,
     eptp: u64,
     translation: Translation,
+    /// The bitmaps, where they are the VM's own; in memory as long as the VMCS has their addresses.
+    _intercepts: Option<Arc<Intercepts>>,
     software: Option<Software>,
     entry_controls: u32,
     primary_controls: u32,
@@ -100,6 +103,7 @@ impl Guest {
     pub fn new(
         vmx: &'static Vmx,
         translation: Translation,
+        intercepts: Option<Arc<Intercepts>>,
         tsc_offset: u64,
         place: Place,
     ) -> Result<Self> {
@@ -114,6 +118,11 @@ impl Guest {
             secondary_controls &= !secondary::VPID;
         }
         let mut primary_controls = caps.primary;
+        let own = intercepts.clone();
+        let ports = own.as_deref().and_then(|own| own.ports.as_ref());
+        if ports.is_some() {
+            primary_controls |= primary::IO_BITMAPS;
+        }
         let (eptp, software) = match &translation {
             Translation::Nested(root) => (vmx.ept().pointer(root.table(), Level::Pml4), None),
             Translation::Software(_) => {
@@ -136,6 +145,7 @@ impl Guest {
             caps,
             eptp,
             translation,
+            _intercepts: intercepts,
             software,
             entry_controls: caps.entry,
             primary_controls,
@@ -143,7 +153,8 @@ impl Guest {
             host_xcr0: msr::host_xcr0(),
         };
         let mut window = guest.open()?;
-        window.set_up(&vmx.bitmap)?;
+        let msrs = own.as_deref().map_or(&vmx.bitmap, |own| &own.msrs);
+        window.set_up(msrs, ports)?;
         window.window.write(TSC_OFFSET, tsc_offset)?;
         drop(window);
         Ok(guest)
@@ -220,8 +231,8 @@ impl GuestWindow<'_> {
         }
     }
 
-    /// Writes every control field.
-    fn set_up(&mut self, bitmap: &'static MsrBitmap) -> Result<(), HwError> {
+    /// Writes every control field. The bitmaps live as long as the guest.
+    fn set_up(&mut self, msrs: &MsrBitmap, ports: Option<&[Frame; 2]>) -> Result<(), HwError> {
         let (pin, exit) = (self.caps.pin, self.caps.exit);
         let (primary, secondary) = (*self.primary_controls, *self.secondary_controls);
         let (entry, eptp, vpid) = (*self.entry_controls, self.eptp, self.vpid);
@@ -232,7 +243,8 @@ impl GuestWindow<'_> {
         };
         let w = &mut self.window;
         // SAFETY: Controls that keep the guest inside its memory and make every event of the
-        // host's an exit, as `caps` lists them; no MSR lists. The bitmap is never freed, and the
+        // host's an exit, as `caps` lists them; no MSR lists. The bitmaps are never freed, or the
+        // guest holds them, and let nothing of the host's be written but by whose VMM may do that. The
         // tables live as long as the guest holds its translation: nested ones, or those that alone
         // CR3 is ever set to.
         unsafe {
@@ -245,7 +257,11 @@ impl GuestWindow<'_> {
             w.write_host(EXIT_MSR_STORE_COUNT, 0)?;
             w.write_host(EXIT_MSR_LOAD_COUNT, 0)?;
             w.write_host(ENTRY_MSR_LOAD_COUNT, 0)?;
-            w.write_host(MSR_BITMAP, bitmap.hpa().raw())?;
+            w.write_host(MSR_BITMAP, msrs.hpa().raw())?;
+            if let Some([low, high]) = ports {
+                w.write_host(IO_BITMAP_A, low.hpa().raw())?;
+                w.write_host(IO_BITMAP_B, high.hpa().raw())?;
+            }
             w.write_host(EPT_POINTER, eptp)?;
             w.write_host(VMCS_LINK_POINTER, u64::MAX)?;
             if vpid != 0 {

@@ -13,7 +13,7 @@
 //! | `fields` | VMCS fields as typed constants |
 //! | `active` | which VMCS is active on which CPU; CPUs coming and going |
 //! | `vmcs` | a VMCS and the window in which it is current |
-//! | `bitmap` | which MSRs guests reach without an exit |
+//! | `bitmap` | which ports and MSRs guests reach without an exit |
 //! | `guest` | a vCPU's VMCS: controls, host area, the entry |
 //! | `window` | the seam's view of it: registers and events |
 //! | `exit` | from exit reason and qualification to a neutral exit |
@@ -42,10 +42,11 @@ use crate::model::paging::nested::Nested;
 use crate::model::paging::PageSize;
 use crate::vendor::{self, Translation, Vendor};
 use active::Virtualization;
-use bitmap::MsrBitmap;
+use bitmap::{Intercepts, MsrBitmap};
 use caps::Caps;
 use guest::Guest;
 use kernel::prelude::*;
+use kernel::sync::Arc;
 
 /// VT-x, on machines that have it.
 pub static VMX: Global<Vmx> = Global::new();
@@ -96,6 +97,7 @@ impl Vmx {
 impl Vendor for Vmx {
     type Guest = Guest;
     type Cpus = Virtualization;
+    type Intercepts = Intercepts;
 
     const LEAVES: Leaves = Leaves::Everything;
 
@@ -108,13 +110,18 @@ impl Vendor for Vmx {
         Nested::Ept(self.ept())
     }
 
+    fn intercepts(&self, place: Place) -> Result<Intercepts> {
+        Intercepts::new(place, true)
+    }
+
     fn guest(
         &'static self,
         translation: Translation,
+        intercepts: Option<Arc<Intercepts>>,
         tsc_offset: u64,
         place: Place,
     ) -> Result<Guest> {
-        Guest::new(self, translation, tsc_offset, place)
+        Guest::new(self, translation, intercepts, tsc_offset, place)
     }
 }
 

@@ -13,6 +13,7 @@ use crate::host::fpu::FpuInUse;
 use crate::host::switch::{self, HostSwitch, Running, UserMsr};
 use crate::host::tsc;
 use crate::model::arch::addr::{Gva, Hpa};
+use crate::model::arch::intercept::SwitchedMsr;
 use crate::model::arch::regs::{Cr0, Cr4, Efer};
 use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::exit::{Event, Exit};
@@ -377,6 +378,40 @@ impl Window for GuestWindow<'_> {
         Ok(tsc::now().wrapping_add(self.window.read(TSC_OFFSET)?))
     }
 
+    #[cold]
+    fn switched_msr(&self, switch: &HostSwitch, which: SwitchedMsr) -> Result<u64, HwError> {
+        match which {
+            SwitchedMsr::SysenterCs => self.window.read(GUEST_SYSENTER_CS).map(u64::from),
+            SwitchedMsr::SysenterEsp => self.window.read(GUEST_SYSENTER_ESP),
+            SwitchedMsr::SysenterEip => self.window.read(GUEST_SYSENTER_EIP),
+            SwitchedMsr::FsBase => self.segment_base(SegmentRegister::Fs),
+            SwitchedMsr::GsBase => self.segment_base(SegmentRegister::Gs),
+            SwitchedMsr::KernelGsBase => Ok(switch.kernel_gs_base()),
+        }
+    }
+
+    #[cold]
+    fn set_switched_msr(
+        &mut self,
+        switch: &HostSwitch,
+        which: SwitchedMsr,
+        value: u64,
+    ) -> Result<(), HwError> {
+        let base = |which: SegmentRegister| SegmentFields::ALL[which as usize].base;
+        match which {
+            // The upper half does not exist.
+            SwitchedMsr::SysenterCs => self.window.write(GUEST_SYSENTER_CS, value as u32),
+            SwitchedMsr::SysenterEsp => self.window.write(GUEST_SYSENTER_ESP, value),
+            SwitchedMsr::SysenterEip => self.window.write(GUEST_SYSENTER_EIP, value),
+            SwitchedMsr::FsBase => self.window.write(base(SegmentRegister::Fs), value),
+            SwitchedMsr::GsBase => self.window.write(base(SegmentRegister::Gs), value),
+            SwitchedMsr::KernelGsBase => {
+                switch.set_kernel_gs_base(value);
+                Ok(())
+            }
+        }
+    }
+
     fn set_sysenter(&mut self, cs: u32, esp: u64, eip: u64) -> Result<(), HwError> {
         self.window.write(GUEST_SYSENTER_CS, cs)?;
         self.window.write(GUEST_SYSENTER_ESP, esp)?;
@@ -525,6 +560,7 @@ mod tests {
         let root = NestedRoot::new(Hpa::new(NO_TABLES), Arc::new(Nothing, GFP_KERNEL)?);
         VMX.get()?.guest(
             Translation::Nested(root),
+            None,
             0x1234_5678,
             current_node().into(),
         )

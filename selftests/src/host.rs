@@ -23,6 +23,24 @@ pub fn pin(cpu: usize) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Takes a capability from the calling thread, for good (capset(2)).
+pub fn drop_capability(number: u32) -> Result<(), Errno> {
+    const VERSION_3: u32 = 0x2008_0522;
+    // Of this thread; effective, permitted and inheritable bits, low words and then high ones.
+    let header = [VERSION_3, 0];
+    let mut sets = [0u32; 6];
+    // SAFETY: Both structures are as the call wants them.
+    unsafe {
+        Errno::check(libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) as i32)?;
+        let (word, bit) = (number as usize / 32 * 3, 1 << (number % 32));
+        for set in &mut sets[word..word + 2] {
+            *set &= !bit;
+        }
+        Errno::check(libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) as i32)?;
+    }
+    Ok(())
+}
+
 /// The processors that are online, in order.
 pub fn online_cpus() -> Vec<usize> {
     let text = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();

@@ -145,6 +145,22 @@ pub const RUSTHV_WIPE_NEVER: u32 = 0;
 pub const RUSTHV_WIPE_ZEROS: u32 = 1;
 pub const RUSTHV_WIPE_RANDOM: u32 = 2;
 pub const RUSTHV_SET_NUMA_POLICY: u64 = iow::<NumaPolicy>(RUSTHV_IO, 0x56);
+pub const RUSTHV_CAP_INTERCEPTS: u32 = 0x5248_0017;
+pub const RUSTHV_INTERCEPT_PORT: u32 = 0;
+pub const RUSTHV_INTERCEPT_MSR_READ: u32 = 1;
+pub const RUSTHV_INTERCEPT_MSR_WRITE: u32 = 2;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Intercepts {
+    pub what: u32,
+    pub first: u32,
+    pub count: u32,
+    pub exits: u32,
+    pub reserved: [u64; 2],
+}
+
+pub const RUSTHV_SET_INTERCEPTS: u64 = iow::<Intercepts>(RUSTHV_IO, 0x58);
 pub const RUSTHV_SET_WIPE: u64 = iow::<Wipe>(RUSTHV_IO, 0x57);
 
 pub const RUSTHV_GET_INFO: u64 = ior::<Info>(RUSTHV_IO, 0x00);
@@ -208,6 +224,11 @@ impl Vm {
     pub fn set_numa_policy(&self, policy: u32, nodes: u64) -> Result<i32, Errno> {
         let policy = NumaPolicy { policy, nodes, ..Default::default() };
         self.ioctl(RUSTHV_SET_NUMA_POLICY, ptr::from_ref(&policy) as u64)
+    }
+
+    pub fn set_intercepts(&self, what: u32, first: u32, count: u32, exits: u32) -> Result<i32, Errno> {
+        let wanted = Intercepts { what, first, count, exits, ..Default::default() };
+        self.ioctl(RUSTHV_SET_INTERCEPTS, ptr::from_ref(&wanted) as u64)
     }
 
     pub fn set_wipe(&self, mode: u32) -> Result<i32, Errno> {

@@ -39,6 +39,7 @@ fn mirror_matches_the_header() {
     );
     layout!(text, "rusthv_numa_policy", NumaPolicy, policy, padding, nodes, reserved);
     layout!(text, "rusthv_wipe", Wipe, mode, padding, reserved);
+    layout!(text, "rusthv_intercepts", Intercepts, what, first, count, exits, reserved);
     layout!(
         text,
         "rusthv_host_stats",
@@ -139,6 +140,11 @@ fn mirror_matches_the_header() {
         ("RUSTHV_WIPE_RANDOM", u64::from(RUSTHV_WIPE_RANDOM)),
         ("RUSTHV_SET_NUMA_POLICY", RUSTHV_SET_NUMA_POLICY),
         ("RUSTHV_SET_WIPE", RUSTHV_SET_WIPE),
+        ("RUSTHV_SET_INTERCEPTS", RUSTHV_SET_INTERCEPTS),
+        ("RUSTHV_CAP_INTERCEPTS", u64::from(RUSTHV_CAP_INTERCEPTS)),
+        ("RUSTHV_INTERCEPT_PORT", u64::from(RUSTHV_INTERCEPT_PORT)),
+        ("RUSTHV_INTERCEPT_MSR_READ", u64::from(RUSTHV_INTERCEPT_MSR_READ)),
+        ("RUSTHV_INTERCEPT_MSR_WRITE", u64::from(RUSTHV_INTERCEPT_MSR_WRITE)),
         ("RUSTHV_GET_INFO", RUSTHV_GET_INFO),
         ("RUSTHV_GET_HOST_STATS", RUSTHV_GET_HOST_STATS),
         ("RUSTHV_GET_NODE_STATS", RUSTHV_GET_NODE_STATS),

@@ -6,6 +6,7 @@ pub mod addr;
 mod bits;
 pub mod cpuid;
 pub mod exception;
+pub mod intercept;
 pub mod msr;
 pub mod regs;
 pub mod segment;
