@@ -245,6 +245,8 @@ impl Paging for Shadows {
 }
 
 /// The tables of a VM. Give them to [`Mode::destroy`].
+// One for each VM, and moved when it is chosen: no box is needed.
+#[allow(clippy::large_enum_variant)]
 pub(super) enum Mode {
     /// The CPU's own second stage.
     Nested(Table<Nested>),
