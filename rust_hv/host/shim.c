@@ -4,6 +4,7 @@
  */
 #include <linux/anon_inodes.h>
 #include <linux/capability.h>
+#include <linux/compat.h>
 #include <linux/cpu.h>
 #include <linux/debugfs.h>
 #include <linux/file.h>
@@ -215,6 +216,12 @@ bool rhv_has_vmx(void)
 bool rhv_has_fred(void)
 {
 	return cpu_feature_enabled(X86_FEATURE_FRED);
+}
+
+/* The current system call is one of a 32-bit program's. */
+bool rhv_in_compat_syscall(void)
+{
+	return in_compat_syscall();
 }
 
 bool rhv_has_osxsave(void)

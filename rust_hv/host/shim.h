@@ -86,6 +86,7 @@ bool rhv_cpu_is_amd(void);
 bool rhv_has_vmx(void);
 bool rhv_has_fred(void);
 bool rhv_has_osxsave(void);
+bool rhv_in_compat_syscall(void);
 int rhv_l1d_setup(void);
 void rhv_l1d_cleanup(void);
 void rhv_separate_predictions(u64 vcpu);

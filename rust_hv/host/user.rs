@@ -62,6 +62,22 @@ pub fn read<T: UserData>(arg: usize) -> Result<T> {
         .read()
 }
 
+/// The address in a union of 64 bits. A 32-bit program's pointer is its lower half, and what is above
+/// that is whatever was there, as with KVM (`kvm_vm_compat_ioctl()`).
+fn address_in(union: u64, compat: bool) -> Hva {
+    Hva::new(if compat {
+        union & u64::from(u32::MAX)
+    } else {
+        union
+    })
+}
+
+/// The same for the program whose system call this is.
+fn caller_address(union: u64) -> Hva {
+    // SAFETY: No preconditions.
+    address_in(union, unsafe { bindings::rhv_in_compat_syscall() })
+}
+
 /// Slot number and address of the bitmap in a `struct kvm_dirty_log`.
 ///
 /// # Errors
@@ -71,7 +87,7 @@ pub fn read_dirty_log(arg: usize) -> Result<(u32, Hva)> {
     let log: bindings::kvm_dirty_log = read(arg)?;
     // SAFETY: An integer and a pointer, both of 64 bits, and any bits are a value.
     let address = unsafe { log.__bindgen_anon_1.padding2 };
-    Ok((log.slot, Hva::new(address)))
+    Ok((log.slot, caller_address(address)))
 }
 
 /// What `KVM_CLEAR_DIRTY_LOG` is asked for.
@@ -100,7 +116,7 @@ pub fn read_clear_log(arg: usize) -> Result<ClearLog> {
         slot: log.slot,
         first: log.first_page,
         pages: log.num_pages,
-        bitmap: Hva::new(address),
+        bitmap: caller_address(address),
     })
 }
 
@@ -489,4 +505,26 @@ pub fn write_slice<T: UserData>(arg: usize, values: &[T]) -> Result {
     let bytes = core::mem::size_of_val(values);
     let mut writer = UserSlice::new(UserPtr::from_addr(arg), bytes).writer();
     values.iter().try_for_each(|value| writer.write(value))
+}
+
+#[kunit_tests(rusthv_user)]
+mod tests {
+    use super::*;
+
+    /// No 32-bit program runs on the dev kernel: this is the decision alone.
+    #[test]
+    fn a_32_bit_pointer_is_half_of_the_union() {
+        for low in [0, 1, 0x7fff_f000, 0xffff_ffff] {
+            for high in [0, 1, 0x5555_aaaa, 0xffff_ffff] {
+                let union = high << 32 | low;
+                assert_eq!(address_in(union, true).raw(), low);
+                assert_eq!(address_in(union, false).raw(), union);
+            }
+        }
+    }
+
+    #[test]
+    fn a_kernel_thread_is_no_32_bit_program() {
+        assert_eq!(caller_address(u64::MAX).raw(), u64::MAX);
+    }
 }

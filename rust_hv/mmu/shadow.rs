@@ -41,7 +41,7 @@ use crate::model::paging::state::{Access, AccessKind, PagingState, Privilege};
 use crate::model::paging::walk::{self, GuestPhys, WalkError};
 use crate::model::paging::PageSize;
 use kernel::prelude::*;
-use kernel::sync::atomic::ordering::Relaxed;
+use kernel::sync::atomic::ordering::{Acquire, Relaxed};
 use kernel::sync::Arc;
 
 /// Tables that are watched again with one flush.
@@ -432,6 +432,7 @@ impl Mmu {
         paging: &PagingState,
         fault: &GuestFault,
     ) -> Result<ShadowFault> {
+        self.stats.shadow_faults.add(1, Relaxed);
         let access = access_of(fault.code, fault.cpl, fault.ac);
         if !self.inverted.is_short()
             && self.quick_fault(cpu, run, memory, paging, fault.gva, access)?
@@ -587,10 +588,12 @@ impl Mmu {
         Ok(true)
     }
 
-    /// The slot of a frame, and the moment when it was that; perhaps a past one.
+    /// The slot of a frame as the slots are now, and when the host's changes were last looked at,
+    /// which may be a while ago.
     fn slot_now(&self, cpu: &mut ShadowCpu, gfn: Gfn) -> Option<(Slot, Moment)> {
+        let generation = self.generation.load(Acquire);
         if let Some((slot, moment)) = cpu.slot {
-            if slot.gfns().contains(gfn) {
+            if moment.generation == generation && slot.gfns().contains(gfn) {
                 return Some((slot, moment));
             }
         }
@@ -749,6 +752,9 @@ impl Mmu {
             if state.is_current(moment, looked_up(hva, 1, false)) {
                 let shadow = state.tree.shadow().ok_or(EIO)?;
                 shadow.fill(&memory, spot, sequence, source, host, Cause::NONE);
+                let shared = shadow.census.take_shared();
+                drop(state);
+                look_at(self.inverted, shared);
             }
         }
         Ok(())

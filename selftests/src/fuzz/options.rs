@@ -2,8 +2,7 @@
 
 //! The command line of the fuzzer.
 
-use crate::harness::options::{paging, paging_name};
-use crate::rusthv::{PAGING_NESTED, PAGING_SHADOW, PAGING_TRAP};
+use crate::harness::options::paging;
 
 pub const USAGE: &str = "\
 usage: rusthv-fuzz [options]
@@ -18,11 +17,13 @@ gave an errno that is not documented for it.
   --rounds N       how many rounds instead; round k has seed + k
   --threads N      threads in a round (default 3)
   --limit N        seconds that one round may take (default 20)
-  --paging MODE    how rusthv virtualizes the memory of every VM: nested, shadow or
-                   trap (default: each in turn, by the seed)
+  --paging MODE    nested, shadow or trap for every VM (default: any of them)
   --no-masked-spin no guest that could spin with interrupts off: in Bochs it would
                    hang the machine
 ";
+
+/// By the number of the mode.
+const PAGING_OPTIONS: [&str; 3] = [" --paging nested", " --paging shadow", " --paging trap"];
 
 pub struct Options {
     pub device: String,
@@ -31,8 +32,8 @@ pub struct Options {
     pub rounds: Option<u64>,
     pub threads: u64,
     pub limit: u64,
-    pub paging: Option<u32>,
     pub masked_spin: bool,
+    pub paging: Option<u32>,
 }
 
 impl Options {
@@ -45,8 +46,8 @@ impl Options {
             rounds: None,
             threads: 3,
             limit: 20,
-            paging: None,
             masked_spin: true,
+            paging: None,
         };
         while let Some(argument) = arguments.next() {
             if argument == "--no-masked-spin" {
@@ -68,20 +69,13 @@ impl Options {
         }
         Ok(options)
     }
-
-    /// How the VMs of a round are paged.
-    pub fn paging(&self, seed: u64) -> u32 {
-        let modes = [PAGING_NESTED, PAGING_SHADOW, PAGING_TRAP];
-        self.paging.unwrap_or(modes[(seed % 3) as usize])
-    }
-
     /// What runs the round with `seed` again.
     pub fn again(&self, seed: u64) -> String {
         format!(
-            "rusthv-fuzz --device {} --seed {seed} --rounds 1 --threads {} --paging {}{}",
+            "rusthv-fuzz --device {} --seed {seed} --rounds 1 --threads {}{}{}",
             self.device,
             self.threads,
-            paging_name(self.paging(seed)),
+            self.paging.map_or("", |mode| PAGING_OPTIONS[mode as usize]),
             if self.masked_spin { "" } else { " --no-masked-spin" }
         )
     }

@@ -57,15 +57,6 @@ impl Default for Options {
     }
 }
 
-/// A mode's name.
-pub fn paging_name(mode: u32) -> &'static str {
-    match mode {
-        PAGING_NESTED => "nested",
-        PAGING_SHADOW => "shadow",
-        _ => "trap",
-    }
-}
-
 /// A mode by its name.
 pub fn paging(name: &str) -> Result<u32, String> {
     match name {
