@@ -247,9 +247,8 @@ impl Mmu {
         };
         // Writes are logged page by page.
         let logged = slot.flags.log_dirty();
-        let fits = !logged
-            && self.format.largest() >= PageSize::Size2M
-            && slot.fits_large(gfn, PAGES_2M);
+        let fits =
+            !logged && self.format.largest() >= PageSize::Size2M && slot.fits_large(gfn, PAGES_2M);
         let reach = reach(&slot, gfn, window, fits);
         let pages = UserPages::get_ahead(run, &self.mm, hva, wanted, reach)?;
         let size = match fits {

@@ -235,6 +235,8 @@ struct rusthv_vcpu_stats {
 /* How guests of a VM are paged. */
 #define RUSTHV_MODE_EPT			0
 #define RUSTHV_MODE_NPT			1
+#define RUSTHV_MODE_SHADOW		2
+#define RUSTHV_MODE_TRAP		3
 
 /* What a page is to the host. */
 #define RUSTHV_PAGE_PRIVATE		0	/* anonymous, of one process */
@@ -296,6 +298,7 @@ struct rusthv_walk_entry {
 
 #define RUSTHV_TABLE_GUEST		0
 #define RUSTHV_TABLE_NESTED		1
+#define RUSTHV_TABLE_SHADOW		2	/* walked in place of the guest's */
 
 #define RUSTHV_WALK_READ		0
 #define RUSTHV_WALK_WRITE		1
@@ -305,7 +308,7 @@ struct rusthv_walk_entry {
 #define RUSTHV_WALK_NOT_CANONICAL	1
 #define RUSTHV_WALK_PAGE_FAULT		2	/* in the guest: error_code */
 #define RUSTHV_WALK_NO_TABLE		3	/* a guest table at gpa, where no memory is */
-#define RUSTHV_WALK_NOT_MAPPED		4	/* gpa is told; a nested fault would come */
+#define RUSTHV_WALK_NOT_MAPPED		4	/* gpa is told; a fault for us would come */
 
 #define RUSTHV_WALK_ENTRIES		12
 

@@ -322,6 +322,15 @@ pub const RUSTHV_MAP_WRITE: u32 = 1 << 1;
 pub const RUSTHV_PAGE_PRIVATE: u32 = 0;
 pub const RUSTHV_PAGE_ZERO: u32 = 3;
 pub const RUSTHV_PAGE_SHARED: u32 = 4;
+/// How guests are paged, as an owner tells.
+pub const RUSTHV_MODE_EPT: u32 = 0;
+pub const RUSTHV_MODE_NPT: u32 = 1;
+pub const RUSTHV_MODE_SHADOW: u32 = 2;
+pub const RUSTHV_MODE_TRAP: u32 = 3;
+/// Whose entry a walk has met.
+pub const RUSTHV_TABLE_GUEST: u32 = 0;
+pub const RUSTHV_TABLE_NESTED: u32 = 1;
+pub const RUSTHV_TABLE_SHADOW: u32 = 2;
 pub const RUSTHV_WALK_DONE: u32 = 0;
 pub const RUSTHV_WALK_NOT_CANONICAL: u32 = 1;
 pub const RUSTHV_WALK_PAGE_FAULT: u32 = 2;

@@ -86,14 +86,16 @@ fn run(t: &Context) -> Outcome {
     // Slots that it does not fit: less than all of it, or aligned otherwise.
     let large = LARGE_PAGE as u64;
     let whole = GIB as u64;
-    for (gpa, size, offset) in [(GPA, whole - large, 0), (GPA, whole - large, large), (GPA + large, whole - large, large)]
+    for (gpa, size, offset) in
+        [(GPA, whole - large, 0), (GPA, whole - large, large), (GPA + large, whole - large, large)]
     {
         vm.set_slot(1, 0, 0, 0, 0)?;
         check_eq!(huge()?, 0, "without a slot");
         let mapped = vm.stats()?.mapped_2m;
         vm.set_slot(1, 0, gpa, size, memory.address() + offset)?;
         let first = (offset / large) as usize;
-        let expected: u64 = (first..first + LARGE - 1).map(|number| memory.read_u64(number * LARGE_PAGE)).sum();
+        let expected: u64 =
+            (first..first + LARGE - 1).map(|number| memory.read_u64(number * LARGE_PAGE)).sum();
         check_eq!(sweep(gpa, LARGE - 1)?, expected, "{size:#x} bytes at {gpa:#x}, from {offset:#x} on");
         check_eq!((huge()?, vm.stats()?.mapped_2m - mapped), (0, LARGE as u64 - 1), "{gpa:#x}, {offset:#x}");
     }
@@ -104,7 +106,11 @@ fn run(t: &Context) -> Outcome {
     check_eq!(huge()?, 1, "in a slot that is read only");
     machine.load(gigantic_pages());
     machine.change_regs(|regs| (regs.rip, regs.rbx, regs.r8) = (layout::CODE as u64, GPA, 1))?;
-    check!(matches!(machine.run()?, Exit::MmioWrite { address: GPA, .. }), "a write to it: {:?}", machine.vcpu.exit());
+    check!(
+        matches!(machine.run()?, Exit::MmioWrite { address: GPA, .. }),
+        "a write to it: {:?}",
+        machine.vcpu.exit()
+    );
     vm.set_slot(1, 0, 0, 0, 0)?;
     check_eq!(huge()?, 0, "at the end");
     Ok(())

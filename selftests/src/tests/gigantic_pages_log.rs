@@ -85,7 +85,11 @@ fn run(t: &Context) -> Outcome {
         sum()?;
         write(77)?;
         let again = stats()?;
-        check_eq!((again.mapped_1g, again.table_frames), (whole.mapped_1g, whole.table_frames), "round {round}");
+        check_eq!(
+            (again.mapped_1g, again.table_frames),
+            (whole.mapped_1g, whole.table_frames),
+            "round {round}"
+        );
     }
     // All pages are dirty to begin with, and the page is whole, until some are cleared.
     vm.set_manual_log(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET)?;

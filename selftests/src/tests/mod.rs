@@ -68,6 +68,7 @@ mod fetch_outside;
 mod file_limit;
 mod flush_counters;
 mod fpu_state;
+mod frame_aliases;
 mod frame_arguments;
 mod frame_owner;
 mod frame_owner_large;

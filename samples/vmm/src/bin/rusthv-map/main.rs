@@ -85,6 +85,9 @@ enum Command {
         /// Linear address that the guest writes to, and that is followed
         #[arg(long, value_parser = number, default_value = "0x1234")]
         gva: u64,
+        /// How the guest's memory is virtualized
+        #[arg(long, value_enum, default_value_t = demo::Paging::Nested)]
+        paging: demo::Paging,
         #[command(flatten)]
         style: draw::Style,
     },
@@ -198,7 +201,7 @@ fn run(cli: &Cli) -> Result<bool> {
             draw::draw(&vm.slots()?, &vm.stretches()?, style);
             Ok(true)
         }
-        Command::Demo { gva, style } => demo::run(options, *gva, style),
+        Command::Demo { gva, paging, style } => demo::run(options, *gva, *paging, style),
     }
 }
 
