@@ -757,7 +757,7 @@ fn invlpg_maps_what_was_used() {
         vm.reload();
         for turn in 1..5u64 {
             // A frame that `renew_page` does not refuse.
-            vm.guest_writes(at, (PAGE + (3 * turn + 1 << 12)) | P | W | U | A | D);
+            vm.guest_writes(at, (PAGE + ((3 * turn + 1) << 12)) | P | W | U | A | D);
             let faults = vm.faults;
             assert!(vm.renew_page(Gva::new(LINEAR)));
             vm.check_access(LINEAR, access);
