@@ -16,13 +16,18 @@
 // What `new` does here (interrupts off, a registration) should not hide behind a `default`.
 #![allow(clippy::new_without_default)]
 
+#[deny(unsafe_code)]
 pub mod device;
 pub mod host;
+#[deny(unsafe_code)]
 pub mod mmu;
 pub mod model;
 pub mod svm;
+#[deny(unsafe_code)]
 pub mod vcpu;
+#[deny(unsafe_code)]
 pub mod vendor;
+#[deny(unsafe_code)]
 pub mod vm;
 pub mod vmx;
 

@@ -68,20 +68,23 @@ impl<V: Vendor> FdObject for VcpuStats<V> {
     const READABLE: bool = true;
 
     fn read(&self, reader: &mut Reader) -> Result {
-        let now = self.vcpu.counters().read();
+        let now = self.vcpu.counters();
         let stats = [
-            Stat("exits", Cumulative, now.exits),
-            Stat("io_exits", Cumulative, now.io),
-            Stat("mmio_exits", Cumulative, now.mmio),
-            Stat("pf_fixed", Cumulative, now.ept_faults),
-            Stat("cpuid_exits", Cumulative, now.cpuid),
-            Stat("halt_exits", Cumulative, now.hlt),
-            Stat("msr_exits", Cumulative, now.msr),
-            Stat("control_register_exits", Cumulative, now.cr),
-            Stat("irq_exits", Cumulative, now.interrupts),
-            Stat("exception_exits", Cumulative, now.exceptions),
-            Stat("other_exits", Cumulative, now.other),
-            Stat("user_exits", Cumulative, now.user_exits),
+            Stat("exits", Cumulative, now.exits.get()),
+            Stat("io_exits", Cumulative, now.io.get()),
+            Stat("mmio_exits", Cumulative, now.mmio.get()),
+            Stat("pf_fixed", Cumulative, now.nested_faults.get()),
+            Stat("cpuid_exits", Cumulative, now.cpuid.get()),
+            Stat("halt_exits", Cumulative, now.hlt.get()),
+            Stat("msr_exits", Cumulative, now.msr.get()),
+            Stat("control_register_exits", Cumulative, now.cr.get()),
+            Stat("irq_exits", Cumulative, now.interrupts.get()),
+            Stat("exception_exits", Cumulative, now.exceptions.get()),
+            Stat("other_exits", Cumulative, now.other.get()),
+            Stat("user_exits", Cumulative, now.user_exits.get()),
+            Stat("pf_taken", Cumulative, now.page_faults.get()),
+            Stat("invlpg", Cumulative, now.invalidations.get()),
+            Stat("pf_emulate", Cumulative, now.table_writes.get()),
         ];
         stats::write(self.id.to_bytes(), &stats, |piece| reader.put(piece))
     }

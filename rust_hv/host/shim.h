@@ -86,6 +86,7 @@ bool rhv_cpu_is_amd(void);
 bool rhv_has_vmx(void);
 bool rhv_has_fred(void);
 bool rhv_has_osxsave(void);
+bool rhv_in_compat_syscall(void);
 int rhv_l1d_setup(void);
 void rhv_l1d_cleanup(void);
 void rhv_separate_predictions(u64 vcpu);
@@ -136,9 +137,22 @@ void rhv_note_direct_map(void);
 int rhv_node_distance(int from, int to);
 void *rhv_phys_to_virt(u64 phys);
 void rhv_put_user_page(struct page *page, bool dirty);
+
+/* pages.c: what a look at the host's own page tables has found. */
+enum { RHV_LARGE_PAGES = 8 };
+
+struct rhv_host_run {
+	unsigned int shift;	/* log2 of the size of the mapping */
+	unsigned int absent;	/* entries without any page */
+	unsigned int large;	/* large pages; how many are wanted, at first */
+	u64 first[RHV_LARGE_PAGES];	/* where they begin */
+};
+
 unsigned int rhv_host_mapping_shift(struct mm_struct *mm, unsigned long addr);
 unsigned int rhv_host_pages(struct mm_struct *mm, unsigned long addr, u64 *phys,
-			    unsigned int max, unsigned int *shift);
+			    unsigned int max, struct rhv_host_run *run);
+bool rhv_fault_in(struct mm_struct *mm, unsigned long addr, unsigned int pages);
+
 struct mm_struct *rhv_current_mm(void);
 void rhv_mmgrab(struct mm_struct *mm);
 void rhv_mmdrop(struct mm_struct *mm);
@@ -149,7 +163,9 @@ void rhv_pagefault_disable(void);
 void rhv_pagefault_enable(void);
 int rhv_get_user(u64 addr, u32 size, u64 *value);
 int rhv_put_user(u64 addr, u32 size, u64 value);
-void rhv_get_page(struct page *page);
+void rhv_vma_of_kernel_pages(struct vm_area_struct *vma);
+unsigned long rhv_vma_index(struct vm_area_struct *vma, unsigned long addr);
+bool rhv_vma_shows_file(struct vm_area_struct *vma, bool write);
 void rhv_kunit_skip(const char *why);
 int rhv_cmpxchg_user(u64 addr, u32 size, u64 *old, u64 new);
 

@@ -107,6 +107,10 @@ pub struct MmuStats {
     pub notifications: Atomic<u64>,
     /// Faults repeated as the host changed the page meanwhile.
     pub retries: Atomic<u64>,
+    /// Page faults of guests without nested tables.
+    pub shadow_faults: Atomic<u64>,
+    /// Writes to such guests' tables that were executed in software.
+    pub table_writes: Atomic<u64>,
 }
 
 impl MmuStats {
@@ -119,6 +123,8 @@ impl MmuStats {
             invalidations: Atomic::new(0),
             notifications: Atomic::new(0),
             retries: Atomic::new(0),
+            shadow_faults: Atomic::new(0),
+            table_writes: Atomic::new(0),
         }
     }
 }

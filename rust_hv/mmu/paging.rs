@@ -154,9 +154,9 @@ impl Paging for Shadows {
         self.stale().is_some()
     }
 
-    /// The guest's own tables decide as well; what is mapped small stays so until it is used anew.
-    fn is_cut(&self, _memory: &Tables<'_>, _gfn: Gfn) -> bool {
-        false
+    /// Where the guest has a large page. Its own small ones are in the way of nothing.
+    fn is_cut(&self, _memory: &Tables<'_>, gfn: Gfn) -> bool {
+        self.is_in_pieces(gfn)
     }
 
     fn young(&mut self, memory: &Tables<'_>, steps: &mut Steps, clear: bool) -> (Progress, bool) {

@@ -40,7 +40,7 @@ use crate::model::paging::state::{Access, AccessKind, PagingState, Privilege};
 use crate::model::paging::walk::{self, GuestPhys, WalkError};
 use crate::model::paging::PageSize;
 use kernel::prelude::*;
-use kernel::sync::atomic::ordering::Relaxed;
+use kernel::sync::atomic::ordering::{Acquire, Relaxed};
 use kernel::sync::Arc;
 
 /// Tables that are watched again with one flush.
@@ -521,6 +521,7 @@ impl Mmu {
         paging: &PagingState,
         fault: &GuestFault,
     ) -> Result<ShadowFault> {
+        self.stats.shadow_faults.add(1, Relaxed);
         let access = access_of(fault.code, fault.cpl, fault.ac);
         if self.quick_fault(cpu, run, memory, paging, fault, access)? {
             return Ok(ShadowFault::Mapped);
@@ -674,10 +675,12 @@ impl Mmu {
         Ok(true)
     }
 
-    /// The slot of a frame, and the moment when it was that; perhaps a past one.
+    /// The slot of a frame as the slots are now, and when the host's changes were last looked at,
+    /// which may be a while ago.
     fn slot_now(&self, cpu: &mut ShadowCpu, gfn: Gfn) -> Option<(Slot, Moment)> {
+        let generation = self.generation.load(Acquire);
         if let Some((slot, moment)) = cpu.slot {
-            if slot.gfns().contains(gfn) {
+            if moment.generation == generation && slot.gfns().contains(gfn) {
                 return Some((slot, moment));
             }
         }

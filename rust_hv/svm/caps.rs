@@ -6,6 +6,7 @@
 //! is named in the log and reported to user space.
 
 use crate::host::bindings;
+use crate::host::cpu;
 use crate::host::cpuid::cpuid;
 use crate::host::errno::unsupported;
 use crate::host::msr;
@@ -164,9 +165,25 @@ fn is_there() -> bool {
     Feature::SVM.is_in(&cpuid(Feature::SVM.leaf, 0))
 }
 
+/// What says whether the host offers SVM.
+#[derive(Clone, Copy)]
+struct Facts {
+    /// The host takes interrupts and NMIs by FRED.
+    fred: bool,
+    /// CPUID has SVM.
+    in_cpuid: bool,
+    /// Neither firmware nor the host has switched it off.
+    host_has: bool,
+    /// VM_CR, where that can be read.
+    vm_cr: Option<u64>,
+    /// What `rhv_memory_encryption` says.
+    encryption: i32,
+}
+
 /// Why the host offers no SVM, or none that can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Absence {
+    Fred,
     NotThere,
     /// With what VM_CR holds.
     Locked(u64),
@@ -176,14 +193,16 @@ enum Absence {
 }
 
 impl Absence {
-    /// From what CPUID says, what the host makes of it, VM_CR where that can be read, and what
-    /// `rhv_memory_encryption` says. `None` when there is SVM.
-    fn of(in_cpuid: bool, host_has: bool, vm_cr: Option<u64>, encryption: i32) -> Option<Self> {
+    /// `None` when there is SVM.
+    fn of(facts: Facts) -> Option<Self> {
         const DISABLED: u64 = 1 << 4;
-        match (vm_cr, encryption) {
-            _ if !in_cpuid => Some(Self::NotThere),
-            (Some(value), _) if !host_has && value & DISABLED != 0 => Some(Self::Locked(value)),
-            _ if !host_has => Some(Self::NotWanted),
+        match (facts.vm_cr, facts.encryption) {
+            _ if facts.fred => Some(Self::Fred),
+            _ if !facts.in_cpuid => Some(Self::NotThere),
+            (Some(value), _) if !facts.host_has && value & DISABLED != 0 => {
+                Some(Self::Locked(value))
+            }
+            _ if !facts.host_has => Some(Self::NotWanted),
             (_, 0) => None,
             (_, 1) => Some(Self::EncryptedGuest),
             _ => Some(Self::EncryptedHost),
@@ -194,6 +213,7 @@ impl Absence {
 impl fmt::Display for Absence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Fred => write!(f, "the host uses FRED, which is not supported yet"),
             Self::NotThere => write!(f, "the CPU has no SVM"),
             Self::Locked(value) => {
                 write!(f, "firmware has switched SVM off (VM_CR {value:#x})")
@@ -216,11 +236,17 @@ pub fn is_usable() -> bool {
     // SAFETY: No preconditions, neither of them.
     let (host_has, encryption) =
         unsafe { (bindings::rhv_has_svm(), bindings::rhv_memory_encryption()) };
-    let Some(why) = Absence::of(is_there(), host_has, msr::read_safe(VM_CR), encryption) else {
-        return true;
-    };
-    pr_err!("{}\n", why);
-    false
+    let why = Absence::of(Facts {
+        fred: cpu::host_uses_fred(),
+        in_cpuid: is_there(),
+        host_has,
+        vm_cr: msr::read_safe(VM_CR),
+        encryption,
+    });
+    if let Some(why) = why {
+        pr_err!("{}\n", why);
+    }
+    why.is_none()
 }
 
 #[kunit_tests(rusthv_svm_caps)]
@@ -254,6 +280,22 @@ mod tests {
         Ok(())
     }
 
+    /// On a host without FRED.
+    fn absence(
+        in_cpuid: bool,
+        host_has: bool,
+        vm_cr: Option<u64>,
+        encryption: i32,
+    ) -> Option<Absence> {
+        Absence::of(Facts {
+            fred: false,
+            in_cpuid,
+            host_has,
+            vm_cr,
+            encryption,
+        })
+    }
+
     /// VM_CR: bit 4 switches SVM off, bit 3 locks that.
     #[test]
     fn absence_has_the_right_reason() {
@@ -262,21 +304,41 @@ mod tests {
                 true => Absence::Locked(value),
                 false => Absence::NotWanted,
             };
-            assert_eq!(Absence::of(true, false, Some(value), 0), Some(wanted));
-            assert_eq!(Absence::of(true, false, Some(value), 2), Some(wanted));
-            let absent = Absence::of(false, false, Some(value), 0);
+            assert_eq!(absence(true, false, Some(value), 0), Some(wanted));
+            assert_eq!(absence(true, false, Some(value), 2), Some(wanted));
+            let absent = absence(false, false, Some(value), 0);
             assert_eq!(absent, Some(Absence::NotThere));
         }
-        assert_eq!(Absence::of(true, false, None, 0), Some(Absence::NotWanted));
-        assert_eq!(Absence::of(false, false, None, 1), Some(Absence::NotThere));
+        assert_eq!(absence(true, false, None, 0), Some(Absence::NotWanted));
+        assert_eq!(absence(false, false, None, 1), Some(Absence::NotThere));
     }
 
     #[test]
     fn encrypted_memory_is_refused() {
-        assert_eq!(Absence::of(true, true, Some(0), 0), None);
-        assert_eq!(Absence::of(true, true, None, 0), None);
+        assert_eq!(absence(true, true, Some(0), 0), None);
+        assert_eq!(absence(true, true, None, 0), None);
         for (encryption, why) in [(1, Absence::EncryptedGuest), (2, Absence::EncryptedHost)] {
-            assert_eq!(Absence::of(true, true, Some(0), encryption), Some(why));
+            assert_eq!(absence(true, true, Some(0), encryption), Some(why));
+        }
+    }
+
+    /// Whatever else there is or is not.
+    #[test]
+    fn fred_is_refused() {
+        for (in_cpuid, host_has, encryption) in [
+            (true, true, 0),
+            (true, true, 2),
+            (true, false, 0),
+            (false, false, 0),
+        ] {
+            let why = Absence::of(Facts {
+                fred: true,
+                in_cpuid,
+                host_has,
+                vm_cr: Some(0),
+                encryption,
+            });
+            assert_eq!(why, Some(Absence::Fred));
         }
     }
 

@@ -32,7 +32,7 @@ pub mod segment;
 pub mod vmcb;
 pub mod window;
 
-use crate::host::cpu::{self, current_node, IrqsOff};
+use crate::host::cpu::{current_node, IrqsOff};
 use crate::host::cpuid::cpuid;
 use crate::host::errno::unsupported;
 use crate::host::frame::Place;
@@ -70,10 +70,6 @@ impl Svm {
     ///
     /// `EOPNOTSUPP` where guests cannot run, with the reason in the log; `ENOMEM`.
     pub fn new() -> Result<Self> {
-        if cpu::host_uses_fred() {
-            pr_err!("the host uses FRED, which is not supported yet\n");
-            return Err(unsupported());
-        }
         if !caps::is_usable() {
             return Err(unsupported());
         }

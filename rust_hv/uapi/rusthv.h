@@ -95,7 +95,7 @@ struct rusthv_vm_stats {
 /*
  * How a VM's memory is virtualized: KVM_ENABLE_CAP on a VM without vCPUs, with
  * the mode in args[0] and, for those with shadow tables, how many there may be
- * in args[1] (16 to 8192; 0 for 2048). KVM_CHECK_EXTENSION returns a bit for
+ * in args[1] (16 to 8192; 0 for 1024). KVM_CHECK_EXTENSION returns a bit for
  * each mode that there is (1 << mode).
  */
 #define RUSTHV_CAP_PAGING		0x52480001
@@ -116,7 +116,8 @@ struct rusthv_paging_stats {
 	__u64 loosened;		/* writes that made a table one to be compared */
 	__u64 compared;		/* tables compared with the guest's */
 	__u64 changed;		/* entries dropped as the guest's had changed */
-	__u64 reserved[6];
+	__u64 released;		/* tables given up as the guest has no use for them */
+	__u64 reserved[5];
 };
 
 #define RUSTHV_GET_PAGING_STATS	_IOR(RUSTHV_IO, 0x50, struct rusthv_paging_stats)

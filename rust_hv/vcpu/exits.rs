@@ -55,6 +55,8 @@ pub(super) enum Action {
     GuestFault(GuestFault),
     /// Without nested tables: translations to be forgotten, of one address or all.
     Invalidate(Option<Gva>),
+    /// Without nested tables: INVPCID, of which nothing has been looked at.
+    InvalidateContext,
     /// Close the window, and enter again.
     Leave,
     /// A write of CR0, CR3 or CR4 that loads the entries of PAE paging.
@@ -190,9 +192,9 @@ impl Handler<'_> {
                 state.note_paging(window)?;
                 Ok(Action::Invalidate(gva))
             }
-            Exit::InvalidateContext(kind) => {
+            Exit::InvalidateContext => {
                 counters.invalidations.bump();
-                self.invalidate_context(state, window, kind)
+                Ok(Action::InvalidateContext)
             }
             Exit::Halt => {
                 counters.hlt.bump();
@@ -411,25 +413,6 @@ impl Handler<'_> {
             });
         }
         self.write_control(state, window, register, value, Pdptes::Unread)
-    }
-
-    /// INVPCID. All kinds forget everything, which is more than they are asked for; of the operand
-    /// only the kind is looked at.
-    fn invalidate_context(
-        &self,
-        state: &mut State,
-        window: &mut impl Window,
-        kind: Option<u8>,
-    ) -> Result<Action, HwError> {
-        const LAST_KIND: u64 = 3;
-        if let Some(gpr) = kind {
-            if self.gpr(window, gpr)? > LAST_KIND {
-                return Ok(self.fault(state, Fault::general_protection()));
-            }
-        }
-        self.skip(state, window)?;
-        state.note_paging(window)?;
-        Ok(Action::Invalidate(None))
     }
 
     /// MOV to CR0, CR3 or CR4.

@@ -117,7 +117,7 @@ pub struct State {
 }
 
 macro_rules! counters {
-    ($($name:ident),* $(,)?) => {
+    ($($name:ident: $uapi:ident),* $(,)?) => {
         /// Exits by kind. Written by the vCPU's own task, read by anyone.
         pub struct Counters {
             $(#[allow(missing_docs)] pub $name: Counter,)*
@@ -131,7 +131,7 @@ macro_rules! counters {
             /// For `RUSTHV_GET_VCPU_STATS`.
             pub fn read(&self) -> rusthv_vcpu_stats {
                 rusthv_vcpu_stats {
-                    $($name: self.$name.0.load(Relaxed),)*
+                    $($uapi: self.$name.get(),)*
                     reserved: [0; 9],
                 }
             }
@@ -139,22 +139,23 @@ macro_rules! counters {
     };
 }
 
+// What is counted, and its name in the UAPI.
 counters!(
-    exits,
-    io,
-    mmio,
-    ept_faults,
-    cpuid,
-    hlt,
-    msr,
-    cr,
-    interrupts,
-    exceptions,
-    other,
-    user_exits,
-    page_faults,
-    invalidations,
-    table_writes,
+    exits: exits,
+    io: io,
+    mmio: mmio,
+    nested_faults: ept_faults,
+    cpuid: cpuid,
+    hlt: hlt,
+    msr: msr,
+    cr: cr,
+    interrupts: interrupts,
+    exceptions: exceptions,
+    other: other,
+    user_exits: user_exits,
+    page_faults: page_faults,
+    invalidations: invalidations,
+    table_writes: table_writes,
 );
 
 /// One counter with a single writer.
@@ -165,6 +166,12 @@ impl Counter {
     #[inline]
     pub fn bump(&self) {
         self.0.store(self.0.load(Relaxed).wrapping_add(1), Relaxed);
+    }
+
+    /// What it is now, or was a moment ago.
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
     }
 }
 

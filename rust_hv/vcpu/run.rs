@@ -218,6 +218,12 @@ impl<V: Vendor> Vcpu<V> {
             drop(window);
             return self.port_string(state, guest, &mut snapshot, access);
         }
+        if let Action::InvalidateContext = action {
+            let facts = *state.cpuid.facts();
+            let mut snapshot = Snapshot::take(&mut window, &facts)?;
+            drop(window);
+            return self.invalidate_context(state, guest, faults, &mut snapshot);
+        }
         drop(window);
         match action {
             Action::Memory(fault) => self.memory(state, mmio, guest, faults, &fault),
@@ -242,6 +248,7 @@ impl<V: Vendor> Vcpu<V> {
             | Action::Leave
             | Action::User(_)
             | Action::PortString(_)
+            | Action::InvalidateContext
             | Action::Fetch => Ok(Turn::Again),
         }
     }
@@ -318,7 +325,7 @@ impl<V: Vendor> Vcpu<V> {
     ) -> Result<Turn> {
         match faults.resolve(fault)? {
             Resolved::Mapped => {
-                self.counters.ept_faults.bump();
+                self.counters.nested_faults.bump();
                 Ok(Turn::Again)
             }
             Resolved::Mmio(backing) => self.device(state, mmio, guest, fault, backing),

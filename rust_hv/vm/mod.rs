@@ -4,15 +4,16 @@
 //!
 //! # Locks
 //!
-//! `vcpus` (mutex): the list of vCPUs. Taken for creation and for look-ups by id; before no other
-//! lock.
+//! `vcpus` (mutex): the list of vCPUs, and what is settled before there is one. Taken for creation,
+//! for look-ups by id, and by what has to come before the first vCPU, which takes `Mmu::state` inside
+//! it for a moment; never with another mutex of ours.
 //!
 //! # Life
 //!
 //! A VM lives as long as its file, or the file of one of its vCPUs, is open. vCPUs live as long as
-//! their VM, as in KVM: an id is never free again. When the VM goes, its memory is
-//! unmapped in steps, then its files in debugfs go, then the notifier goes (it waits for callbacks under way), then the vCPUs,
-//! then the tables.
+//! their VM, as in KVM: an id is never free again. When the VM goes, its memory is unmapped in steps,
+//! then its files in debugfs go, then the notifier goes (it waits for callbacks under way), then the
+//! vCPUs, then the tables.
 
 pub mod debugfs;
 mod intercepts;
@@ -303,7 +304,8 @@ impl<V: Vendor> Vm<V> {
         let (mut at, mut left) = (gpa, size);
         while left > 0 {
             let len = (PAGE_SIZE - at.page_offset()).min(left);
-            let bytes = page.get_mut(..len as usize).unwrap_or_default();
+            // A page's worth at most: an error rather than a digest of less than was asked for.
+            let bytes = page.get_mut(..len as usize).ok_or(EINVAL)?;
             self.mmu.read(at, bytes)?;
             digest.update(bytes);
             at = at.wrapping_add(len);
@@ -344,7 +346,8 @@ impl<V: Vendor> Vm<V> {
             loosened: counts.loosened,
             compared: counts.compared,
             changed: counts.changed,
-            reserved: [0; 6],
+            released: counts.released,
+            reserved: [0; 5],
         }
     }
 
@@ -368,6 +371,7 @@ impl<V: Vendor> Vm<V> {
             mapped_2m,
             flushes: stats.flushes.load(Relaxed),
             flush_ipis: stats.flush_ipis.load(Relaxed),
+            // Its name in the UAPI, whoever made the CPU.
             invept: stats.invalidations.load(Relaxed),
             unmap_notifications: stats.notifications.load(Relaxed),
             fault_retries: stats.retries.load(Relaxed),
@@ -383,6 +387,8 @@ impl<V: Vendor> Vm<V> {
 }
 
 #[pinned_drop]
+// The macro makes an `unsafe impl` of it.
+#[allow(unsafe_code)]
 impl<V: Vendor> PinnedDrop for Vm<V> {
     fn drop(self: Pin<&mut Self>) {
         // In steps, while it may still reschedule.

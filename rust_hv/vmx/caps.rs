@@ -8,6 +8,7 @@
 //! named in the log and reported to user space.
 
 use crate::host::bindings;
+use crate::host::cpu;
 use crate::host::cpuid::cpuid;
 use crate::host::errno::unsupported;
 use crate::host::msr;
@@ -328,9 +329,23 @@ impl Caps {
     }
 }
 
-/// Why the host offers no VMX.
+/// What says whether the host offers VMX.
+#[derive(Clone, Copy)]
+struct Facts {
+    /// The host takes interrupts and NMIs by FRED.
+    fred: bool,
+    /// CPUID has VMX.
+    in_cpuid: bool,
+    /// Neither firmware nor the host has switched it off.
+    host_has: bool,
+    /// IA32_FEATURE_CONTROL, where that can be read.
+    feature_control: Option<u64>,
+}
+
+/// Why the host offers no VMX, or none that can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Absence {
+    Fred,
     NotThere,
     /// With what IA32_FEATURE_CONTROL holds.
     Locked(u64),
@@ -338,14 +353,18 @@ enum Absence {
 }
 
 impl Absence {
-    /// From what CPUID says, and from IA32_FEATURE_CONTROL where that can be read.
-    fn of(in_cpuid: bool, feature_control: Option<u64>) -> Self {
+    /// `None` when there is VMX.
+    fn of(facts: Facts) -> Option<Self> {
         const LOCKED: u64 = 1 << 0;
         const VMX_OUTSIDE_SMX: u64 = 1 << 2;
-        match feature_control {
-            _ if !in_cpuid => Self::NotThere,
-            Some(value) if value & (LOCKED | VMX_OUTSIDE_SMX) == LOCKED => Self::Locked(value),
-            _ => Self::NotWanted,
+        match facts.feature_control {
+            _ if facts.fred => Some(Self::Fred),
+            _ if facts.host_has => None,
+            _ if !facts.in_cpuid => Some(Self::NotThere),
+            Some(value) if value & (LOCKED | VMX_OUTSIDE_SMX) == LOCKED => {
+                Some(Self::Locked(value))
+            }
+            _ => Some(Self::NotWanted),
         }
     }
 }
@@ -353,6 +372,7 @@ impl Absence {
 impl fmt::Display for Absence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Fred => write!(f, "the host uses FRED, which is not supported yet"),
             Self::NotThere => write!(f, "the CPU has no VMX"),
             Self::Locked(value) => write!(
                 f,
@@ -363,12 +383,19 @@ impl fmt::Display for Absence {
     }
 }
 
-/// Says in the log why the host offers no VMX.
-pub fn explain_absence() {
+/// Says in the log why the host offers no VMX, or none that can be used. True when it does.
+pub fn is_usable() -> bool {
     const IA32_FEATURE_CONTROL: u32 = 0x3a;
-    let there = Feature::VMX.is_in(&cpuid(Feature::VMX.leaf, 0));
-    let why = Absence::of(there, msr::read_safe(IA32_FEATURE_CONTROL));
-    pr_err!("{}\n", why);
+    let why = Absence::of(Facts {
+        fred: cpu::host_uses_fred(),
+        in_cpuid: Feature::VMX.is_in(&cpuid(Feature::VMX.leaf, 0)),
+        host_has: cpu::host_has_vmx(),
+        feature_control: msr::read_safe(IA32_FEATURE_CONTROL),
+    });
+    if let Some(why) = why {
+        pr_err!("{}\n", why);
+    }
+    why.is_none()
 }
 
 #[kunit_tests(rusthv_caps)]
@@ -394,20 +421,54 @@ mod tests {
     /// IA32_FEATURE_CONTROL: bit 0 locks it, bit 1 is VMX inside SMX, bit 2 outside.
     #[test]
     fn absence_has_the_right_reason() {
+        let absence = |in_cpuid, feature_control| {
+            Absence::of(Facts {
+                fred: false,
+                in_cpuid,
+                host_has: false,
+                feature_control,
+            })
+        };
         for value in 0..8 {
             let wanted = match value {
                 0b001 | 0b011 => Absence::Locked(value),
                 _ => Absence::NotWanted,
             };
-            assert_eq!(Absence::of(true, Some(value)), wanted);
-            assert_eq!(Absence::of(false, Some(value)), Absence::NotThere);
+            assert_eq!(absence(true, Some(value)), Some(wanted));
+            assert_eq!(absence(false, Some(value)), Some(Absence::NotThere));
         }
+        let locked = Some(Absence::Locked(0xff_0001));
+        assert_eq!(absence(true, Some(0xff_0001)), locked);
+        assert_eq!(absence(true, None), Some(Absence::NotWanted));
+        assert_eq!(absence(false, None), Some(Absence::NotThere));
+    }
+
+    #[test]
+    fn fred_is_refused_and_nothing_else_that_works() {
+        let good = Facts {
+            fred: false,
+            in_cpuid: true,
+            host_has: true,
+            feature_control: Some(0b101),
+        };
+        assert_eq!(Absence::of(good), None);
         assert_eq!(
-            Absence::of(true, Some(0xff_0001)),
-            Absence::Locked(0xff_0001)
+            Absence::of(Facts {
+                feature_control: None,
+                ..good
+            }),
+            None
         );
-        assert_eq!(Absence::of(true, None), Absence::NotWanted);
-        assert_eq!(Absence::of(false, None), Absence::NotThere);
+        // Whatever else there is or is not.
+        for (in_cpuid, host_has) in [(true, true), (true, false), (false, false)] {
+            let facts = Facts {
+                fred: true,
+                in_cpuid,
+                host_has,
+                ..good
+            };
+            assert_eq!(Absence::of(facts), Some(Absence::Fred));
+        }
     }
 
     #[test]

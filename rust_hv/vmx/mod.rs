@@ -66,12 +66,7 @@ impl Vmx {
     ///
     /// `EOPNOTSUPP` where guests cannot run, with the reason in the log; `ENOMEM`.
     pub fn new() -> Result<Self> {
-        if cpu::host_uses_fred() {
-            pr_err!("the host uses FRED, which is not supported yet\n");
-            return Err(unsupported());
-        }
-        if !cpu::host_has_vmx() {
-            caps::explain_absence();
+        if !caps::is_usable() {
             return Err(unsupported());
         }
         Ok(Self {

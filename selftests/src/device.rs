@@ -78,6 +78,31 @@ impl Device {
     }
 }
 
+/// One file of each kind.
+#[derive(Clone, Copy)]
+pub struct Files<'a> {
+    pub device: &'a Device,
+    pub vm: &'a Vm,
+    pub vcpu: &'a Vcpu,
+}
+
+impl Files<'_> {
+    /// An ioctl on one of them.
+    pub fn ioctl(&self, on: FileKind, request: u64, argument: u64) -> Result<i32, Errno> {
+        match on {
+            FileKind::Device => self.device.ioctl(request, argument),
+            FileKind::Vm => self.vm.ioctl(request, argument),
+            FileKind::Vcpu => self.vcpu.ioctl(request, argument),
+        }
+    }
+
+    /// What of the table is on a device like this one.
+    pub fn ioctls(&self) -> impl Iterator<Item = &'static Ioctl> {
+        let ours = self.device.has_extensions();
+        IOCTLS.iter().filter(move |one| ours || one.is_kvms())
+    }
+}
+
 /// A `struct kvm_cpuid2` with its entries behind it.
 pub struct CpuidList {
     // u64 gives the alignment; the structure starts at the first word.

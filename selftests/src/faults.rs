@@ -4,11 +4,16 @@
 
 use crate::debugfs::{self, MOUNT};
 use crate::errno::Errno;
+use crate::harness::Failure;
+use crate::{check, check_eq};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 
 const FAIL_NTH: &str = "/proc/thread-self/fail-nth";
+
+/// More allocations than any call has: past that, counting does not work.
+pub const MANY: u64 = 2000;
 
 /// Lets injection reach every kind of allocation; the reason when it is not there.
 pub fn enable() -> Result<(), String> {
@@ -82,6 +87,21 @@ impl Injector {
         self.0.write_at(b"0", 0).map_err(errno)?;
         // What is left of the countdown: nothing when it went off.
         Ok((result, text[..read.map_err(errno)?].starts_with(b"0")))
+    }
+
+    /// Fails the first allocation of `work`, then the second, until there is none to fail; how many
+    /// there were.
+    pub fn each(&self, what: &str, work: &mut dyn FnMut() -> Result<(), Errno>) -> Result<u64, Failure> {
+        for n in 1..MANY {
+            let (result, hit) = self.with_failure(n, &mut *work)?;
+            if !hit {
+                // With no failure it works.
+                check_eq!(result, Ok(()), "{what} without a failure");
+                return Ok(n - 1);
+            }
+            check!(matches!(result, Ok(()) | Err(Errno::ENOMEM)), "{what}, allocation {n}: {result:?}");
+        }
+        Err(Failure::failed(format!("{what} has more than {MANY} allocations")))
     }
 }
 

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! ioctl numbers of the KVM UAPI (tier T0 and what the tests probe for), and the raw call.
+//! ioctl numbers of the KVM UAPI (what rusthv has of it, and what the tests probe for), the table of
+//! all of rusthv's, and the raw call.
 
 use crate::errno::Errno;
+use crate::rusthv::*;
 use kvm_bindings::*;
 use std::mem::size_of;
 use std::os::fd::RawFd;
@@ -55,6 +57,104 @@ pub const KVM_INTERRUPT: u64 = iow::<kvm_interrupt>(KVMIO, 0x86);
 pub const KVM_SET_CPUID2: u64 = iow::<kvm_cpuid2>(KVMIO, 0x90);
 /// Statistics in KVM's self-describing binary format, on a VM or a vCPU.
 pub const KVM_GET_STATS_FD: u64 = io(KVMIO, 0xCE);
+
+/// A kind of file that has ioctls.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FileKind {
+    Device,
+    Vm,
+    Vcpu,
+}
+
+/// An ioctl that rusthv has on a kind of file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ioctl {
+    pub name: &'static str,
+    pub request: u64,
+    pub on: FileKind,
+}
+
+impl Ioctl {
+    /// Bytes of the structure that the argument is the address of; 0 where it is a number, or nothing.
+    pub const fn size(&self) -> usize {
+        (self.request >> 16 & 0x3FFF) as usize
+    }
+
+    /// The number says that the kernel reads the structure.
+    pub const fn is_read(&self) -> bool {
+        self.request >> 30 & 1 != 0
+    }
+
+    /// The number says that the kernel writes the structure.
+    pub const fn is_written(&self) -> bool {
+        self.request >> 31 & 1 != 0
+    }
+
+    /// It is one of KVM's.
+    pub const fn is_kvms(&self) -> bool {
+        self.request >> 8 & 0xFF == KVMIO
+    }
+
+    /// What it returns is a new file descriptor.
+    pub const fn makes_file(&self) -> bool {
+        matches!(self.request, KVM_CREATE_VM | KVM_CREATE_VCPU | KVM_GET_STATS_FD)
+    }
+}
+
+macro_rules! ioctls {
+    ($($on:ident: $($name:ident),+;)+) => {
+        &[$($(Ioctl { name: stringify!($name), request: $name, on: FileKind::$on },)+)+]
+    };
+}
+
+/// Every ioctl that rusthv has, once for each kind of file that has it. `tests/uapi.rs` compares it with
+/// the module's own numbers and with the C headers: a new ioctl that is not here fails there.
+pub const IOCTLS: &[Ioctl] = ioctls! {
+    Device:
+        KVM_GET_API_VERSION,
+        KVM_CREATE_VM,
+        KVM_CHECK_EXTENSION,
+        KVM_GET_VCPU_MMAP_SIZE,
+        KVM_GET_SUPPORTED_CPUID,
+        RUSTHV_GET_INFO,
+        RUSTHV_GET_HOST_STATS,
+        RUSTHV_GET_NODE_STATS,
+        RUSTHV_GET_FRAME;
+    Vm:
+        KVM_CHECK_EXTENSION,
+        KVM_CREATE_VCPU,
+        KVM_GET_DIRTY_LOG,
+        KVM_SET_USER_MEMORY_REGION,
+        KVM_SET_TSS_ADDR,
+        KVM_SET_IDENTITY_MAP_ADDR,
+        KVM_ENABLE_CAP,
+        KVM_CLEAR_DIRTY_LOG,
+        KVM_GET_STATS_FD,
+        RUSTHV_GET_VM_STATS,
+        RUSTHV_GET_PAGING_STATS,
+        RUSTHV_MEASURE,
+        RUSTHV_SET_NUMA_POLICY,
+        RUSTHV_SET_WIPE,
+        RUSTHV_SET_INTERCEPTS,
+        RUSTHV_GET_GPA;
+    Vcpu:
+        KVM_RUN,
+        KVM_GET_REGS,
+        KVM_SET_REGS,
+        KVM_GET_SREGS,
+        KVM_SET_SREGS,
+        KVM_TRANSLATE,
+        KVM_INTERRUPT,
+        KVM_SET_CPUID2,
+        KVM_GET_STATS_FD,
+        RUSTHV_GET_VCPU_STATS,
+        RUSTHV_WALK;
+};
+
+/// Whether that kind of file has the ioctl.
+pub fn is_on(request: u64, on: FileKind) -> bool {
+    IOCTLS.iter().any(|one| one.request == request && one.on == on)
+}
 
 /// The raw system call.
 ///

@@ -69,7 +69,8 @@ pub struct PagingStats {
     pub loosened: u64,
     pub compared: u64,
     pub changed: u64,
-    pub reserved: [u64; 6],
+    pub released: u64,
+    pub reserved: [u64; 5],
 }
 
 #[repr(C)]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Cargo packages: built for the test machine, and tested on the host."""
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import paths
@@ -18,8 +20,8 @@ from tap import FAILED, PASSED, SKIPPED
 
 TARGET = "x86_64-unknown-linux-gnu"
 
-# A host test that takes longer than this hangs. nextest holds each test to it, cargo
-# test only all of them together.
+# A host test that takes longer than this hangs, and so does a package's whole run: seconds.
+# tools/nextest.toml has the first for nextest.
 TEST_LIMIT = 180
 ALL_LIMIT = 900
 
@@ -52,6 +54,8 @@ def environment(name, **more):
     for variable in ("RUSTC", "RUSTDOC", "RUSTFMT", "CLIPPY_DRIVER"):
         # These mean the kernel's compiler here; cargo comes with its own.
         env.pop(variable, None)
+    # For what a crate has of C++.
+    env.setdefault("CXX", f"clang++{toolchain.LLVM}")
     env.update(more)
     return env
 
@@ -69,6 +73,31 @@ def static(name, package):
     if done.returncode:
         raise ui.Failure(f"building {package} failed (messages above)")
     return paths.BUILD / f"cargo-{name}" / TARGET / "release"
+
+
+def run_bounded(command, limit):
+    """Run a program for at most so many seconds; its status, and the lines that it printed.
+
+    It ends with the tool, however that ends.
+    """
+    if _stopping:
+        raise ui.Failure("interrupted")
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="replace", start_new_session=True)
+    _running.add(process)
+    timer = threading.Timer(limit, lambda: os.killpg(process.pid, signal.SIGKILL))
+    timer.start()
+    try:
+        with process.stdout as stdout:
+            said = stdout.read().splitlines()
+        return process.wait(), said
+    finally:
+        timer.cancel()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        _running.discard(process)
 
 
 class HostTests:
@@ -112,16 +141,38 @@ class HostTests:
                 names.append(f"{suite['binary-id']} {test}")
         return names + self._doc_list()
 
-    def _plain_list(self):
-        # The name of the binary is not in the list: cargo prints it to stderr.
-        done = self._run("test", *self._common(), "--", "--list", "--format", "terse",
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    def _binaries(self):
+        """The test programs by the names that nextest has for them. Builds them."""
+        done = self._run("test", *self._common(), "--no-run", "--message-format", "json",
+                         capture_output=True)
         if done.returncode:
-            raise ui.Failure(f"{self.layer}: the tests do not build:\n{done.stdout[-4000:]}")
+            raise ui.Failure(f"{self.layer}: the tests do not build:\n{done.stderr[-4000:]}")
+        package = re.search(r'^name *= *"(.+)"', self.manifest.read_text(), re.MULTILINE)[1]
+        found = {}
+        for line in done.stdout.splitlines():
+            message = json.loads(line) if line.startswith("{") else {}
+            if not message.get("executable") or not message["profile"]["test"]:
+                continue
+            kind, name = message["target"]["kind"][0], message["target"]["name"]
+            suffix = {"lib": "", "test": f"::{name}"}.get(kind, f"::{kind}/{name}")
+            found[package + suffix] = message["executable"]
+        return found
+
+    def _listed(self, binary, *more):
+        done = subprocess.run([binary, "--list", "--format", "terse", *more],
+                              cwd=self.manifest.parent, env=environment(self.name),
+                              capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode:
+            raise ui.Failure(f"{binary} --list ended with {done.returncode}")
         return re.findall(r"^(.+): test$", done.stdout, re.MULTILINE)
 
+    def _plain_list(self):
+        names = [f"{label} {test}" for label, binary in self._binaries().items()
+                 for test in self._listed(binary)]
+        return names + self._doc_list()
+
     def _doc_list(self):
-        """nextest does not know documentation tests; cargo does."""
+        """Documentation tests are no programs; only cargo knows them."""
         if 'lib.rs' not in self.manifest.read_text() and \
                 not (self.manifest.parent / "src/lib.rs").exists():
             return []
@@ -134,7 +185,7 @@ class HostTests:
     def run(self, results, selected):
         """Run the selected names and report each; what does not come is a failure."""
         pending = dict.fromkeys(selected)
-        docs = [n for n in selected if n.startswith("doc ")] if self.nextest else []
+        docs = [n for n in selected if n.startswith("doc ")]
         normal = [n for n in selected if n not in docs]
         everything = len(selected) == len(self.tests())
 
@@ -149,19 +200,20 @@ class HostTests:
             if self.nextest:
                 self._run_nextest(normal, everything, report)
             else:
-                self._run_plain(normal, everything, report)
+                self._run_plain(normal, report)
         if docs:
             self._run_docs(docs, report)
         for name in list(pending):
             report(name, FAILED, "did not run, or did not say how it ended")
 
-    def _stream(self, arguments, on_line, limit):
+    def _stream(self, command, on_line, limit):
         if _stopping:
             raise ui.Failure("interrupted")
+        # Tests expect to be where their package is, as under cargo.
         process = subprocess.Popen(
-            [program(), *arguments], env=environment(self.name), stdin=subprocess.DEVNULL,
+            command, env=environment(self.name), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            start_new_session=True)
+            cwd=self.manifest.parent, start_new_session=True)
         _running.add(process)
         fired = threading.Event()
 
@@ -212,7 +264,7 @@ class HostTests:
                 # Its output follows; it is reported when all of that is here.
                 failed[name] = (match[1].lower(), len(said))
 
-        code, late = self._stream(arguments, on_line, ALL_LIMIT)
+        code, late = self._stream([program(), *arguments], on_line, ALL_LIMIT)
         for name, (word, at) in failed.items():
             report(name, FAILED, word, said[at:at + 60])
         ignored = self._ignored(names)
@@ -234,7 +286,34 @@ class HostTests:
                         ignored.add(f"{suite['binary-id']} {test}")
         return [n for n in names if n in ignored]
 
-    def _libtest(self, arguments, names, report, prefix=""):
+    def _run_plain(self, names, report):
+        """Without nextest: what it does, each test in a process with a limit of its own."""
+        binaries = self._binaries()
+        ignored = {f"{label} {test}" for label, binary in binaries.items()
+                   for test in self._listed(binary, "--ignored")}
+
+        def one(name):
+            label, test = name.split(" ", 1)
+            said = []
+            start = time.monotonic()
+            code, late = self._stream([binaries[label], "--exact", test], said.append,
+                                      TEST_LIMIT)
+            took = time.monotonic() - start
+            if late:
+                return FAILED, f"not finished after {TEST_LIMIT} s", said[-60:]
+            if code or not any("test result: ok. 1 passed" in line for line in said):
+                return FAILED, f"ended with {code}", said[-60:]
+            return PASSED, f"{took * 1000:.0f} ms", ()
+
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            todo = {pool.submit(one, name): name for name in names if name not in ignored}
+            for future in concurrent.futures.as_completed(todo):
+                report(todo[future], *future.result())
+        for name in names:
+            if name in ignored:
+                report(name, SKIPPED, "marked #[ignore]")
+
+    def _run_docs(self, names, report):
         said = []
 
         def on_line(line):
@@ -243,7 +322,7 @@ class HostTests:
                              line)
             if not match:
                 return
-            name = prefix + match[1]
+            name = f"doc {match[1]}"
             if match[2] == "ok":
                 report(name, PASSED)
             elif match[2] == "ignored":
@@ -251,16 +330,10 @@ class HostTests:
             else:
                 report(name, FAILED, "failed", [f"see {self.layer}.log"])
 
-        code, late = self._stream(arguments, on_line, ALL_LIMIT)
+        code, late = self._stream([program(), "test", "--doc", *self._common()], on_line,
+                                  ALL_LIMIT)
         (paths.LOGS / f"{self.layer}.log").write_text("\n".join(said) + "\n")
         if late:
             report("all", FAILED, f"not finished after {ALL_LIMIT} s", said[-40:])
         elif code:
             report("cargo test", FAILED, f"ended with {code}", said[-60:])
-
-    def _run_plain(self, names, everything, report):
-        filters = [] if everything else ["--exact", *names]
-        self._libtest(["test", *self._common(), "--no-fail-fast", "--", *filters], names, report)
-
-    def _run_docs(self, names, report):
-        self._libtest(["test", "--doc", *self._common()], names, report, prefix="doc ")

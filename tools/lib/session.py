@@ -141,21 +141,42 @@ class KUnit(Section):
 
     def done(self, code):
         problems = self._reader.finish()
+        if code is None:
+            self._stopped()
+            return
         if code != 0:
-            how = "the machine stopped" if code is None else f"status {code}"
-            self.results.add("module", "load", FAILED, how, self._said)
+            self.results.add("module", "load", FAILED, f"status {code}", self._said)
             return
         self.results.add("module", "load", PASSED)
         for problem in problems:
             self.results.add("kunit", "KTAP", FAILED, problem, self._said)
-        seen = set()
-        for leaf in self._reader.leaves:
-            seen.add(leaf.name)
-            if leaf.name in self.selected or leaf.name not in self.expected:
-                self.results.add("kunit", leaf.name, leaf.verdict, leaf.remark, leaf.details)
-        for name in sorted(self.selected - seen):
+        for name in sorted(self.selected - self._report()):
             self.results.add("kunit", name, FAILED, "it is in the sources, but did not run",
                              self._said)
+
+    def _report(self):
+        """Reports the results that have come; the names of all of them."""
+        for leaf in self._reader.leaves:
+            if leaf.name in self.selected or leaf.name not in self.expected:
+                self.results.add("kunit", leaf.name, leaf.verdict, leaf.remark, leaf.details)
+        return {leaf.name for leaf in self._reader.leaves}
+
+
+    def _stopped(self):
+        """The machine fell silent, or died, while the module was being loaded."""
+        seen = self._report()
+        suite = self._reader.running
+        if suite:
+            count = sum(name.startswith(f"{suite}.") for name in seen)
+            self.results.add("kunit", suite, FAILED,
+                             f"the machine stopped while it ran, after {count} of its tests",
+                             self._said)
+        left = self.selected - seen
+        if left:
+            self.results.add("kunit", "the rest", FAILED, f"{len(left)} tests did not run")
+        where = f"in {suite}" if suite else "outside of the KUnit tests"
+        self.results.add("module", "load", FAILED, f"the machine stopped {where}",
+                         [] if suite else self._said)
 
 
 class Ending(Section):

@@ -46,6 +46,8 @@ class Reader:
         self.problems = []
         self.bailed_out = None
         self.started = False
+        # The subtest that has begun and not ended.
+        self.running = None
 
     def feed(self, line):
         stripped = line.lstrip(" ")
@@ -70,7 +72,7 @@ class Reader:
             if (match["directive"] or "").upper().startswith("SKIP") and level.plan == 0:
                 level.plan_reason = match["directive"]
         elif match := SUBTEST.match(stripped):
-            self._level(indent).name = match["name"]
+            self._level(indent).name = self.running = match["name"]
         elif stripped.startswith(("TAP version", "KTAP version")):
             self.started = True
             self._level(indent)
@@ -104,6 +106,8 @@ class Reader:
             self.problems.append(f"result {match['number']} came as number {level.seen}")
         name = (match["name"] or "").strip() or f"test {level.seen}"
         directive = (match["directive"] or "").strip()
+        if name == self.running:
+            self.running = None
         if level.children:
             # A parent: its children have been counted; but one that fails though all
             # of them passed is a failure of its own.

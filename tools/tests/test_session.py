@@ -162,6 +162,23 @@ class Sessions(unittest.TestCase):
         self.kunit([], code=1)
         self.assertEqual(self.last, "1 passed, 1 failed, 0 skipped")
 
+    def test_kunit_suite_that_hangs(self):
+        script = BOOT + section("k", *self.KTAP[:5], code=None)
+        self.run_session(script, session.KUnit("k", "true", ("suite.one", "suite.two", "z.z"),
+                                               ("suite.one", "suite.two", "z.z")),
+                         stopped="nothing heard")
+        self.assertIn("suite (the machine stopped while it ran, after 1 of its tests)", self.said)
+        self.assertIn("2 tests did not run", self.said)
+        # The first test, and the host's log; suite, the rest, load, and the machine.
+        self.assertEqual(self.last, "2 passed, 4 failed, 0 skipped")
+
+    def test_load_hangs_without_a_suite(self):
+        self.run_session(BOOT + section("k", *self.KTAP, code=None),
+                         session.KUnit("k", "true", ("suite.one", "suite.two"),
+                                       ("suite.one", "suite.two")), stopped="nothing heard")
+        self.assertIn("outside of the KUnit tests", self.said)
+        self.assertEqual(self.last, "3 passed, 2 failed, 0 skipped")
+
     TOLD = (HOST, "[    9.2] rust_hv: the machine goes down: no more guests on 2 CPUs")
     DOWN = (HOST, "[    9.3] reboot: Power down")
     RESTART = (HOST, "[    9.3] reboot: machine restart")

@@ -233,6 +233,11 @@ impl PagingState {
         self.registers.efer.contains(Efer::LMA)
     }
 
+    /// CR4.PCIDE is 1: translations are of contexts.
+    pub const fn has_contexts(&self) -> bool {
+        self.cr4(Cr4::PCIDE)
+    }
+
     /// The same, with these page-directory pointers loaded.
     pub const fn with_pointers(mut self, pointers: [u64; 4]) -> Self {
         self.pdptes = Some(pointers);

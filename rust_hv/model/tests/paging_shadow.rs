@@ -376,7 +376,7 @@ impl Vm {
 
 /// What happens to a VM.
 #[derive(Clone, Debug)]
-enum Op {
+pub enum Op {
     Access(u64, AccessKind, Privilege),
     /// Entry at a level, for an address, with a table or page and flags; then INVLPG or a reload.
     Write {
@@ -405,7 +405,8 @@ fn addresses() -> impl Strategy<Value = u64> {
     })
 }
 
-fn ops() -> impl Strategy<Value = Op> {
+/// What the fuzzer has from here, too (`fuzz/`).
+pub fn ops() -> impl Strategy<Value = Op> {
     let kind = prop_oneof![
         Just(AccessKind::Read),
         Just(AccessKind::Write),
@@ -477,7 +478,7 @@ fn registers(guest: &mut Guest, bits: u8) {
     guest.registers.efer = guest.registers.efer.with(Efer::NXE, on(3));
 }
 
-fn run(mode: Mode, policy: Policy, slots: usize, ops: &[Op]) {
+pub fn run(mode: Mode, policy: Policy, slots: usize, ops: &[Op]) {
     let mut guest = Guest::new(mode);
     registers(&mut guest, 0xf);
     let mut vm = Vm::new(guest, policy, slots);
@@ -608,12 +609,16 @@ sequences! {
     unpaged: Mode::Unpaged, Policy::Virtual, 16;
 }
 
-fn paged(mode: Mode, flags: u64) -> Vm {
+fn paged_by(mode: Mode, flags: u64, policy: Policy) -> Vm {
     let mut guest = Guest::with(mode, flags);
     registers(&mut guest, 0xf);
-    let mut vm = Vm::new(guest, Policy::Virtual, 64);
+    let mut vm = Vm::new(guest, policy, 64);
     vm.reload();
     vm
+}
+
+fn paged(mode: Mode, flags: u64) -> Vm {
+    paged_by(mode, flags, Policy::Virtual)
 }
 
 fn by(kind: AccessKind, privilege: Privilege) -> Access {
@@ -769,6 +774,220 @@ fn large_pages_stay_large() {
     while vm.shadow.unmap(&vm.arena, gone, &mut cursor) != Progress::Done {}
     assert_eq!(vm.shadow.counts.leaves, [0, 0]);
     vm.end();
+}
+
+/// Pieces of a large page are told from pages that the guest has small.
+#[test]
+fn pieces_are_known() {
+    let mut vm = paged(Mode::FourLevel, P | W | U | A | D);
+    vm.check_access(LINEAR, by(AccessKind::Write, USER));
+    assert!(!vm.shadow.is_in_pieces(Gfn::new(PAGE >> 12)));
+    let directory = vm.guest.at(2);
+    let large = 0x4000_0000 | P | W | U | A | D | PS;
+    vm.guest.memory.set(directory, EntrySize::Eight, large);
+    vm.reload();
+    let (inside, behind) = (Gfn::new(0x4_01ff), Gfn::new(0x4_0200));
+    assert!(!vm.shadow.is_in_pieces(inside));
+    vm.check_access(LINEAR, by(AccessKind::Write, USER));
+    assert!(vm.shadow.is_in_pieces(inside));
+    assert!(!vm.shadow.is_in_pieces(behind));
+    // In one piece again, once the host has it so.
+    vm.large = true;
+    let range = GfnRange::new(Gfn::new(0x4_0000), behind);
+    let mut cursor = Cursor::default();
+    while vm.shadow.unmap(&vm.arena, range, &mut cursor) != Progress::Done {}
+    assert!(!vm.shadow.is_in_pieces(inside));
+    vm.check_access(LINEAR, by(AccessKind::Read, USER));
+    assert_eq!(vm.shadow.counts.leaves, [0, 1]);
+    vm.end();
+}
+
+/// A root beside the first one, which shares the tables below.
+fn second_root(vm: &mut Vm, at: u64) {
+    let (first, size) = (vm.guest.registers.cr3, vm.guest.size());
+    for index in 0..4096 / u64::from(size.bytes()) {
+        let offset = index * u64::from(size.bytes());
+        let entry = vm.guest.memory.get(first + offset, size);
+        if entry != 0 {
+            vm.guest.memory.set(at + offset, size, entry);
+        }
+    }
+}
+
+/// Makes the page after that of [`LINEAR`] one of these.
+fn map_next(vm: &mut Vm, gfn: u64) {
+    let (at, size) = (vm.guest.at(1), vm.guest.size());
+    let at = at + u64::from(size.bytes());
+    vm.guest.memory.set(at, size, gfn << 12 | P | W | U | A | D);
+}
+
+const NEXT: u64 = LINEAR + 0x1000;
+
+/// Faults of so many writes to the page after that of [`LINEAR`].
+fn faults_of_writes(vm: &mut Vm, count: usize) -> usize {
+    let before = vm.faults;
+    for _ in 0..count {
+        vm.check_access(NEXT, by(AccessKind::Write, USER));
+    }
+    vm.faults - before
+}
+
+/// Roots go in the order in which they were used last; one that a vCPU runs on is the last of all.
+#[test]
+fn the_least_recently_used_root_goes_first() {
+    for policy in [Policy::Virtual, Policy::Exact] {
+        let mut vm = paged_by(Mode::FourLevel, P | W | U | A | D, policy);
+        let first = vm.guest.registers.cr3;
+        let roots = [first, 0x20_0000, 0x20_1000, 0x20_2000, 0x20_3000];
+        for root in &roots[1..] {
+            second_root(&mut vm, *root);
+        }
+        // Made in order, used in another, the third one last; and once more, to have it in step.
+        for index in [0, 1, 2, 3, 4, 1, 4, 0, 3, 2, 2] {
+            vm.guest.registers.cr3 = roots[index];
+            vm.reload();
+            vm.check_access(LINEAR, by(AccessKind::Write, USER));
+        }
+        vm.reload();
+        let watched = |vm: &mut Vm| -> Vec<usize> {
+            let is = |index: &usize| vm.shadow.is_watched(roots[*index] >> 12);
+            (0..roots.len()).filter(is).collect()
+        };
+        assert_eq!(watched(&mut vm), [0, 1, 2, 3, 4]);
+        let evict = |vm: &mut Vm| {
+            let more = vm.gathering(|shadow, arena, gather| shadow.evict(arena, gather));
+            vm.check();
+            more
+        };
+        for left in [&[0, 2, 3, 4][..], &[0, 2, 3], &[2, 3], &[2]] {
+            assert!(evict(&mut vm));
+            assert_eq!(watched(&mut vm), left);
+        }
+        assert_eq!(vm.shadow.counts.evictions, 4);
+        assert_eq!(vm.shadow.counts.released, 0);
+        // The one in use stays, without anything below.
+        assert!(evict(&mut vm));
+        assert_eq!(
+            (watched(&mut vm), vm.shadow.counts.leaves),
+            (vec![2], [0, 0])
+        );
+        while evict(&mut vm) {}
+        assert_eq!((watched(&mut vm), vm.shadow.counts.tables), (vec![2], 1));
+        vm.check_access(LINEAR, by(AccessKind::Write, USER));
+        vm.end();
+    }
+}
+
+/// The root of a process that has ended, used as a page of data: a few writes, and it is one.
+#[test]
+fn roots_that_are_data_are_released() {
+    for policy in [Policy::Virtual, Policy::Exact] {
+        let mut vm = paged_by(Mode::FourLevel, P | W | U | A | D, policy);
+        vm.check_access(LINEAR, by(AccessKind::Write, USER));
+        let dead = vm.guest.registers.cr3;
+        second_root(&mut vm, 0x20_0000);
+        map_next(&mut vm, dead >> 12);
+        vm.guest.registers.cr3 = 0x20_0000;
+        vm.reload();
+        vm.reload();
+        vm.check_access(NEXT, by(AccessKind::Read, USER));
+        assert!(vm.shadow.is_watched(dead >> 12));
+        let faults: Vec<usize> = match policy {
+            Policy::Exact => (0..100).map(|_| faults_of_writes(&mut vm, 1)).collect(),
+            // Noticed anew after each flush, or each second one: a table that was written is not
+            // watched again at once.
+            Policy::Virtual => (0..100)
+                .map(|_| {
+                    vm.reload();
+                    faults_of_writes(&mut vm, 1)
+                })
+                .collect(),
+        };
+        let most = match policy {
+            Policy::Exact => 4,
+            Policy::Virtual => 6,
+        };
+        assert!((1..=most).contains(&faults.iter().sum()), "{faults:?}");
+        // And then none any more.
+        assert!(faults[most..].iter().all(|&faults| faults == 0), "{faults:?}");
+        assert!(!vm.shadow.is_watched(dead >> 12));
+        assert_eq!(vm.shadow.counts.released, 1);
+        // It is still one that can be run on.
+        vm.guest.registers.cr3 = dead;
+        vm.reload();
+        vm.check_access(LINEAR, by(AccessKind::Write, USER));
+        vm.end();
+    }
+}
+
+/// What a vCPU may use is followed however often it is written.
+#[test]
+fn tables_in_use_are_not_released() {
+    for mode in [Mode::FourLevel, Mode::Pae, Mode::Bits32] {
+        let mut vm = paged_by(mode, P | W | U | A | D, Policy::Exact);
+        vm.check_access(LINEAR, by(AccessKind::Write, USER));
+        let tables: &[u64] = if mode == Mode::FourLevel {
+            &[1, 2, 3, 4]
+        } else {
+            &[1, 2]
+        };
+        for &level in tables {
+            // One after the other is mapped there, and so written to.
+            map_next(&mut vm, level);
+            vm.reload();
+            assert_eq!(faults_of_writes(&mut vm, 20), 20, "level {level}");
+            assert!(vm.shadow.is_watched(level), "level {level}");
+        }
+        assert_eq!(vm.shadow.counts.released, 0);
+        vm.end();
+    }
+}
+
+/// A table whose last reference the guest has cleared is a page like any other, at once; so are those
+/// that only roots refer to which nobody runs on, after a few writes.
+#[test]
+fn tables_that_are_data_are_released() {
+    for mode in [Mode::FourLevel, Mode::Pae, Mode::Bits32] {
+        for cleared in [true, false] {
+            let mut vm = paged_by(mode, P | W | U | A | D, Policy::Exact);
+            vm.check_access(LINEAR, by(AccessKind::Write, USER));
+            let (size, table, spare) = (vm.guest.size(), vm.guest.at(1) >> 12, 0x30);
+            // Another process has its own tables below the root, and the old ones as a page.
+            let top = vm.guest.levels();
+            let new = 0x20_0000;
+            second_root(&mut vm, new);
+            let mut at = new + (vm.guest.at(top) & 0xfff);
+            for level in (1..top).rev() {
+                let own = (spare + level) << 12;
+                let pointer = mode == Mode::Pae && level == 2;
+                vm.guest
+                    .memory
+                    .set(at, size, own | if pointer { P } else { P | W | U });
+                at = own + (vm.guest.at(level) & 0xfff);
+            }
+            vm.guest.memory.set(at, size, PAGE | P | W | U | A | D);
+            let next = at + u64::from(size.bytes());
+            vm.guest
+                .memory
+                .set(next, size, table << 12 | P | W | U | A | D);
+            if cleared {
+                let above = vm.guest.at(2);
+                vm.guest_writes(above, 0);
+                vm.reload();
+            }
+            vm.guest.registers.cr3 = new;
+            vm.reload();
+            vm.reload();
+            let faults = faults_of_writes(&mut vm, 50);
+            assert!(
+                faults <= if cleared { 2 } else { 4 },
+                "{mode:?} {cleared}: {faults}"
+            );
+            assert!(!vm.shadow.is_watched(table), "{mode:?} {cleared}");
+            assert!(vm.shadow.counts.released >= 1, "{mode:?} {cleared}");
+            vm.end();
+        }
+    }
 }
 
 /// Frames that cannot be had leave everything consistent.

@@ -7,64 +7,35 @@ use crate::memory::{Memory, PAGE};
 use crate::random::Random;
 use crate::rusthv::*;
 
-/// On which kind of file.
-#[derive(Clone, Copy, PartialEq)]
-pub enum Target {
-    Device,
-    Vm,
-    Vcpu,
-}
+/// What most of the others are about.
+const OFTEN: &[(FileKind, u64)] = &[(FileKind::Vm, KVM_SET_USER_MEMORY_REGION), (FileKind::Vcpu, KVM_RUN)];
 
-const DEVICE: &[u64] = &[
-    KVM_GET_API_VERSION,
-    KVM_CHECK_EXTENSION,
-    KVM_GET_VCPU_MMAP_SIZE,
-    KVM_GET_SUPPORTED_CPUID,
-    RUSTHV_GET_INFO,
-    RUSTHV_GET_HOST_STATS,
-    RUSTHV_GET_NODE_STATS,
-];
-const VM: &[u64] = &[
-    KVM_SET_USER_MEMORY_REGION,
-    KVM_SET_USER_MEMORY_REGION,
-    KVM_GET_DIRTY_LOG,
-    KVM_CLEAR_DIRTY_LOG,
-    KVM_ENABLE_CAP,
-    KVM_SET_TSS_ADDR,
-    KVM_SET_IDENTITY_MAP_ADDR,
-    RUSTHV_GET_VM_STATS,
-    RUSTHV_MEASURE,
-    RUSTHV_SET_NUMA_POLICY,
-    RUSTHV_SET_WIPE,
-];
-const VCPU: &[u64] = &[
-    KVM_RUN,
-    KVM_RUN,
-    KVM_GET_REGS,
-    KVM_SET_REGS,
-    KVM_GET_SREGS,
-    KVM_SET_SREGS,
-    KVM_TRANSLATE,
-    KVM_SET_CPUID2,
-    RUSTHV_GET_VCPU_STATS,
-];
-
-/// A request that mostly means something on `target`.
-pub fn request(target: Target, random: &mut Random) -> u64 {
-    let own = match target {
-        Target::Device => DEVICE,
-        Target::Vm => VM,
-        Target::Vcpu => VCPU,
-    };
+/// A request that mostly means something on that kind of file. None makes a VM or a vCPU: those are
+/// `round`'s, which closes them.
+pub fn request(on: FileKind, random: &mut Random) -> u64 {
     match random.below(30) {
-        // Not on this kind of file. None that makes objects: those are `round`'s, which closes them.
-        0 => random.pick(DEVICE),
-        1 => random.pick(VCPU),
+        // Not on this kind of file.
+        0 => of(FileKind::Device, random),
+        1 => of(FileKind::Vcpu, random),
         // Numbers that nobody has, in rusthv's space. KVM's own space is full of things that a
-        // fuzzer of tier T0 has no documentation to check against.
+        // fuzzer of what rusthv has got has no documentation to check against.
         2 => iowr::<u64>(RUSTHV_IO, 0x30 + random.below(0x10)),
         3 => io(0xB8, random.below(256)),
-        _ => random.pick(own),
+        4 | 5 => match OFTEN.iter().find(|(kind, _)| *kind == on) {
+            Some((_, request)) => *request,
+            None => of(on, random),
+        },
+        _ => of(on, random),
+    }
+}
+
+/// One of those that a kind of file has.
+fn of(on: FileKind, random: &mut Random) -> u64 {
+    loop {
+        let one = random.pick(IOCTLS);
+        if one.on == on && !matches!(one.request, KVM_CREATE_VM | KVM_CREATE_VCPU) {
+            return one.request;
+        }
     }
 }
 
@@ -141,14 +112,38 @@ impl Sandbox {
         self.0.write_u64(16, self.address(random));
     }
 
-    /// A `kvm_enable_cap` at the start of the sandbox: who clears the dirty logs, as a rule.
+    /// A `kvm_enable_cap` at the start of the sandbox: who clears the dirty logs, as a rule, or the
+    /// paging mode, for which it is too late.
     pub fn capability(&self, random: &mut Random) {
-        let known = kvm_bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2;
+        let known = match random.below(5) {
+            0 => CAP_PAGING,
+            _ => kvm_bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+        };
         let capability = if random.one_in(6) { random.edge() as u32 } else { known };
         let flags = if random.one_in(8) { random.edge() as u32 } else { 0 };
         self.0.write_u64(0, u64::from(capability) | u64::from(flags) << 32);
         let argument = if random.one_in(4) { random.edge() } else { random.below(5) };
         self.0.write_u64(8, argument);
+    }
+
+    /// One of rusthv's own structures at the start of the sandbox: an address or a choice, a small
+    /// number, and mostly zeroes behind them.
+    pub fn question(&self, request: u64, random: &mut Random) {
+        self.0.fill(0, PAGE, 0);
+        let page = random.below(64) << 12 | random.below(4096);
+        let first = match request {
+            _ if random.one_in(6) => random.edge(),
+            // Somewhere in the first GiB of the host.
+            RUSTHV_GET_FRAME => random.below(1 << 18) << 12,
+            RUSTHV_GET_GPA | RUSTHV_WALK | RUSTHV_MEASURE => page,
+            _ => random.below(4),
+        };
+        let second = if random.one_in(6) { random.edge() } else { random.below(8) };
+        self.0.write_u64(0, first);
+        self.0.write_u64(8, second);
+        if random.one_in(6) {
+            self.0.write_u64(8 * random.below(64) as usize, random.edge());
+        }
     }
 
     /// A `kvm_userspace_memory_region` at the start of the sandbox.

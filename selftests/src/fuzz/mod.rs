@@ -7,6 +7,7 @@ pub mod errnos;
 pub mod guests;
 pub mod options;
 pub mod round;
+pub mod settings;
 
 use crate::errno::Errno;
 use crate::harness::runner::{reap, wait_readable};

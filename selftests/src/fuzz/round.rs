@@ -2,20 +2,23 @@
 
 //! One round: a VM, its vCPUs, and threads that do random things to them.
 
-use super::calls::{self, Sandbox, Target};
+use super::calls::{self, Sandbox};
 use super::guests::Kind;
 use super::options::Options;
-use super::{errnos, guests, Counts};
+use super::{errnos, guests, settings, Counts};
 use crate::debugfs;
-use crate::device::{Device, Vcpu, Vm};
+use crate::device::{Device, Files, Vcpu, Vm};
 use crate::errno::Errno;
 use crate::host::{self, Thread};
 use crate::ioctl::*;
 use crate::machine::layout;
 use crate::memory::{Memory, PAGE};
 use crate::random::Random;
-use kvm_bindings::kvm_sregs;
+use crate::rusthv::*;
+use crate::statistics::Statistics;
+use kvm_bindings::{kvm_enable_cap, kvm_sregs};
 use std::panic::{self, AssertUnwindSafe};
+use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -102,7 +105,11 @@ fn watch(shared: &Shared, threads: &[Thread]) {
 
 fn set_up(options: &Options, random: &mut Random) -> Result<Shared, Errno> {
     let device = Device::open(&options.device)?;
-    let vm = device.vm()?;
+    let vm = device.plain_vm()?;
+    if device.has_extensions() {
+        choose_paging(options, &vm, random)?;
+    }
+    settings::choose(&device, &vm, random)?;
     let memory = Memory::new(layout::SIZE)?;
     let kind = Kind::pick(random, options.masked_spin);
     guests::fill(&memory, random, kind);
@@ -127,6 +134,18 @@ fn set_up(options: &Options, random: &mut Random) -> Result<Shared, Errno> {
         done: AtomicUsize::new(0),
         release: AtomicBool::new(false),
     })
+}
+
+/// One of the ways to virtualize memory, with many shadow tables or with the fewest that there can be.
+fn choose_paging(options: &Options, vm: &Vm, random: &mut Random) -> Result<(), Errno> {
+    let any = random.pick(&[PAGING_NESTED, PAGING_NESTED, PAGING_SHADOW, PAGING_TRAP]);
+    let (mode, tables) = (options.paging.unwrap_or(any), random.pick(&[0, 16, 40]));
+    if mode != PAGING_NESTED {
+        let args = [mode.into(), tables, 0, 0];
+        let cap = kvm_enable_cap { cap: CAP_PAGING, args, ..Default::default() };
+        vm.ioctl(KVM_ENABLE_CAP, ptr::from_ref(&cap) as u64)?;
+    }
+    Ok(())
 }
 
 /// The errno of a call, checked against what is documented.
@@ -203,7 +222,11 @@ fn objects(shared: &Shared, random: &mut Random, counts: &mut Counts) -> Result<
     let id = if random.one_in(3) { random.edge() } else { 10 + random.below(4) };
     match random.below(3) {
         0 => match shared.device.vm() {
-            Ok(vm) => drop(vm.vcpu(id)),
+            Ok(vm) => {
+                settings::choose(&shared.device, &vm, random)
+                    .map_err(|errno| format!("settings of a new VM: {errno}"))?;
+                drop(vm.vcpu(id));
+            }
             Err(errno) => {
                 checked(KVM_CREATE_VM, Err(errno), counts)?;
             }
@@ -232,59 +255,98 @@ fn call(
     random: &mut Random,
     counts: &mut Counts,
 ) -> Result<(), String> {
-    let target = random.pick(&[Target::Device, Target::Vm, Target::Vm, Target::Vcpu, Target::Vcpu]);
-    let request = calls::request(target, random);
-    let mut argument = sandbox.address(random);
-    if shared.kind != Kind::Any && matches!(request, KVM_SET_REGS | KVM_SET_SREGS) {
-        // Just any registers would make another kind of guest of it: only what cannot be read.
-        argument = sandbox.bad_address(random);
+    let on = random.pick(&[FileKind::Device, FileKind::Vm, FileKind::Vm, FileKind::Vcpu, FileKind::Vcpu]);
+    let request = calls::request(on, random);
+    let argument = argument(shared, sandbox, request, random);
+    let files = Files { device: &shared.device, vm: &shared.vm, vcpu };
+    let result = files.ioctl(on, request, argument);
+    if !is_on(request, on) {
+        // The set is that of the kind of file the request belongs to; elsewhere it is an unknown one.
+        if let Err(Errno::ENOTTY | Errno::EINVAL) = result {
+            counts.calls += 1;
+            return Ok(());
+        }
     }
+    match checked(request, result, counts)? {
+        Some(fd) if request == KVM_GET_STATS_FD => read_statistics(fd),
+        _ => Ok(()),
+    }
+}
+
+/// What goes with a request: mostly something that means something to it.
+fn argument(shared: &Shared, sandbox: &Sandbox, request: u64, random: &mut Random) -> u64 {
+    let start = sandbox.0.address();
     match request {
         KVM_SET_USER_MEMORY_REGION if random.one_in(2) => {
             sandbox.region(random);
-            argument = sandbox.0.address();
+            start
         }
         KVM_GET_DIRTY_LOG => {
             sandbox.log(random);
             // No other place: the kernel writes to where the structure says.
             let bad = random.one_in(4);
-            argument = if bad { sandbox.bad_address(random) } else { sandbox.0.address() };
+            if bad {
+                sandbox.bad_address(random)
+            } else {
+                start
+            }
         }
         KVM_CLEAR_DIRTY_LOG => {
             sandbox.clear_log(random);
             let bad = random.one_in(8);
-            argument = if bad { sandbox.bad_address(random) } else { sandbox.0.address() };
+            if bad {
+                sandbox.bad_address(random)
+            } else {
+                start
+            }
         }
         KVM_ENABLE_CAP if random.one_in(2) => {
             sandbox.capability(random);
-            argument = sandbox.0.address();
+            start
+        }
+        KVM_INTERRUPT if random.one_in(2) => {
+            sandbox.0.write_u64(0, random.below(260));
+            start
+        }
+        RUSTHV_GET_FRAME
+        | RUSTHV_GET_GPA
+        | RUSTHV_WALK
+        | RUSTHV_MEASURE
+        | RUSTHV_GET_NODE_STATS
+        | RUSTHV_SET_NUMA_POLICY
+        | RUSTHV_SET_WIPE
+        | RUSTHV_SET_INTERCEPTS
+            if !random.one_in(4) =>
+        {
+            sandbox.question(request, random);
+            start
         }
         KVM_RUN | KVM_GET_API_VERSION | KVM_CHECK_EXTENSION | KVM_GET_VCPU_MMAP_SIZE | KVM_SET_TSS_ADDR => {
-            argument = if random.one_in(2) { 0 } else { random.edge() };
+            if random.one_in(2) {
+                0
+            } else {
+                random.edge()
+            }
         }
-        _ => sandbox.fill(random),
-    }
-    let result = match target {
-        Target::Device => shared.device.ioctl(request, argument),
-        Target::Vm => shared.vm.ioctl(request, argument),
-        Target::Vcpu => vcpu.ioctl(request, argument),
-    };
-    // The set is that of the kind of file the request belongs to; elsewhere it is an unknown one.
-    match result {
-        Err(Errno::ENOTTY | Errno::EINVAL) if !belongs(target, request) => {
-            counts.calls += 1;
-            Ok(())
+        KVM_SET_REGS | KVM_SET_SREGS if shared.kind != Kind::Any => {
+            // Just any registers would make another kind of guest of it: only what cannot be read.
+            sandbox.fill(random);
+            sandbox.bad_address(random)
         }
-        other => checked(request, other, counts).map(drop),
+        _ => {
+            sandbox.fill(random);
+            sandbox.address(random)
+        }
     }
 }
 
-fn belongs(target: Target, request: u64) -> bool {
-    let number = request & 0xFF;
-    let late = matches!(request, KVM_ENABLE_CAP | KVM_CLEAR_DIRTY_LOG);
-    match target {
-        Target::Device => number < 0x40,
-        Target::Vm => (0x40..0x80).contains(&number) || late,
-        Target::Vcpu => number >= 0x80 && !late,
+/// A file of statistics says what it says it has.
+fn read_statistics(fd: i32) -> Result<(), String> {
+    let text = |errno: Errno| format!("statistics: {errno}");
+    let statistics = Statistics::new(fd).map_err(text)?;
+    let (id, all) = (statistics.id().map_err(text)?, statistics.descriptors().map_err(text)?);
+    if id.is_empty() || all.is_empty() {
+        return Err(format!("statistics of {id:?} with {} values", all.len()));
     }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 //! Every allocation of every ioctl fails once: ENOMEM or success, nothing leaked, and it works the next time.
 
-use crate::faults::{self, Injector};
+use crate::faults::{self, Injector, MANY};
 use crate::machine::enter_long;
 use crate::prelude::*;
 
@@ -22,9 +22,6 @@ guest!(
 );
 guest!(fail_allocations, code64, "mov [0x100000], al", "out 0x10, al", "mov [0x180000], al", "hlt");
 
-/// More allocations than any of these has: past that, counting does not work.
-const MANY: u64 = 2000;
-
 fn run(t: &Context) -> Outcome {
     if let Err(reason) = faults::enable() {
         skip!("{reason}");
@@ -34,7 +31,7 @@ fn run(t: &Context) -> Outcome {
     let cpuid = device.supported_cpuid(256)?;
     let mut injected = 0;
     let injector = Injector::new()?;
-    let each = |what: &str, work: &mut dyn FnMut() -> Result<(), Errno>| each(&injector, what, work);
+    let each = |what: &str, work: &mut dyn FnMut() -> Result<(), Errno>| injector.each(what, work);
 
     injected += each("open", &mut || Device::open(t.path()).map(drop))?;
     injected += each("CREATE_VM", &mut || device.vm().map(drop))?;
@@ -137,22 +134,4 @@ fn again(machine: &Machine, result: Result<Exit, Errno>, what: &str, n: u64) -> 
         Err(errno) => Err(Failure::failed(format!("{what}, allocation {n}: {errno}"))),
         Ok(exit) => Ok(exit),
     }
-}
-
-/// Fails the first allocation of `work`, then the second, until there is none to fail.
-fn each(
-    injector: &Injector,
-    what: &str,
-    work: &mut dyn FnMut() -> Result<(), Errno>,
-) -> Result<u64, Failure> {
-    for n in 1..MANY {
-        let (result, hit) = injector.with_failure(n, &mut *work)?;
-        if !hit {
-            // With no failure it works.
-            check_eq!(result, Ok(()), "{what} without a failure");
-            return Ok(n - 1);
-        }
-        check!(matches!(result, Ok(()) | Err(Errno::ENOMEM)), "{what}, allocation {n}: {result:?}");
-    }
-    Err(Failure::failed(format!("{what} has more than {MANY} allocations")))
 }

@@ -5,16 +5,13 @@
 use super::chain::{Links, Node, TableId};
 use super::entry::{self, Cause, Grant};
 use super::route::{self, Role, Route, Target};
-use super::{Lack, List, Policy, Shadow, Slot};
+use super::{Lack, Policy, Shadow, Slot};
 use crate::model::arch::addr::{Gfn, Gpa, Gva, Hpa};
 use crate::model::paging::frames::{Gather, TableMemory};
 use crate::model::paging::state::{PagingState, Rights, ACCESSED, DIRTY, PRESENT};
 use crate::model::paging::Level;
 use core::ops::DerefMut;
 use core::sync::atomic::Ordering;
-
-/// Tables that one change gives up at most; others wait for the next.
-const REAPED: usize = 4;
 
 /// Where a page was mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -245,7 +242,7 @@ where
             return Installed::Obsolete;
         }
         let gfn = route.page.gpa.raw() >> 12;
-        if cause.write && self.is_watched(gfn) {
+        if cause.write && self.is_watched(gfn) && self.keep(memory, gather, gfn) {
             if self.policy == Policy::Exact {
                 return Installed::Watched;
             }
@@ -270,7 +267,7 @@ where
             level = lower;
         }
         if self.policy == Policy::Exact && self.fresh != 0 {
-            self.reap(memory, gather);
+            self.release_orphans(memory, gather);
             return Installed::Loose;
         }
         let hop = route.hop(level, last, rights);
@@ -283,7 +280,7 @@ where
         let mask = last.pages() * 4096 - 1;
         let raw = entry::leaf(Hpa::new(page.hpa.raw() & !mask), large, grant);
         self.map(memory, Node::new(table, hop.index), raw, hop.source);
-        self.reap(memory, gather);
+        self.release_orphans(memory, gather);
         Installed::Done(Spot {
             table,
             index: hop.index,
@@ -404,50 +401,6 @@ where
             }
             id = self.read_links(memory, at).child.get()?;
         }
-    }
-
-    /// Drops the entries of some tables that nothing refers to, and gives up these.
-    pub(super) fn reap<M: TableMemory, G: Gather>(&mut self, memory: &M, gather: &mut G) {
-        for _ in 0..REAPED {
-            let Some(id) = self.heads[List::Orphans as usize].get() else {
-                return;
-            };
-            self.empty(memory, id);
-            self.discard(gather, id);
-        }
-    }
-
-    /// Drops all entries of a table.
-    pub(super) fn empty<M: TableMemory>(&mut self, memory: &M, id: TableId) {
-        while let Some(index) = self.slot(id).next_entry(0) {
-            self.drop_entry(memory, Node::new(id, index));
-        }
-    }
-
-    /// Makes room for tables; false when there is nothing left to give up.
-    pub fn evict<M: TableMemory, G: Gather>(&mut self, memory: &M, gather: &mut G) -> bool {
-        self.counts.evictions = self.counts.evictions.wrapping_add(1);
-        if self.heads[List::Orphans as usize].get().is_none() {
-            let roots = self.slots.iter().enumerate();
-            let roots = roots.filter(|(_, slot)| slot.root && slot.frames.is_some());
-            // Those in use are emptied, but stay.
-            let rank = |slot: &Slot| (slot.users != 0, slot.users != 0 && slot.entries == 0);
-            let oldest = roots.min_by_key(|(_, slot)| (rank(slot), slot.used));
-            let Some((number, slot)) = oldest else {
-                return false;
-            };
-            if slot.users != 0 && slot.entries == 0 {
-                return false;
-            }
-            let (id, idle) = (TableId(number as u16), slot.users == 0);
-            self.empty(memory, id);
-            if idle {
-                self.slot_mut(id).root = false;
-                self.judge(id);
-            }
-        }
-        self.reap(memory, gather);
-        true
     }
 
     /// The end of all tables. Nothing runs on them any more, and nothing is in a TLB.

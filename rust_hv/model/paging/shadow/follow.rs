@@ -508,6 +508,22 @@ where
         (progress, young)
     }
 
+    /// Some of the guest's 2 MiB around a frame are mapped in small pages though a table of the guest's
+    /// maps them in one piece.
+    pub fn is_in_pieces(&self, gfn: Gfn) -> bool {
+        let first = gfn.raw() & !511;
+        let mut id = TableId(self.words[self.hash_place(first)] as u16);
+        while let Some(found) = id.get() {
+            let slot = self.slot(found);
+            let pieces = slot.role.direct && slot.role.level == Level::Pt;
+            if slot.gfn == first && pieces && slot.entries != 0 {
+                return true;
+            }
+            id = slot.next;
+        }
+        false
+    }
+
     fn each_frame(
         &mut self,
         range: GfnRange,

@@ -10,6 +10,7 @@
 //! | `entry` | the bits of entries |
 //! | `chain` | from frames and tables back to entries |
 //! | `edit` | making and dropping entries |
+//! | `release` | giving up tables that are none of the guest's any more |
 //! | `follow` | following the guest's changes of its tables, and the host's of its memory |
 //! | `check` | whether all of it is consistent |
 //!
@@ -41,6 +42,14 @@
 //!
 //! Dropping what is still valid is always right: the next access brings it back.
 //!
+//! # When a table stops being one
+//!
+//! The guest does not say so. It writes something else to the frame, perhaps a page at a time, and
+//! each of these writes would be one to a table. So a write to a watched frame gives up what is left
+//! of tables there (`release`): at once what no entry refers to and is no root, and after a
+//! few writes in a row what can only be reached from roots that no vCPU runs on. Those of a process
+//! that sleeps may be among them. They are made anew when it runs.
+//!
 //! # Races
 //!
 //! A walk reads the guest's tables without a lock. [`Shadow::sequence`] changes whenever something
@@ -62,6 +71,7 @@ mod check;
 mod edit;
 mod entry;
 mod follow;
+mod release;
 pub mod route;
 
 use super::frames::{Gather, TableFrame, TableMemory, TableRef};
@@ -146,6 +156,8 @@ pub struct Slot {
     /// Loose since the guest has to write to it by itself.
     pardoned: bool,
     orphan: bool,
+    /// Writes to the guest's table in a row that came while no vCPU could use it.
+    idle_writes: u8,
     loose_hook: Hook,
     orphan_hook: Hook,
 }
@@ -181,6 +193,7 @@ impl Slot {
             since: 0,
             pardoned: false,
             orphan: false,
+            idle_writes: 0,
             loose_hook: Hook::NONE,
             orphan_hook: Hook::NONE,
         }
@@ -238,6 +251,8 @@ pub struct ShadowCounts {
     pub compared: u64,
     /// Entries that were dropped as the guest's had changed.
     pub changed: u64,
+    /// Tables given up since the guest has no use for them any more.
+    pub released: u64,
 }
 
 /// All shadow tables of a VM. Give it to [`Shadow::destroy`]: its frames are lost otherwise.
@@ -659,6 +674,7 @@ where
         let slot = self.slot_mut(id);
         slot.users = slot.users.saturating_add(1);
         slot.root = true;
+        slot.idle_writes = 0;
         slot.used = clock;
         self.judge(id);
         Ok(id)
