@@ -14,7 +14,7 @@ use crate::host::notifier::HvaRange;
 use crate::host::pool::Reserve;
 use crate::host::tables::Tables;
 use crate::host::task;
-use crate::host::user::{PageRun, UserPages, Wanted, BATCH};
+use crate::host::user::{PageRun, Reach, UserPages, Wanted, BATCH, LARGE_BATCH};
 use crate::model::arch::addr::{Gfn, Gpa, Hpa, Hva, PAGE_SIZE};
 use crate::model::emulate::Backing;
 use crate::model::exit::NestedFault;
@@ -91,6 +91,20 @@ struct Found<'a> {
     like: [Leaf; 2],
 }
 
+impl Found<'_> {
+    /// First frame behind what a fault at `gfn` maps.
+    fn next(&self, gfn: Gfn) -> Gfn {
+        let (first, pages) = match self.large {
+            false => (gfn.raw(), self.pages.count() as u64),
+            true => {
+                let large = self.pages.large_pages().len().max(1) as u64;
+                (gfn.raw() & !(PAGES_2M - 1), large * PAGES_2M)
+            }
+        };
+        Gfn::new(first.wrapping_add(pages))
+    }
+}
+
 impl Faults {
     /// Those of another vCPU.
     ///
@@ -156,10 +170,10 @@ impl Faults {
                 attempt = mmu.replace(reserve, fault, &found)?;
             }
             if let Attempt::Mapped = attempt {
-                let pages = found.pages.count() as u64;
+                let next = found.next(gfn);
                 // Gives up the references on the pages, after the lock.
                 drop(found);
-                self.next = Gfn::new(gfn.raw().wrapping_add(pages));
+                self.next = next;
                 return Ok(Resolved::Mapped);
             }
             drop(found);
@@ -223,13 +237,12 @@ impl Mmu {
             (false, true) => Wanted::Write,
             (false, false) => Wanted::Read,
         };
-        let max = room(&slot, gfn, window);
-        let pages = UserPages::get(run, &self.mm, hva, wanted, max)?;
         // Writes are logged page by page.
         let logged = slot.flags.log_dirty();
-        let large = self.large_pages
-            && !logged
-            && slot.fits_large(gfn, PAGES_2M)
+        let fits = self.large_pages && !logged && slot.fits_large(gfn, PAGES_2M);
+        let reach = reach(&slot, gfn, window, fits);
+        let pages = UserPages::get_ahead(run, &self.mm, hva, wanted, reach)?;
+        let large = fits
             && pages
                 .mapping_shift()
                 .unwrap_or_else(|| self.mm.mapping_shift(hva))
@@ -354,7 +367,9 @@ fn attempt(mapped: Result<(), MapError>) -> Result<Attempt> {
 fn looked_up(found: &Found<'_>) -> HvaRange {
     let (start, bytes) = if found.large {
         let size = PageSize::Size2M.bytes();
-        (Hva::new(found.hva.raw() & !(size - 1)), size)
+        let start = Hva::new(found.hva.raw() & !(size - 1));
+        let pages = found.pages.large_pages().len().max(1) as u64;
+        (start, pages.wrapping_mul(size))
     } else {
         let pages = found.pages.count() as u64;
         (found.hva, pages.wrapping_mul(PAGE_SIZE))
@@ -365,13 +380,26 @@ fn looked_up(found: &Found<'_>) -> HvaRange {
     }
 }
 
-/// How many pages from a fault on may be mapped with it: to the end of the slot and of the page
-/// table.
-fn room(slot: &Slot, gfn: Gfn, window: usize) -> usize {
+/// How many pages from a fault on may be mapped with it: to the end of the slot and, unless they are
+/// large, of the page table.
+///
+/// Absent pages are made present for one in `FEWEST`: one for a fault that follows no other, and 16
+/// at most, for a guest that has come through tens of pages one after the other. Of large pages a
+/// fault maps as many as it may: their entries are in the same cache line or the next.
+fn reach(slot: &Slot, gfn: Gfn, window: usize, large: bool) -> Reach {
     let gfn = gfn.raw();
-    let in_slot = slot.gfns().end.raw().saturating_sub(gfn);
+    let in_slot = |from: u64| slot.gfns().end.raw().saturating_sub(from);
     let in_table = PAGES_2M - gfn % PAGES_2M;
-    in_slot.min(in_table).min(window as u64) as usize
+    let present = in_slot(gfn).min(in_table).min(window as u64) as usize;
+    let in_large = in_slot(gfn & !(PAGES_2M - 1)) / PAGES_2M;
+    Reach {
+        present,
+        absent: (present / FEWEST).max(1),
+        large: match large {
+            true => in_large.min(LARGE_BATCH as u64) as usize,
+            false => 0,
+        },
+    }
 }
 
 /// The large page that holds the page of a fault: where, and how it is mapped.
@@ -387,6 +415,7 @@ fn large_page(gpa: Gpa, found: &Found<'_>) -> Result<(Gpa, Leaf), MapError> {
     Ok((Gpa::new(gpa.raw() & !mask), leaf))
 }
 
+/// Maps the large page of a fault, and those behind it where nothing is mapped.
 fn add_large(
     grow: &mut Grow<'_, Nested>,
     memory: &mut Tables<'_>,
@@ -395,9 +424,28 @@ fn add_large(
     found: &Found<'_>,
 ) -> Result<(), MapError> {
     let (base, leaf) = large_page(gpa, found)?;
-    if grow.map(memory, base, leaf)? == Grown::Fresh {
-        notes.mapped(base.gfn(), leaf.size, &[leaf.hpa.raw()], 1);
+    let mut set = u64::from(grow.map(memory, base, leaf)? == Grown::Fresh);
+    let alone = [leaf.hpa.raw()];
+    let all = match found.pages.large_pages() {
+        [] => &alone[..],
+        pages => pages,
+    };
+    let [_, others] = found.like;
+    let neighbours = Leaf {
+        size: leaf.size,
+        accessed: false,
+        ..others
+    };
+    if let (Some(next), Some((_, behind @ [_, ..]))) =
+        (base.checked_add(leaf.size.bytes()), all.split_first())
+    {
+        let behind = behind.iter().map(|&hpa| Hpa::new(hpa));
+        // Should it fail, their own faults will say why.
+        let _ = grow.fill(memory, next, neighbours, behind, |number| {
+            set |= 2 << number
+        });
     }
+    notes.mapped(base.gfn(), leaf.size, all, set);
     Ok(())
 }
 

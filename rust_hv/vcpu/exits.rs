@@ -21,7 +21,7 @@ use crate::model::emulate::Exception;
 use crate::model::exit::{
     ControlAccess, Direction, Event, EventKind, Exit, NestedFault, PortAccess,
 };
-use crate::vendor::{Caps, HwError, Window};
+use crate::vendor::{Caps, Guest, HwError, Window};
 
 /// DR6.BS: a single-step trap. DR6.BD: access to a debug register under DR7.GD.
 const DR6_BS: u64 = 1 << 14;
@@ -91,6 +91,17 @@ impl State {
     pub(super) fn raise(&mut self, window: &mut impl Window, exception: Exception) {
         if let Some(address) = exception.cr2 {
             window.set_cr2(address.raw());
+        }
+        self.queue(Event::exception(
+            exception.vector.raw(),
+            exception.error_code,
+        ));
+    }
+
+    /// The same without a window.
+    pub(super) fn raise_outside(&mut self, guest: &mut impl Guest, exception: Exception) {
+        if let Some(address) = exception.cr2 {
+            guest.set_cr2(address.raw());
         }
         self.queue(Event::exception(
             exception.vector.raw(),
@@ -178,6 +189,7 @@ impl Handler<'_> {
             Exit::Invalidate(gva) => {
                 counters.invalidations.bump();
                 self.skip(state, window)?;
+                state.note_paging(window)?;
                 Ok(Action::Invalidate(gva))
             }
             Exit::InvalidateContext => {

@@ -222,14 +222,14 @@ impl<V: Vendor> Vcpu<V> {
             let facts = *state.cpuid.facts();
             let mut snapshot = Snapshot::take(&mut window, &facts)?;
             drop(window);
-            return self.invalidate_context(state, guest, &mut snapshot);
+            return self.invalidate_context(state, guest, faults, &mut snapshot);
         }
         drop(window);
         match action {
             Action::Memory(fault) => self.memory(state, mmio, guest, faults, &fault),
             Action::GuestFault(fault) => self.guest_fault(state, mmio, guest, faults, &fault),
             Action::Invalidate(gva) => {
-                self.invalidate(state, gva)?;
+                self.invalidate(state, faults, gva)?;
                 Ok(Turn::Again)
             }
             Action::Control { register, value } => {

@@ -154,9 +154,7 @@ pub(super) fn fault_at(
 fn refuse() -> Error {
     static LEFT: Atomic<i32> = Atomic::new(16);
     if LEFT.fetch_sub(1, Relaxed) > 0 {
-        pr_info!(
-            "this CPU runs real mode with nested tables only: not there with shadow tables\n"
-        );
+        pr_info!("this CPU runs real mode with nested tables only: not there with shadow tables\n");
     } else {
         LEFT.store(0, Relaxed);
     }
@@ -221,9 +219,23 @@ impl<V: Vendor> Vcpu<V> {
     }
 
     /// INVLPG, or without an address INVPCID of any kind: more may be forgotten than was asked for.
-    pub(super) fn invalidate(&self, state: &mut State, gva: Option<Gva>) -> Result {
-        if let Some(software) = &mut state.software {
-            let alone = self.mmu.shadow_invalidate(&mut software.cpu, gva)?;
+    pub(super) fn invalidate(
+        &self,
+        state: &mut State,
+        faults: &mut Faults,
+        gva: Option<Gva>,
+    ) -> Result {
+        let State {
+            software, slots, ..
+        } = state;
+        if let Some(software) = software {
+            let mut memory = GuestPhysical::new(&self.mmu, slots);
+            let paging = software.paging.take().ok_or(EIO)?;
+            let cpu = &mut software.cpu;
+            let run = faults.run();
+            let alone = self
+                .mmu
+                .shadow_invalidate(cpu, run, &mut memory, &paging, gva)?;
             software.flush = match (software.flush, gva.filter(|_| alone)) {
                 (Flush::Nothing, Some(gva)) => Flush::Address(gva),
                 _ => Flush::Everything,
@@ -237,12 +249,16 @@ impl<V: Vendor> Vcpu<V> {
         &self,
         state: &mut State,
         guest: &mut impl Guest,
+        faults: &mut Faults,
         snapshot: &mut Snapshot,
     ) -> Result<Turn> {
         match invpcid(&self.mmu, &mut state.slots, snapshot) {
             Ok(len) => {
-                state.finish_instruction(&mut guest.open()?, snapshot.rip, len.into())?;
-                self.invalidate(state, None)?;
+                let mut window = guest.open()?;
+                state.finish_instruction(&mut window, snapshot.rip, len.into())?;
+                state.note_paging(&window)?;
+                drop(window);
+                self.invalidate(state, faults, None)?;
             }
             Err(Stop::Fault(exception)) => state.raise(&mut guest.open()?, exception),
             Err(Stop::Retry) => {}
@@ -293,7 +309,7 @@ impl<V: Vendor> Vcpu<V> {
                     error_code: Some(code.raw()),
                     cr2: Some(fault.gva),
                 };
-                state.raise(&mut guest.open()?, exception);
+                state.raise_outside(guest, exception);
                 Ok(Turn::Again)
             }
             ShadowFault::NonCanonical => {
@@ -303,7 +319,7 @@ impl<V: Vendor> Vcpu<V> {
                     error_code: Some(0),
                     cr2: None,
                 };
-                state.raise(&mut guest.open()?, exception);
+                state.raise_outside(guest, exception);
                 Ok(Turn::Again)
             }
             ShadowFault::Device(fault, backing) => self.device(state, mmio, guest, &fault, backing),

@@ -365,12 +365,13 @@ impl GuestWindow<'_> {
     ) -> Result<u32, HwError> {
         self.prepare_host(running, fpu)?;
         let launched = self.window.launched();
+        let nested = self.software.is_none();
         let mut reason = 0;
         // SAFETY: Our VMCS is current and complete, interrupts are off, the host area is up to
         // date. Whoever sets a guest's XCR0 checks it against the host's.
         let failed = unsafe {
             msr::with_xcr0(self.window.irqs(), self.host_xcr0, xcr0, || {
-                bindings::rhv_enter_guest(self.regs, launched, &mut reason)
+                bindings::rhv_enter_guest(self.regs, launched, nested, &mut reason)
             })
         };
         if self.host_debugctl != 0 {

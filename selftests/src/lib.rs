@@ -30,6 +30,8 @@ pub mod random;
 pub mod rusthv;
 pub mod spin;
 pub mod statistics;
+pub mod stress;
+pub mod swap;
 pub mod tests;
 pub mod traps;
 pub mod userfault;

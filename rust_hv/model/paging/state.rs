@@ -262,6 +262,11 @@ impl PagingState {
         self.reserved(12, true)
     }
 
+    /// Frame of the page of 4 KiB that an entry maps.
+    pub fn frame(&self, entry: u64) -> u64 {
+        self.page(entry, 12) >> 12
+    }
+
     /// The paging mode.
     #[inline]
     pub const fn mode(&self) -> Mode {

@@ -214,7 +214,7 @@ fn check(bytes: &[u8], mode: Mode) -> Result<System, DecodeError> {
     ours
 }
 
-fn checked(bytes: &[u8], mode: Mode) -> Result<System, DecodeError> {
+pub fn checked(bytes: &[u8], mode: Mode) -> Result<System, DecodeError> {
     // The bytes belong into any panic message.
     std::panic::catch_unwind(|| check(bytes, mode)).unwrap_or_else(|_| {
         let theirs = reference_of(bytes, mode);

@@ -52,9 +52,16 @@ pub fn documented(request: u64) -> &'static [Errno] {
         RUSTHV_WALK => {
             &[Errno::EPERM, Errno::EINVAL, Errno::EAGAIN, Errno::EFAULT, Errno::EINTR, Errno::ENOTTY]
         }
-        RUSTHV_SET_INTERCEPTS => {
-            &[Errno::EPERM, Errno::EINVAL, Errno::EFAULT, Errno::EBUSY, Errno::ENOMEM, Errno::ENOTTY]
-        }
+        // EPERM: the guest would reach the host's; EOPNOTSUPP: the CPU has no bitmaps.
+        RUSTHV_SET_INTERCEPTS => &[
+            Errno::EINVAL,
+            Errno::EFAULT,
+            Errno::EBUSY,
+            Errno::ENOMEM,
+            Errno::EPERM,
+            Errno::EOPNOTSUPP,
+            Errno::ENOTTY,
+        ],
         RUSTHV_SET_NUMA_POLICY | RUSTHV_SET_WIPE => {
             &[Errno::EINVAL, Errno::EFAULT, Errno::EBUSY, Errno::ENOMEM, Errno::ENOTTY]
         }

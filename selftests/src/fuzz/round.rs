@@ -315,6 +315,7 @@ fn argument(shared: &Shared, sandbox: &Sandbox, request: u64, random: &mut Rando
         | RUSTHV_GET_NODE_STATS
         | RUSTHV_SET_NUMA_POLICY
         | RUSTHV_SET_WIPE
+        | RUSTHV_SET_INTERCEPTS
             if !random.one_in(4) =>
         {
             sandbox.question(request, random);

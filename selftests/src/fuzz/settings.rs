@@ -7,10 +7,11 @@ use crate::errno::Errno;
 use crate::random::Random;
 use crate::rusthv::*;
 
-/// Chooses a NUMA policy and what becomes of frames for a VM without vCPUs.
+/// Chooses a NUMA policy, what becomes of frames, and perhaps bitmaps of its own for a VM without vCPUs.
 pub fn choose(device: &Device, vm: &Vm, random: &mut Random) -> Result<(), Errno> {
     // Taken in any case: a seed means the same on every device.
     let (policy, nodes) = (random.below(4) as u32, 1 + random.below(3));
+    let intercepts = (random.below(12) as u32, random.edge() as u32, 1 + random.below(64) as u32);
     let wipe = random.pick(&[RUSTHV_WIPE_NEVER, RUSTHV_WIPE_ZEROS, RUSTHV_WIPE_RANDOM]);
     if !device.has_extensions() {
         return Ok(());
@@ -26,5 +27,10 @@ pub fn choose(device: &Device, vm: &Vm, random: &mut Random) -> Result<(), Errno
         result?;
     }
     vm.set_wipe(wipe)?;
-    Ok(())
+    // Nothing is let through: what the guest would reach is the host's.
+    let (what, first, count) = intercepts;
+    match vm.set_intercepts(what, first, count, 1) {
+        Ok(_) | Err(Errno::EINVAL | Errno::EOPNOTSUPP) => Ok(()),
+        Err(errno) => Err(errno),
+    }
 }

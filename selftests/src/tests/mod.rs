@@ -4,6 +4,7 @@
 
 use crate::harness::Test;
 
+mod absent_pages;
 mod api_version;
 mod avx_state;
 mod bad_guest_state;
@@ -94,6 +95,7 @@ mod hostmm_remap;
 mod hostmm_shared_file;
 mod hostmm_snapshot;
 mod hostmm_stress;
+mod hostmm_swap;
 mod hostmm_tmpfs_huge;
 mod hostmm_unmap;
 mod immediate_exit;
@@ -115,6 +117,7 @@ mod io_string_gone;
 mod io_string_outside;
 mod kill_vmm;
 mod large_pages;
+mod large_pages_ahead;
 mod large_pages_running;
 mod load_failures;
 mod long_mode;
@@ -167,6 +170,7 @@ mod rdtscp;
 mod readonly_slot;
 mod real_mode;
 mod regs_round_trip;
+mod run_area_in_slot;
 mod run_area_mapping;
 mod run_area_scribbled;
 mod run_arguments;

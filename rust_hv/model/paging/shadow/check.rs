@@ -7,6 +7,7 @@ use super::entry;
 use super::{Census, Shadow, Slot};
 use crate::model::arch::addr::Hpa;
 use crate::model::paging::frames::TableMemory;
+use crate::model::paging::state::PRESENT;
 use core::ops::DerefMut;
 
 impl<S, W, C> Shadow<S, W, C>
@@ -46,6 +47,10 @@ where
                     continue;
                 }
                 found += 1;
+                if raw & PRESENT == 0 {
+                    // What such an entry says could be used by speculation (L1TF).
+                    return Err("an entry that is absent is not zero");
+                }
                 let links = self.read_links(memory, at);
                 let hpa = raw & 0x000f_ffff_ffff_f000;
                 let head = match links.child.get() {

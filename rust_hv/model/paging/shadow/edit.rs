@@ -179,7 +179,7 @@ where
 
     /// Makes an entry map a page. It does not where the page is in a chain that is too long; the
     /// chain is shorter then, and an access that needs the page comes again.
-    fn map<M: TableMemory>(&mut self, memory: &M, at: Node, raw: u64, source: u64) {
+    pub(super) fn map<M: TableMemory>(&mut self, memory: &M, at: Node, raw: u64, source: u64) {
         let old = self.raw(memory, at);
         let is_page = self.read_links(memory, at).child == TableId::NONE;
         if old != 0 && is_page {
@@ -351,7 +351,8 @@ where
     }
 
     /// Maps the page of an entry of the guest's in a table of small pages. It must not be used where
-    /// the guest's tables may have changed since `sequence`.
+    /// the guest's tables may have changed since `sequence`. A write to a table lets go of that, which
+    /// is a change of [`Shadow::sequence`].
     pub fn fill<M: TableMemory>(
         &mut self,
         memory: &M,
@@ -366,9 +367,14 @@ where
             return Filled::Obsolete;
         }
         let role = slot.role;
-        let watched = self.is_watched(route::frame_of(&role, source));
+        let frame = route::frame_of(&role, source);
+        let mut watched = self.is_watched(frame);
         if watched && cause.write {
-            return Filled::Watched;
+            if self.policy == Policy::Exact {
+                return Filled::Watched;
+            }
+            self.loosen(frame);
+            watched = false;
         }
         let dirty = source & DIRTY != 0;
         let rights = route::rights_of(&role, source);
@@ -439,7 +445,7 @@ pub enum Filled {
     Done,
     /// The guest has changed something.
     Obsolete,
-    /// It is a table's, and to be written.
+    /// It is a table's, and the write is to be executed in software.
     Watched,
 }
 
@@ -478,7 +484,7 @@ impl LeafTable {
             key: 0,
             ..route::narrowed(self.rights, entry)
         };
-        usable.then(|| (Gfn::new(state.page(entry, 12) >> 12), rights))
+        usable.then(|| (Gfn::new(state.frame(entry)), rights))
     }
 }
 

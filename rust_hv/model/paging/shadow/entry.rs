@@ -77,6 +77,11 @@ pub(super) const fn leaf(hpa: Hpa, large: bool, grant: Grant) -> u64 {
     raw
 }
 
+/// The entry of a small page with other rights; the accessed flag is as it was.
+pub(super) const fn granting(raw: u64, grant: Grant) -> u64 {
+    leaf(Hpa::new(raw & ADDRESS), false, grant) & !ACCESSED | raw & ACCESSED
+}
+
 /// An entry that refers to a table; all rights are in the last level's.
 pub(super) const fn table(hpa: Hpa, pointer: bool) -> u64 {
     let raw = (hpa.raw() & ADDRESS) | PRESENT;

@@ -31,9 +31,11 @@
 //!
 //! * [`Policy::Virtual`], a virtual TLB: the table becomes loose, and the write goes ahead. CPUs may
 //!   use old translations until they are told otherwise, and so may we. When the guest invalidates
-//!   (MOV to CR3, INVLPG), loose tables are watched again, compared with what the guest has
-//!   written, and entries with another source are dropped: [`Shadow::begin_sync`],
-//!   [`Shadow::compare`]. A new shadow is loose, so that nobody waits for a TLB flush to make one.
+//!   (MOV to CR3), loose tables are watched again, compared with what the guest has written, and
+//!   entries with another source are dropped, or keep what rights are left of the same page:
+//!   [`Shadow::begin_sync`], [`Shadow::compare`]. INVLPG does that for one entry alone, where it is
+//!   known which: [`Shadow::recall`], then [`Shadow::fill`] or [`Shadow::forget`]. A new shadow is
+//!   loose, so that nobody waits for a TLB flush to make one.
 //! * [`Policy::Exact`], brute force: the write is executed by the hypervisor, and the entries that
 //!   are made of what it changed are replaced at once. Nothing is loose but what is new, until the
 //!   fault is over, and what was *pardoned*, until the guest invalidates: a table that is written by
@@ -83,7 +85,7 @@ use core::ops::DerefMut;
 use core::sync::atomic::{AtomicU64, Ordering};
 pub use edit::{is_used, Filled, HostPage, Installed, LeafTable, Spot};
 pub use entry::Cause;
-pub use follow::{Cursor, Syncing};
+pub use follow::{is_noted, Cursor, Syncing};
 use route::{Role, RootKey};
 
 /// What a write to a watched table does.
