@@ -82,6 +82,9 @@ impl<V: Vendor> FdObject for VcpuStats<V> {
             Stat("exception_exits", Cumulative, now.exceptions.get()),
             Stat("other_exits", Cumulative, now.other.get()),
             Stat("user_exits", Cumulative, now.user_exits.get()),
+            Stat("pf_taken", Cumulative, now.page_faults.get()),
+            Stat("invlpg", Cumulative, now.invalidations.get()),
+            Stat("pf_emulate", Cumulative, now.table_writes.get()),
         ];
         stats::write(self.id.to_bytes(), &stats, |piece| reader.put(piece))
     }

@@ -8,6 +8,8 @@
 use super::bindings;
 use super::errno::not_a_typewriter;
 use super::frame::Frame;
+use crate::model::arch::addr::PAGE_SIZE;
+use core::ffi::c_void;
 use kernel::bindings as host;
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
@@ -118,6 +120,7 @@ impl<T: FdObject> FdOps<T> {
 
     const AREA: &'static host::vm_operations_struct = &host::vm_operations_struct {
         fault: Some(Self::fault),
+        access: Some(Self::access),
         ..pin_init::zeroed()
     };
 
@@ -129,34 +132,87 @@ impl<T: FdObject> FdOps<T> {
             return ENODEV.to_errno();
         }
         // SAFETY: By the contract.
-        unsafe { (*vma).vm_ops = Self::AREA };
+        unsafe {
+            bindings::rhv_vma_of_kernel_pages(vma);
+            (*vma).vm_ops = Self::AREA;
+        }
         0
     }
 
+    /// The object behind a mapping.
+    ///
+    /// # Safety
+    ///
+    /// `vma` is a mapping that `mmap` made, and stays one for `'a`.
+    unsafe fn mapped<'a>(vma: *const host::vm_area_struct) -> ArcBorrow<'a, T> {
+        // SAFETY: The mapping holds its file; `private_data` as in `ioctl`.
+        unsafe { <Arc<T> as ForeignOwnable>::borrow((*(*vma).vm_file).private_data) }
+    }
+
+    /// The host is told the frame's number, and takes no reference: the mapping holds the file, the
+    /// file the object, and that the frame. So the page is no page of the process's to the host, and
+    /// nobody is given it by its address: it ends up in no guest.
+    ///
     /// # Safety
     ///
     /// A fault in a mapping that `mmap` made.
     unsafe extern "C" fn fault(fault: *mut host::vm_fault) -> host::vm_fault_t {
-        // SAFETY: The mapping holds its file; `private_data` as in `ioctl`.
-        let (this, index) = unsafe {
+        // SAFETY: By the contract.
+        let (vma, address, index) = unsafe {
             let details = &(*fault).__bindgen_anon_1;
-            let file = (*details.vma).vm_file;
-            (
-                <Arc<T> as ForeignOwnable>::borrow((*file).private_data),
-                details.pgoff,
-            )
+            (details.vma, details.address, details.pgoff)
         };
+        // SAFETY: The mapping is there as long as its fault is handled.
+        let this = unsafe { Self::mapped(vma) };
         match this.page(index) {
             Some(frame) => {
-                // SAFETY: The frame is alive; the host takes over the new reference.
-                unsafe {
-                    bindings::rhv_get_page(frame.as_page());
-                    (*fault).page = frame.as_page();
-                }
-                0
+                let number = frame.hpa().raw() / PAGE_SIZE;
+                // SAFETY: `mmap` has made the mapping one for such pages; the frame outlives it.
+                unsafe { host::vmf_insert_mixed(vma, address, number as usize) }
             }
             None => host::vm_fault_reason_VM_FAULT_SIGBUS,
         }
+    }
+
+    /// What debuggers see through `ptrace` and `/proc/PID/mem`: at most the rest of a page.
+    ///
+    /// # Safety
+    ///
+    /// `vma` is a mapping that `mmap` made, with `address` inside; `buffer` has `size` bytes.
+    unsafe extern "C" fn access(
+        vma: *mut host::vm_area_struct,
+        address: usize,
+        buffer: *mut c_void,
+        size: i32,
+        write: i32,
+    ) -> i32 {
+        let write = write != 0;
+        // SAFETY: By the contract.
+        let (allowed, index) = unsafe {
+            (
+                bindings::rhv_vma_shows_file(vma, write),
+                bindings::rhv_vma_index(vma, address),
+            )
+        };
+        // SAFETY: The caller holds the lock that keeps mappings where they are.
+        let this = unsafe { Self::mapped(vma) };
+        let Some(frame) = this.page(index).filter(|_| allowed) else {
+            return EFAULT.to_errno();
+        };
+        let offset = address % PAGE_SIZE as usize;
+        let count = (PAGE_SIZE as usize - offset).min(usize::try_from(size).unwrap_or(0));
+        let buffer = buffer.cast::<u8>();
+        for byte in 0..count {
+            // SAFETY: Both are inside; user space may write the page at the same time.
+            unsafe {
+                let (there, here) = (frame.as_ptr().add(offset + byte), buffer.add(byte));
+                match write {
+                    true => there.write_volatile(here.read()),
+                    false => here.write(there.read_volatile()),
+                }
+            }
+        }
+        count as i32
     }
 
     /// # Safety

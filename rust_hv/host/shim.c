@@ -13,6 +13,7 @@
 #include <linux/hugetlb.h>
 #include <linux/entry-virt.h>
 #include <linux/mm.h>
+#include <linux/pagemap.h>
 #include <linux/pgtable.h>
 #include <linux/random.h>
 #include <linux/sched/mm.h>
@@ -493,114 +494,6 @@ void rhv_put_user_page(struct page *page, bool dirty)
 	put_page(page);
 }
 
-/* The entry of the host's own tables that maps an address, with interrupts off. */
-struct rhv_host_entry {
-	unsigned int shift;
-	pmd_t *pmd;
-};
-
-static struct rhv_host_entry rhv_host_walk(struct mm_struct *mm,
-					   unsigned long addr)
-{
-	struct rhv_host_entry entry = { .shift = PAGE_SHIFT };
-	pgd_t pgd;
-	p4d_t p4d;
-	pud_t pud;
-
-	pgd = READ_ONCE(*pgd_offset(mm, addr));
-	if (pgd_none(pgd))
-		return entry;
-	p4d = READ_ONCE(*p4d_offset(&pgd, addr));
-	if (p4d_none(p4d) || !p4d_present(p4d))
-		return entry;
-	pud = READ_ONCE(*pud_offset(&p4d, addr));
-	if (pud_none(pud) || !pud_present(pud))
-		return entry;
-	if (pud_leaf(pud)) {
-		entry.shift = PUD_SHIFT;
-		return entry;
-	}
-	entry.pmd = pmd_offset(&pud, addr);
-	if (pmd_leaf(READ_ONCE(*entry.pmd)))
-		entry.shift = PMD_SHIFT;
-	return entry;
-}
-
-/*
- * log2 of the size of the host's own mapping at an address: 12, 21 or 30.
- * A hint until the caller has checked, under its lock, that no invalidation
- * came between; interrupts are off so that no table is freed during the walk.
- */
-unsigned int rhv_host_mapping_shift(struct mm_struct *mm, unsigned long addr)
-{
-	unsigned long flags;
-	unsigned int shift;
-
-	local_irq_save(flags);
-	shift = rhv_host_walk(mm, addr).shift;
-	local_irq_restore(flags);
-	return shift;
-}
-
-/* Only anonymous pages: others may be secret, or want to know of each writer. */
-static bool rhv_is_anon(unsigned long pfn)
-{
-	return pfn_valid(pfn) && folio_test_anon(pfn_folio(pfn));
-}
-
-/*
- * Where the pages from an address on are, as long as they are anonymous and
- * the current task can write them without a fault: then the host counts them
- * as written already, and who writes them has nothing to tell it. At most max,
- * all of one page table or one large page; returns how many.
- *
- * No reference is taken. As rhv_host_mapping_shift, a hint until the caller
- * has checked that no invalidation came between.
- */
-unsigned int rhv_host_pages(struct mm_struct *mm, unsigned long addr, u64 *phys,
-			    unsigned int max, unsigned int *shift)
-{
-	struct rhv_host_entry entry;
-	unsigned int count = 0;
-	unsigned long flags;
-	pmd_t pmd;
-	pte_t *ptes;
-
-	local_irq_save(flags);
-	entry = rhv_host_walk(mm, addr);
-	*shift = entry.shift;
-	if (!entry.pmd)
-		goto out;
-	pmd = READ_ONCE(*entry.pmd);
-	if (!pmd_present(pmd))
-		goto out;
-	if (pmd_leaf(pmd)) {
-		if (pmd_access_permitted(pmd, true) && pmd_dirty(pmd) &&
-		    !pmd_special(pmd) && rhv_is_anon(pmd_pfn(pmd))) {
-			u64 first = PFN_PHYS(pmd_pfn(pmd)) + (addr & ~PMD_MASK);
-
-			max = min_t(unsigned int, max,
-				    PTRS_PER_PTE - pte_index(addr));
-			for (; count < max; count++)
-				phys[count] = first + count * PAGE_SIZE;
-		}
-		goto out;
-	}
-	max = min_t(unsigned int, max, PTRS_PER_PTE - pte_index(addr));
-	ptes = pte_offset_kernel(&pmd, addr);
-	for (; count < max; count++) {
-		pte_t pte = ptep_get_lockless(ptes + count);
-
-		if (!pte_access_permitted(pte, true) || !pte_dirty(pte) ||
-		    pte_special(pte) || !rhv_is_anon(pte_pfn(pte)))
-			break;
-		phys[count] = PFN_PHYS(pte_pfn(pte));
-	}
-out:
-	local_irq_restore(flags);
-	return count;
-}
-
 struct mm_struct *rhv_current_mm(void)
 {
 	return current->mm;
@@ -744,9 +637,27 @@ void rhv_kunit_skip(const char *why)
 #endif
 }
 
-void rhv_get_page(struct page *page)
+/*
+ * Pages of such a mapping are given to nobody by their address in it: I/O is for
+ * get_user_pages(), MIXEDMAP for entries that stand for no page of the process's,
+ * in private mappings, too. Core dumps, which could not have them, leave them out.
+ */
+void rhv_vma_of_kernel_pages(struct vm_area_struct *vma)
 {
-	get_page(page);
+	vm_flags_set(vma, VM_IO | VM_MIXEDMAP | VM_DONTDUMP);
+}
+
+/* Which page of the mapping's file is at an address. */
+unsigned long rhv_vma_index(struct vm_area_struct *vma, unsigned long addr)
+{
+	return linear_page_index(vma, addr);
+}
+
+/* Whether a mapping has the pages of its file themselves, for such an access. */
+bool rhv_vma_shows_file(struct vm_area_struct *vma, bool write)
+{
+	return (vma->vm_flags & VM_SHARED) &&
+	       (vma->vm_flags & (write ? VM_WRITE : VM_READ));
 }
 
 /* 2^order pages, zeroed; may sleep. */

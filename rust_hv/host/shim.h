@@ -116,9 +116,11 @@ void rhv_machine_check(void);
 /*
  * Enter the guest of the current VMCS and come back.
  * 0: a VM exit; 1: the instruction failed with RFLAGS.CF or ZF; 2: it faulted.
- * *reason is the exit reason field when 0.
+ * *reason is the exit reason field when 0. nested: the guest's own tables are
+ * walked, behind nested ones.
  */
-int rhv_enter_guest(struct rhv_regs *regs, bool launched, u32 *reason);
+int rhv_enter_guest(struct rhv_regs *regs, bool launched, bool nested,
+		    u32 *reason);
 
 /* Memory */
 struct page *rhv_alloc_page(int node, u64 among, bool low);
@@ -135,9 +137,22 @@ void rhv_note_direct_map(void);
 int rhv_node_distance(int from, int to);
 void *rhv_phys_to_virt(u64 phys);
 void rhv_put_user_page(struct page *page, bool dirty);
+
+/* pages.c: what a look at the host's own page tables has found. */
+enum { RHV_LARGE_PAGES = 8 };
+
+struct rhv_host_run {
+	unsigned int shift;	/* log2 of the size of the mapping */
+	unsigned int absent;	/* entries without any page */
+	unsigned int large;	/* large pages; how many are wanted, at first */
+	u64 first[RHV_LARGE_PAGES];	/* where they begin */
+};
+
 unsigned int rhv_host_mapping_shift(struct mm_struct *mm, unsigned long addr);
 unsigned int rhv_host_pages(struct mm_struct *mm, unsigned long addr, u64 *phys,
-			    unsigned int max, unsigned int *shift);
+			    unsigned int max, struct rhv_host_run *run);
+bool rhv_fault_in(struct mm_struct *mm, unsigned long addr, unsigned int pages);
+
 struct mm_struct *rhv_current_mm(void);
 void rhv_mmgrab(struct mm_struct *mm);
 void rhv_mmdrop(struct mm_struct *mm);
@@ -148,7 +163,9 @@ void rhv_pagefault_disable(void);
 void rhv_pagefault_enable(void);
 int rhv_get_user(u64 addr, u32 size, u64 *value);
 int rhv_put_user(u64 addr, u32 size, u64 value);
-void rhv_get_page(struct page *page);
+void rhv_vma_of_kernel_pages(struct vm_area_struct *vma);
+unsigned long rhv_vma_index(struct vm_area_struct *vma, unsigned long addr);
+bool rhv_vma_shows_file(struct vm_area_struct *vma, bool write);
 void rhv_kunit_skip(const char *why);
 int rhv_cmpxchg_user(u64 addr, u32 size, u64 *old, u64 new);
 

@@ -206,6 +206,8 @@ pub fn max_user_address() -> Hva {
 pub const BATCH: usize = 64;
 /// As many of them that are held by reference.
 const HELD: usize = 16;
+/// Large pages that [`UserPages`] has at most.
+pub const LARGE_BATCH: usize = bindings::RHV_LARGE_PAGES as usize;
 
 /// What a look-up has found, in a [`PageRun`].
 #[derive(Clone, Copy)]
@@ -215,15 +217,17 @@ struct Found {
     /// There is one reference to give up on each.
     held: bool,
     shift: Option<u32>,
+    /// Large pages.
+    large: usize,
 }
 
-/// Room for the addresses of a run of pages.
-pub struct PageRun([u64; BATCH]);
+/// Room for the addresses of a run of pages, and of large pages.
+pub struct PageRun([u64; BATCH], [u64; LARGE_BATCH]);
 
 impl PageRun {
     /// Empty.
     pub const fn new() -> Self {
-        Self([0; BATCH])
+        Self([0; BATCH], [0; LARGE_BATCH])
     }
 
     /// Takes over the references on pages.
@@ -237,32 +241,45 @@ impl PageRun {
             writable,
             held: true,
             shift: None,
+            large: 0,
         }
     }
 
-    /// At most `max` pages from `hva` on that are present and writable, without faulting anything
-    /// in; `None` when the first is not.
-    fn present_writable(&mut self, mm: &UserMm, hva: Hva, max: usize) -> Option<Found> {
+    /// At most `max` pages from `hva` on that are present, anonymous, writable and dirty; where the
+    /// first is not, how many entries of the host's table are empty from there on.
+    fn in_tables(&mut self, mm: &UserMm, hva: Hva, reach: Reach) -> Result<Found, usize> {
         let address = hva.page_base().raw() as usize;
-        let max = max.clamp(1, BATCH) as u32;
-        let mut shift = 0;
-        let run = self.0.as_mut_ptr();
+        let max = reach.present.clamp(1, BATCH) as u32;
+        let mut run = bindings::rhv_host_run {
+            large: reach.large as u32,
+            ..Default::default()
+        };
+        let to = self.0.as_mut_ptr();
         // SAFETY: The address space is the current task's, and there is room for `BATCH` pages.
-        let count = unsafe { bindings::rhv_host_pages(mm.as_raw(), address, run, max, &mut shift) };
-        if count > 0 {
-            return Some(Found {
-                count: count as usize,
-                writable: true,
-                held: false,
-                shift: Some(shift),
-            });
+        let count = unsafe { bindings::rhv_host_pages(mm.as_raw(), address, to, max, &mut run) };
+        if count == 0 {
+            return Err(run.absent as usize);
         }
+        if run.large > 0 {
+            self.1 = run.first;
+        }
+        Ok(Found {
+            count: count as usize,
+            writable: true,
+            held: false,
+            shift: Some(run.shift),
+            large: run.large as usize,
+        })
+    }
+
+    /// At most `max` pages from `hva` on that are present and writable, of whatever kind.
+    fn by_reference(&mut self, hva: Hva, max: usize) -> Option<Found> {
         let mut pages = [core::ptr::null_mut(); HELD];
         // SAFETY: There is room for `HELD` pages.
         let got = unsafe {
             bindings::get_user_pages_fast_only(
-                address,
-                max.min(HELD as u32) as i32,
+                hva.page_base().raw() as usize,
+                max.clamp(1, HELD) as i32,
                 bindings::FOLL_WRITE,
                 pages.as_mut_ptr(),
             )
@@ -271,6 +288,38 @@ impl PageRun {
         got.filter(|pages| !pages.is_empty())
             .map(|pages| self.hold(pages, true))
     }
+
+    /// Pages from `hva` on that may be written. Nothing is faulted in but anonymous memory, where
+    /// the guest wants to write.
+    fn writable(&mut self, mm: &UserMm, hva: Hva, wanted: Wanted, reach: Reach) -> Option<Found> {
+        let absent = match self.in_tables(mm, hva, reach) {
+            Ok(found) => return Some(found),
+            Err(absent) => absent,
+        };
+        if absent == 0 {
+            let found = self.by_reference(hva, reach.present);
+            if found.is_some() {
+                return found;
+            }
+        }
+        let pages = absent.min(reach.absent).clamp(1, BATCH);
+        if wanted != Wanted::Write || !fault_in_anonymous(mm, hva, pages) {
+            return None;
+        }
+        self.in_tables(mm, hva, reach).ok()
+    }
+}
+
+/// Faults in a page of anonymous memory, to be written, and others behind it, of which the caller
+/// has seen that they are absent: `pages` at most, and perhaps not all. False where it is not as
+/// simple as that.
+///
+/// This is what [`fault_in`] does, without its look-ups before and after each page, and for several
+/// pages under one lock.
+fn fault_in_anonymous(mm: &UserMm, hva: Hva, pages: usize) -> bool {
+    let address = hva.page_base().raw() as usize;
+    // SAFETY: The address space is the current task's; we may sleep here.
+    unsafe { bindings::rhv_fault_in(mm.as_raw(), address, pages as u32) }
 }
 
 /// One page, with a reference, faulted in when it is absent.
@@ -297,6 +346,26 @@ pub enum Wanted {
     Read,
     /// It may read only.
     ReadOnly,
+}
+
+/// How many pages a look-up is to find, at most.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reach {
+    /// If they are present.
+    pub present: usize,
+    /// If they are absent, and the guest wants to write: of anonymous memory, where no userfaultfd
+    /// waits for faults, so many are faulted in. All but the first are a guess about the guest.
+    pub absent: usize,
+    /// If they are large.
+    pub large: usize,
+}
+
+impl Reach {
+    const ONE: Self = Self {
+        present: 1,
+        absent: 1,
+        large: 0,
+    };
 }
 
 /// A run of the current task's pages, to be mapped for a guest.
@@ -329,18 +398,40 @@ impl<'a> UserPages<'a> {
         wanted: Wanted,
         max: usize,
     ) -> Result<Self> {
-        let present = match wanted {
-            Wanted::ReadOnly => None,
-            Wanted::Read | Wanted::Write => run.present_writable(mm, hva, max),
+        let reach = Reach {
+            present: max,
+            ..Reach::ONE
         };
-        let found = match present {
+        Self::get_ahead(run, mm, hva, wanted, reach)
+    }
+
+    /// [`UserPages::get`], which faults in more than the page at `hva` where that is foreseen.
+    ///
+    /// # Errors
+    ///
+    /// The same. That other pages do not come is none.
+    pub fn get_ahead(
+        run: &'a mut PageRun,
+        mm: &UserMm,
+        hva: Hva,
+        wanted: Wanted,
+        reach: Reach,
+    ) -> Result<Self> {
+        let writable = match wanted {
+            Wanted::ReadOnly => None,
+            Wanted::Read | Wanted::Write => run.writable(mm, hva, wanted, reach),
+        };
+        let found = match writable {
             Some(found) => found,
             None => {
                 let write = wanted == Wanted::Write;
                 let page = fault_in(hva, write)?;
                 let found = match wanted {
                     // Just faulted in: it may well be writable.
-                    Wanted::Read => run.present_writable(mm, hva, 1),
+                    Wanted::Read => {
+                        let found = run.in_tables(mm, hva, Reach::ONE).ok();
+                        found.or_else(|| run.by_reference(hva, 1))
+                    }
                     Wanted::Write | Wanted::ReadOnly => None,
                 };
                 match found {
@@ -357,6 +448,13 @@ impl<'a> UserPages<'a> {
         Ok(Self { run, found })
     }
 
+    /// Where the page at `hva` is, if that is to be found out without a fault or a reference, and it
+    /// can be written.
+    pub fn present(run: &mut PageRun, mm: &UserMm, hva: Hva) -> Option<Hpa> {
+        run.in_tables(mm, hva, Reach::ONE).ok()?;
+        run.0.first().map(|&page| Hpa::new(page))
+    }
+
     /// Physical addresses of the pages, in order.
     pub fn iter(&self) -> impl Iterator<Item = Hpa> + '_ {
         let run = self.run.0.iter().take(self.found.count);
@@ -366,6 +464,12 @@ impl<'a> UserPages<'a> {
     /// The same as numbers, to be looked through fast.
     pub fn addresses(&self) -> &[u64] {
         self.run.0.get(..self.found.count).unwrap_or_default()
+    }
+
+    /// First bytes of the large page that has the first one, and of large pages behind it; none if it
+    /// is in no large page, or in one that may not be mapped as a whole without a further look.
+    pub fn large_pages(&self) -> &[u64] {
+        self.run.1.get(..self.found.large).unwrap_or_default()
     }
 
     /// Number of pages, at least one.

@@ -100,7 +100,7 @@ impl SlotCache {
                 gpa: base.raw(),
                 bytes: slot.pages.saturating_mul(PAGE_SIZE),
                 hva: slot.hva.raw(),
-                plain: !slot.flags.contains(SlotFlags::READ_ONLY) && !slot.flags.log_dirty(),
+                plain: slot.is_plain(),
             };
         }
     }

@@ -9,13 +9,14 @@
 
 use super::mapper::Mapper;
 use super::owners::Notes;
+use super::size::host_page;
 use super::{Mmu, Moment, State, Unlinked};
 use crate::host::notifier::HvaRange;
 use crate::host::pool::Reserve;
 use crate::host::tables::Tables;
 use crate::host::task;
-use crate::host::user::{PageRun, UserPages, Wanted, BATCH};
-use crate::model::arch::addr::{Gfn, Gpa, Hpa, Hva, PAGE_SIZE};
+use crate::host::user::{PageRun, Reach, UserPages, Wanted, BATCH, LARGE_BATCH};
+use crate::model::arch::addr::{Gfn, GfnRange, Gpa, Hpa, Hva, PAGE_SIZE};
 use crate::model::emulate::Backing;
 use crate::model::exit::NestedFault;
 use crate::model::memory::slots::{Slot, SlotFlags};
@@ -85,10 +86,31 @@ struct Found<'a> {
     hva: Hva,
     slot: Slot,
     moment: Moment,
-    /// As one large page.
-    large: bool,
+    /// In one page, large or small.
+    size: PageSize,
     /// What the page of the fault is to be mapped as, and what its neighbours.
     like: [Leaf; 2],
+}
+
+impl Found<'_> {
+    /// Host addresses of the pages of 2 MiB that are mapped together, the fault's first; none where it
+    /// is alone.
+    fn large_pages(&self) -> &[u64] {
+        match self.size {
+            PageSize::Size2M => self.pages.large_pages(),
+            PageSize::Size4K | PageSize::Size1G => &[],
+        }
+    }
+
+    /// First frame behind what a fault at `gfn` maps.
+    fn next(&self, gfn: Gfn) -> Gfn {
+        let pages = match self.size {
+            PageSize::Size4K => self.pages.count(),
+            PageSize::Size2M | PageSize::Size1G => self.large_pages().len().max(1),
+        };
+        let first = gfn.raw() & !(self.size.pages() - 1);
+        Gfn::new(first.wrapping_add(pages as u64 * self.size.pages()))
+    }
 }
 
 impl Faults {
@@ -156,10 +178,10 @@ impl Faults {
                 attempt = mmu.replace(reserve, fault, &found)?;
             }
             if let Attempt::Mapped = attempt {
-                let pages = found.pages.count() as u64;
+                let next = found.next(gfn);
                 // Gives up the references on the pages, after the lock.
                 drop(found);
-                self.next = Gfn::new(gfn.raw().wrapping_add(pages));
+                self.next = next;
                 return Ok(Resolved::Mapped);
             }
             drop(found);
@@ -223,17 +245,19 @@ impl Mmu {
             (false, true) => Wanted::Write,
             (false, false) => Wanted::Read,
         };
-        let max = room(&slot, gfn, window);
-        let pages = UserPages::get(run, &self.mm, hva, wanted, max)?;
         // Writes are logged page by page.
         let logged = slot.flags.log_dirty();
-        let large = self.large_pages
-            && !logged
-            && slot.fits_large(gfn, PAGES_2M)
-            && pages
-                .mapping_shift()
-                .unwrap_or_else(|| self.mm.mapping_shift(hva))
-                >= PageSize::Size2M.level().shift();
+        let fits =
+            !logged && self.format.largest() >= PageSize::Size2M && slot.fits_large(gfn, PAGES_2M);
+        let reach = reach(&slot, gfn, window, fits);
+        let pages = UserPages::get_ahead(run, &self.mm, hva, wanted, reach)?;
+        let size = match fits {
+            false => PageSize::Size4K,
+            true => self.page_size(&slot, gfn, || {
+                let known = pages.mapping_shift();
+                known.unwrap_or_else(|| self.mm.mapping_shift(hva))
+            }),
+        };
         let like = self.leaf(pages.writable() && !read_only);
         let others = if logged { like.to_be_noticed() } else { like };
         let first = if fault.write { like } else { others };
@@ -242,7 +266,7 @@ impl Mmu {
             hva,
             slot,
             moment,
-            large,
+            size,
             like: [first, others],
         })
     }
@@ -274,7 +298,7 @@ impl Mmu {
         }
         let mut grow = state.tree.walked().ok_or(EIO)?.grow();
         notes.resume(mapper);
-        let mapped = if found.large {
+        let mapped = if found.size != PageSize::Size4K {
             add_large(&mut grow, &mut memory, &mut notes, fault.gpa, found)
         } else {
             add_small(&mut grow, &mut memory, &mut notes, fault.gpa, found)
@@ -313,6 +337,13 @@ impl Mmu {
             ..
         } = &mut *state;
         let table = tree.nested().ok_or(EIO)?;
+        let (gfn, size) = (fault.gpa.gfn(), found.size);
+        if size == PageSize::Size1G && table.end_of_walk(&memory, gfn) < size.level() {
+            // Tables from before. To clear all of them takes steps, between which others run.
+            drop(state);
+            self.zap(covered(gfn, size), true);
+            return Ok(Attempt::Late);
+        }
         unlinked.notes.begin(mappers);
         let mapped = put(table, &mut memory, &mut unlinked, fault.gpa, found);
         unlinked.notes.end();
@@ -352,41 +383,66 @@ fn attempt(mapped: Result<(), MapError>) -> Result<Attempt> {
 
 /// The host range whose pages are about to be mapped.
 fn looked_up(found: &Found<'_>) -> HvaRange {
-    let (start, bytes) = if found.large {
-        let size = PageSize::Size2M.bytes();
-        (Hva::new(found.hva.raw() & !(size - 1)), size)
-    } else {
-        let pages = found.pages.count() as u64;
-        (found.hva, pages.wrapping_mul(PAGE_SIZE))
-    };
+    if found.size != PageSize::Size4K {
+        let HvaRange { start, .. } = host_page(found.hva, found.size);
+        let pages = found.large_pages().len().max(1) as u64;
+        return HvaRange {
+            start,
+            end: start.wrapping_add(pages.wrapping_mul(found.size.bytes())),
+        };
+    }
+    let pages = found.pages.count() as u64;
     HvaRange {
-        start,
-        end: start.wrapping_add(bytes),
+        start: found.hva,
+        end: found.hva.wrapping_add(pages.wrapping_mul(PAGE_SIZE)),
     }
 }
 
-/// How many pages from a fault on may be mapped with it: to the end of the slot and of the page
-/// table.
-fn room(slot: &Slot, gfn: Gfn, window: usize) -> usize {
+/// The guest frames of the page of a size that holds one.
+fn covered(gfn: Gfn, size: PageSize) -> GfnRange {
+    let start = gfn.raw() & !(size.pages() - 1);
+    GfnRange::new(
+        Gfn::new(start),
+        Gfn::new(start.saturating_add(size.pages())),
+    )
+}
+
+/// How many pages from a fault on may be mapped with it: to the end of the slot and, unless they are
+/// large, of the page table.
+///
+/// Absent pages are made present for one in `FEWEST`: one for a fault that follows no other, and 16
+/// at most, for a guest that has come through tens of pages one after the other. Of large pages a
+/// fault maps as many as it may: their entries are in the same cache line or the next.
+fn reach(slot: &Slot, gfn: Gfn, window: usize, large: bool) -> Reach {
     let gfn = gfn.raw();
-    let in_slot = slot.gfns().end.raw().saturating_sub(gfn);
+    let in_slot = |from: u64| slot.gfns().end.raw().saturating_sub(from);
     let in_table = PAGES_2M - gfn % PAGES_2M;
-    in_slot.min(in_table).min(window as u64) as usize
+    let present = in_slot(gfn).min(in_table).min(window as u64) as usize;
+    let in_large = in_slot(gfn & !(PAGES_2M - 1)) / PAGES_2M;
+    Reach {
+        present,
+        absent: (present / FEWEST).max(1),
+        large: match large {
+            true => in_large.min(LARGE_BATCH as u64) as usize,
+            false => 0,
+        },
+    }
 }
 
 /// The large page that holds the page of a fault: where, and how it is mapped.
 fn large_page(gpa: Gpa, found: &Found<'_>) -> Result<(Gpa, Leaf), MapError> {
-    let mask = PageSize::Size2M.bytes() - 1;
+    let mask = found.size.bytes() - 1;
     let first = found.pages.iter().next().ok_or(MapError::OutOfRange)?;
     let [like, _] = found.like;
     let leaf = Leaf {
         hpa: Hpa::new(first.raw() & !mask),
-        size: PageSize::Size2M,
+        size: found.size,
         ..like
     };
     Ok((Gpa::new(gpa.raw() & !mask), leaf))
 }
 
+/// Maps the large page of a fault, and those behind it where nothing is mapped.
 fn add_large(
     grow: &mut Grow<'_, Nested>,
     memory: &mut Tables<'_>,
@@ -395,9 +451,28 @@ fn add_large(
     found: &Found<'_>,
 ) -> Result<(), MapError> {
     let (base, leaf) = large_page(gpa, found)?;
-    if grow.map(memory, base, leaf)? == Grown::Fresh {
-        notes.mapped(base.gfn(), leaf.size, &[leaf.hpa.raw()], 1);
+    let mut set = u64::from(grow.map(memory, base, leaf)? == Grown::Fresh);
+    let alone = [leaf.hpa.raw()];
+    let all = match found.large_pages() {
+        [] => &alone[..],
+        pages => pages,
+    };
+    let [_, others] = found.like;
+    let neighbours = Leaf {
+        size: leaf.size,
+        accessed: false,
+        ..others
+    };
+    if let (Some(next), Some((_, behind @ [_, ..]))) =
+        (base.checked_add(leaf.size.bytes()), all.split_first())
+    {
+        let behind = behind.iter().map(|&hpa| Hpa::new(hpa));
+        // Should it fail, their own faults will say why.
+        let _ = grow.fill(memory, next, neighbours, behind, |number| {
+            set |= 2 << number
+        });
     }
+    notes.mapped(base.gfn(), leaf.size, all, set);
     Ok(())
 }
 
@@ -439,7 +514,7 @@ fn put(
     gpa: Gpa,
     found: &Found<'_>,
 ) -> Result<(), MapError> {
-    let (base, leaf) = if found.large {
+    let (base, leaf) = if found.size != PageSize::Size4K {
         large_page(gpa, found)?
     } else {
         let hpa = found.pages.iter().next().ok_or(MapError::OutOfRange)?;
@@ -453,8 +528,9 @@ fn put(
             Ok(())
         }
         Ok(Mapped::Unchanged | Mapped::Relaxed) => Ok(()),
-        // A large page is mapped where the host, by now, has small ones: cut ours, too, and let
-        // the guest try again. Other CPUs must not go on using the large one.
+        // A large page is mapped where the host, by now, has smaller ones, or where smaller ones are
+        // wanted: cut ours, too, into those of the next size, and let the guest try again. Other CPUs
+        // must not go on using the large one.
         Err(MapError::LargePage) => {
             let large = table.lookup(memory, base);
             if table.split(memory, base)? {

@@ -16,6 +16,7 @@
 
 use super::access::SlotCache;
 use super::choice::{PagingMode, MAX_TABLES};
+use super::owners::look_at;
 use super::paging::Shadows;
 use super::{Mmu, Moment, Unlinked};
 use crate::host::errno::{no_such_device, unsupported};
@@ -40,7 +41,7 @@ use crate::model::paging::state::{Access, AccessKind, PagingState, Privilege};
 use crate::model::paging::walk::{self, GuestPhys, WalkError};
 use crate::model::paging::PageSize;
 use kernel::prelude::*;
-use kernel::sync::atomic::ordering::Relaxed;
+use kernel::sync::atomic::ordering::{Acquire, Relaxed};
 use kernel::sync::Arc;
 
 /// Tables that are watched again with one flush.
@@ -83,8 +84,13 @@ pub struct ShadowCpu {
     reserves: [Reserve; 3],
     /// For a root below 4 GiB.
     pointers: Option<TableFrame>,
-    /// A guest table that is being compared.
+    comparing: Comparing,
+}
+
+/// A guest table that is being compared, and how it is reached.
+struct Comparing {
     words: KBox<[u64; 512]>,
+    slots: SlotCache,
 }
 
 const _: () = assert!(3 * crate::host::pool::RESERVE >= shadow::RESERVE);
@@ -104,12 +110,20 @@ impl ShadowCpu {
             slot: None,
             reserves: Default::default(),
             pointers: None,
-            words: KBox::new([0; 512], GFP_KERNEL_ACCOUNT)?,
+            comparing: Comparing {
+                words: KBox::new([0; 512], GFP_KERNEL_ACCOUNT)?,
+                slots: SlotCache::new(),
+            },
         })
     }
 }
 
 impl ShadowCpu {
+    /// The root that it runs on.
+    pub(super) fn root(&self) -> Option<TableId> {
+        self.root
+    }
+
     /// What is read from here on is as new as this.
     fn renew(&mut self, sequence: u64) {
         if self.sequence != sequence {
@@ -238,13 +252,15 @@ impl Mmu {
     }
 
     /// Brings shadow tables in step with the guest's: those that refer to others, or all.
-    fn sync(&self, words: &mut [u64; 512], leaves: bool) -> Result {
-        // What other vCPUs change from here on is of no concern.
-        let since = self.with_shadow(|shadow| shadow.sequence)?;
+    fn sync(&self, comparing: &mut Comparing, leaves: bool) -> Result {
+        let Comparing { words, slots } = comparing;
+        let memory = Tables::existing(&self.supply);
+        let mut since = None;
         for _ in 0..MAX_TABLES {
             let mut syncing = [None; SYNCED];
-            let memory = Tables::existing(&self.supply);
             let stale = self.with_shadow(|shadow| {
+                // What other vCPUs change from here on is of no concern.
+                let since = *since.get_or_insert(shadow.sequence);
                 for (skip, place) in syncing.iter_mut().enumerate() {
                     *place = shadow.begin_sync(&memory, leaves, since, skip);
                     if place.is_none() {
@@ -253,16 +269,18 @@ impl Mmu {
                 }
                 shadow.stale()
             })?;
-            if syncing.iter().all(Option::is_none) {
-                return Ok(());
+            let last = syncing.iter().any(Option::is_none);
+            if !syncing.iter().all(Option::is_none) {
+                // Whatever the guest writes from here on is noticed.
+                self.flush_stale(stale)?;
             }
-            // Whatever the guest writes from here on is noticed.
-            self.flush_stale(stale)?;
-            let mut slots = SlotCache::new();
             for syncing in syncing.into_iter().flatten() {
-                let read = self.read_table(&mut slots, &syncing, words);
-                let words = read.is_ok().then_some(&*words);
+                let read = self.read_table(slots, &syncing, words);
+                let words = read.is_ok().then_some(&**words);
                 self.with_shadow(|shadow| shadow.compare(&memory, &syncing, words))?;
+            }
+            if last {
+                return Ok(());
             }
             task::cond_resched();
         }
@@ -300,7 +318,7 @@ impl Mmu {
     ///
     /// `EOPNOTSUPP` for 5-level paging; `ENOMEM`.
     pub fn shadow_root(&self, cpu: &mut ShadowCpu, paging: &PagingState) -> Result<Hpa> {
-        self.sync(&mut cpu.words, true)?;
+        self.sync(&mut cpu.comparing, true)?;
         let key = RootKey::of(paging, paging.pointers()).ok_or_else(unsupported)?;
         loop {
             self.fill(cpu)?;
@@ -329,6 +347,16 @@ impl Mmu {
         }
     }
 
+    /// Room in the inverted page table for what a fault maps.
+    fn grow_inverted(&self, cpu: &mut ShadowCpu) -> Result {
+        if self.inverted.is_short() {
+            let [reserve, ..] = &mut cpu.reserves;
+            self.inverted.grow(reserve)?;
+            reserve.fill(&self.supply)?;
+        }
+        Ok(())
+    }
+
     fn fill(&self, cpu: &mut ShadowCpu) -> Result {
         for reserve in &mut cpu.reserves {
             reserve.fill(&self.supply)?;
@@ -342,10 +370,24 @@ impl Mmu {
     /// # Errors
     ///
     /// `EIO`.
-    pub fn shadow_invalidate(&self, cpu: &mut ShadowCpu, gva: Option<Gva>) -> Result<bool> {
+    pub fn shadow_invalidate<M: GuestPhys<Error = Error>>(
+        &self,
+        cpu: &mut ShadowCpu,
+        run: &mut PageRun,
+        guest: &mut M,
+        paging: &PagingState,
+        gva: Option<Gva>,
+    ) -> Result<bool> {
+        let Some(gva) = gva else {
+            self.sync(&mut cpu.comparing, true)?;
+            return Ok(false);
+        };
+        if self.renew_page(cpu, run, guest, paging, gva)? {
+            return Ok(true);
+        }
         let memory = Tables::existing(&self.supply);
-        let (Some(gva), Some(root)) = (gva, cpu.root) else {
-            self.sync(&mut cpu.words, true)?;
+        let Some(root) = cpu.root else {
+            self.sync(&mut cpu.comparing, true)?;
             return Ok(false);
         };
         let (small, loose) = self.with_shadow(|shadow| {
@@ -354,9 +396,93 @@ impl Mmu {
             (small, shadow.has_loose_tables())
         })?;
         if loose {
-            self.sync(&mut cpu.words, false)?;
+            self.sync(&mut cpu.comparing, false)?;
         }
         Ok(small && !loose)
+    }
+
+    /// INVLPG where the way to the guest's entry is known: that alone is compared, and what it says
+    /// by now is mapped at once, if the guest has used it before. False when there is more to it.
+    fn renew_page<M: GuestPhys<Error = Error>>(
+        &self,
+        cpu: &mut ShadowCpu,
+        run: &mut PageRun,
+        guest: &mut M,
+        paging: &PagingState,
+        gva: Gva,
+    ) -> Result<bool> {
+        let Some(root) = cpu.root else {
+            return Ok(false);
+        };
+        let tables = Tables::existing(&self.supply);
+        let found = self.with_shadow(|shadow| {
+            if shadow.has_loose_tables() {
+                return None;
+            }
+            let leaf = shadow.leaf_table(&tables, root, gva)?;
+            let (at, spot) = leaf.place(gva);
+            let old = shadow.recall(&tables, spot);
+            (cpu.sequence, cpu.leaf) = (shadow.sequence, Some(leaf));
+            Some((at, spot, old))
+        })?;
+        let Some((at, spot, old)) = found else {
+            return Ok(false);
+        };
+        let Ok(now) = guest.read_entry(at, paging.entry_size()) else {
+            return Ok(false);
+        };
+        if old.is_some_and(|old| shadow::is_noted(old, now)) {
+            return Ok(true);
+        }
+        // Without room in the inverted page table nothing is mapped here: a fault looks after that.
+        let room = !self.inverted.is_short();
+        if room && shadow::is_used(now, paging.reserved_in_small()) {
+            if self.fill_used(cpu, run, paging, spot, now)? {
+                return Ok(true);
+            }
+        } else if old.is_none() {
+            return Ok(true);
+        }
+        self.with_shadow(|shadow| shadow.forget(&tables, spot, cpu.sequence))
+    }
+
+    /// Maps what an entry of the guest's says that it has used, as far as the host has that present.
+    fn fill_used(
+        &self,
+        cpu: &mut ShadowCpu,
+        run: &mut PageRun,
+        paging: &PagingState,
+        spot: Spot,
+        entry: u64,
+    ) -> Result<bool> {
+        let gfn = Gfn::new(paging.frame(entry));
+        let Some((slot, moment)) = self.slot_now(cpu, gfn) else {
+            return Ok(false);
+        };
+        let Some(hva) = slot.hva_of(gfn).filter(|_| slot.is_plain()) else {
+            return Ok(false);
+        };
+        let Some(hpa) = UserPages::present(run, &self.mm, hva) else {
+            return Ok(false);
+        };
+        let host = HostPage {
+            hpa,
+            writable: true,
+            large: false,
+        };
+        let tables = Tables::existing(&self.supply);
+        let mut state = self.state.write();
+        if !state.is_current(moment, looked_up(hva, 1, false)) {
+            drop(state);
+            cpu.slot = None;
+            return Ok(false);
+        }
+        let shadow = state.tree.shadow().ok_or(EIO)?;
+        let filled = shadow.fill(&tables, spot, cpu.sequence, entry, host, Cause::NONE);
+        let shared = shadow.census.take_shared();
+        drop(state);
+        look_at(self.inverted, shared);
+        Ok(filled == Filled::Done)
     }
 
     /// The hypervisor has written to a guest's page on the guest's behalf.
@@ -416,8 +542,9 @@ impl Mmu {
         paging: &PagingState,
         fault: &GuestFault,
     ) -> Result<ShadowFault> {
+        self.stats.shadow_faults.add(1, Relaxed);
         let access = access_of(fault.code, fault.cpl, fault.ac);
-        if self.quick_fault(cpu, run, memory, paging, fault.gva, access)? {
+        if !self.inverted.is_short() && self.quick_fault(cpu, run, memory, paging, fault, access)? {
             return Ok(ShadowFault::Mapped);
         }
         let key = RootKey::of(paging, paging.pointers()).ok_or_else(unsupported)?;
@@ -456,10 +583,11 @@ impl Mmu {
             };
             let route = Route::new(key, fault.gva, page, path);
             self.fill(cpu)?;
+            self.grow_inverted(cpu)?;
             match self.install(cpu, run, &route, &nested, access, &found)? {
                 Some(Installed::Done(_)) => return Ok(ShadowFault::Mapped),
                 Some(Installed::Watched) => return Ok(ShadowFault::Table(nested)),
-                Some(Installed::Loose) => self.sync(&mut cpu.words, true)?,
+                Some(Installed::Loose) => self.sync(&mut cpu.comparing, true)?,
                 Some(Installed::Lacking(Lack::Room)) => self.evict()?,
                 // A full reserve has enough for any fault.
                 Some(Installed::Lacking(Lack::Frames)) => return Err(ENOMEM),
@@ -483,9 +611,10 @@ impl Mmu {
         run: &mut PageRun,
         memory: &mut M,
         paging: &PagingState,
-        gva: Gva,
+        fault: &GuestFault,
         access: Access,
     ) -> Result<bool> {
+        let gva = fault.gva;
         let leaf = match cpu.leaf.filter(|leaf| leaf.covers(gva)) {
             Some(leaf) => leaf,
             None => {
@@ -516,14 +645,15 @@ impl Mmu {
         let Some((slot, moment)) = self.slot_now(cpu, gfn) else {
             return Ok(false);
         };
-        let plain = !slot.flags.contains(SlotFlags::READ_ONLY) && !slot.flags.log_dirty();
-        let (true, Some(hva)) = (plain, slot.hva_of(gfn)) else {
+        let Some(hva) = slot.hva_of(gfn).filter(|_| slot.is_plain()) else {
             return Ok(false);
         };
         let Some(source) = walk::mark_used(memory, paging, at, entry, access)? else {
             return Ok(false);
         };
-        let (next, used) = used_behind(memory, paging, Some(at));
+        // Where the page was mapped already, those behind it are as well.
+        let behind = (!fault.code.contains(PageFaultError::PRESENT)).then_some(at);
+        let (next, used) = used_behind(memory, paging, behind);
         let write = access.kind == AccessKind::Write;
         let wanted = if write { Wanted::Write } else { Wanted::Read };
         let left = slot.gfns().end.raw().saturating_sub(gfn.raw());
@@ -551,6 +681,8 @@ impl Mmu {
             cpu.leaf = None;
             return Ok(false);
         }
+        // Nobody else has changed anything up to now.
+        cpu.sequence = shadow.sequence;
         let behind = next.get(..used).unwrap_or_default();
         map_entries(
             shadow,
@@ -562,13 +694,18 @@ impl Mmu {
             &pages,
             host,
         );
+        let shared = shadow.census.take_shared();
+        drop(state);
+        look_at(self.inverted, shared);
         Ok(true)
     }
 
-    /// The slot of a frame, and the moment when it was that; perhaps a past one.
+    /// The slot of a frame as the slots are now, and when the host's changes were last looked at,
+    /// which may be a while ago.
     fn slot_now(&self, cpu: &mut ShadowCpu, gfn: Gfn) -> Option<(Slot, Moment)> {
+        let generation = self.generation.load(Acquire);
         if let Some((slot, moment)) = cpu.slot {
-            if slot.gfns().contains(gfn) {
+            if moment.generation == generation && slot.gfns().contains(gfn) {
                 return Some((slot, moment));
             }
         }
@@ -655,7 +792,9 @@ impl Mmu {
             }
             cpu.renew(shadow.sequence);
         }
+        let shared = shadow.census.take_shared();
         drop(state);
+        look_at(self.inverted, shared);
         drop(unlinked);
         Ok(Some(installed))
     }
@@ -666,6 +805,10 @@ impl Mmu {
     ///
     /// `EIO`.
     pub fn shadow_refill(&self, run: &mut PageRun, paging: &PagingState, gpa: Gpa) -> Result {
+        if self.inverted.is_short() {
+            // A fault looks after that.
+            return Ok(());
+        }
         let gfn = gpa.gfn().raw();
         let sequence = self.with_shadow(|shadow| shadow.sequence)?;
         let Ok((word, words)) = self.words_at(gpa, 1) else {
@@ -721,6 +864,9 @@ impl Mmu {
             if state.is_current(moment, looked_up(hva, 1, false)) {
                 let shadow = state.tree.shadow().ok_or(EIO)?;
                 shadow.fill(&memory, spot, sequence, source, host, Cause::NONE);
+                let shared = shadow.census.take_shared();
+                drop(state);
+                look_at(self.inverted, shared);
             }
         }
         Ok(())

@@ -100,8 +100,8 @@ pub enum Exit {
     },
     /// INVLPG, there; at this address, where the CPU tells it.
     Invalidate(Option<Gva>),
-    /// INVPCID, there; the kind is in this general-purpose register, where the CPU tells it.
-    InvalidateContext(Option<u8>),
+    /// INVPCID, there, before its operands were looked at.
+    InvalidateContext,
     /// The CPU met a machine check: on the way into the guest, or in it.
     MachineCheck,
     /// The guest can take an interrupt now.

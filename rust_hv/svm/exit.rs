@@ -191,7 +191,7 @@ pub(super) fn of_tables(control: &Control, caps: &Caps, invpcid: bool) -> Option
         code::INVLPG if measured => Exit::Invalidate(None),
         code::INVLPG => Exit::Fetch,
         // CPUs with the instruction have both.
-        code::INVPCID if invpcid && measured => Exit::InvalidateContext(None),
+        code::INVPCID if invpcid && measured => Exit::InvalidateContext,
         _ => return None,
     })
 }

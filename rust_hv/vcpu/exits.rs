@@ -21,7 +21,7 @@ use crate::model::emulate::Exception;
 use crate::model::exit::{
     ControlAccess, Direction, Event, EventKind, Exit, NestedFault, PortAccess,
 };
-use crate::vendor::{Caps, HwError, Window};
+use crate::vendor::{Caps, Guest, HwError, Window};
 
 /// DR6.BS: a single-step trap. DR6.BD: access to a debug register under DR7.GD.
 const DR6_BS: u64 = 1 << 14;
@@ -55,6 +55,8 @@ pub(super) enum Action {
     GuestFault(GuestFault),
     /// Without nested tables: translations to be forgotten, of one address or all.
     Invalidate(Option<Gva>),
+    /// Without nested tables: INVPCID, of which nothing has been looked at.
+    InvalidateContext,
     /// Close the window, and enter again.
     Leave,
     /// A write of CR0, CR3 or CR4 that loads the entries of PAE paging.
@@ -89,6 +91,17 @@ impl State {
     pub(super) fn raise(&mut self, window: &mut impl Window, exception: Exception) {
         if let Some(address) = exception.cr2 {
             window.set_cr2(address.raw());
+        }
+        self.queue(Event::exception(
+            exception.vector.raw(),
+            exception.error_code,
+        ));
+    }
+
+    /// The same without a window.
+    pub(super) fn raise_outside(&mut self, guest: &mut impl Guest, exception: Exception) {
+        if let Some(address) = exception.cr2 {
+            guest.set_cr2(address.raw());
         }
         self.queue(Event::exception(
             exception.vector.raw(),
@@ -176,11 +189,12 @@ impl Handler<'_> {
             Exit::Invalidate(gva) => {
                 counters.invalidations.bump();
                 self.skip(state, window)?;
+                state.note_paging(window)?;
                 Ok(Action::Invalidate(gva))
             }
-            Exit::InvalidateContext(kind) => {
+            Exit::InvalidateContext => {
                 counters.invalidations.bump();
-                self.invalidate_context(state, window, kind)
+                Ok(Action::InvalidateContext)
             }
             Exit::Halt => {
                 counters.hlt.bump();
@@ -399,24 +413,6 @@ impl Handler<'_> {
             });
         }
         self.write_control(state, window, register, value, Pdptes::Unread)
-    }
-
-    /// INVPCID. All kinds forget everything, which is more than they are asked for; of the operand
-    /// only the kind is looked at.
-    fn invalidate_context(
-        &self,
-        state: &mut State,
-        window: &mut impl Window,
-        kind: Option<u8>,
-    ) -> Result<Action, HwError> {
-        const LAST_KIND: u64 = 3;
-        if let Some(gpr) = kind {
-            if self.gpr(window, gpr)? > LAST_KIND {
-                return Ok(self.fault(state, Fault::general_protection()));
-            }
-        }
-        self.skip(state, window)?;
-        Ok(Action::Invalidate(None))
     }
 
     /// MOV to CR0, CR3 or CR4.

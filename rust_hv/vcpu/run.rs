@@ -218,12 +218,18 @@ impl<V: Vendor> Vcpu<V> {
             drop(window);
             return self.port_string(state, guest, &mut snapshot, access);
         }
+        if let Action::InvalidateContext = action {
+            let facts = *state.cpuid.facts();
+            let mut snapshot = Snapshot::take(&mut window, &facts)?;
+            drop(window);
+            return self.invalidate_context(state, guest, faults, &mut snapshot);
+        }
         drop(window);
         match action {
             Action::Memory(fault) => self.memory(state, mmio, guest, faults, &fault),
             Action::GuestFault(fault) => self.guest_fault(state, mmio, guest, faults, &fault),
             Action::Invalidate(gva) => {
-                self.invalidate(state, gva)?;
+                self.invalidate(state, faults, gva)?;
                 Ok(Turn::Again)
             }
             Action::Control { register, value } => {
@@ -242,6 +248,7 @@ impl<V: Vendor> Vcpu<V> {
             | Action::Leave
             | Action::User(_)
             | Action::PortString(_)
+            | Action::InvalidateContext
             | Action::Fetch => Ok(Turn::Again),
         }
     }

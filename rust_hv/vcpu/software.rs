@@ -7,21 +7,23 @@
 //! faults, comes here. All of it takes locks, so the window is closed before.
 
 use super::exits::Action;
-use super::memory::GuestPhysical;
+use super::memory::{GuestPhysical, Machine};
 use super::mmio::{Mmio, Step};
 use super::run::Turn;
-use super::snapshot::paging_state;
+use super::snapshot::{paging_state, Snapshot};
 use super::{State, Vcpu};
-use crate::host::errno::unsupported;
+use crate::host::errno::{no_such_device, unsupported};
 use crate::host::run_page::UserExit;
 use crate::host::switch::request_cache_flush;
+use crate::mmu::access::SlotCache;
 use crate::mmu::fault::Faults;
 use crate::mmu::shadow::{GuestFault, ShadowCpu, ShadowFault};
 use crate::mmu::Mmu;
 use crate::model::arch::addr::{Gva, Hpa};
 use crate::model::arch::exception::{PageFaultError, Vector};
 use crate::model::arch::regs::Rflags;
-use crate::model::emulate::{Backing, Exception};
+use crate::model::emulate::system::{invpcid_allows, Kind, System};
+use crate::model::emulate::{Backing, Cpu, Exception, Stop, MAX_LEN};
 use crate::model::exit::NestedFault;
 use crate::model::paging::state::{Mode, PagingState};
 use crate::vendor::{Guest, HwError, Vendor, Window};
@@ -78,6 +80,13 @@ impl Software {
     }
 }
 
+impl Software {
+    /// The tables that the CPU walks at the next entry, as far as they are known.
+    pub(super) fn tables(&self) -> Option<&ShadowCpu> {
+        (!self.stale).then_some(&self.cpu)
+    }
+}
+
 impl State {
     /// Registers have changed that decide what the guest's tables mean, or where they are.
     pub(super) fn translate_anew(&mut self) {
@@ -113,7 +122,7 @@ impl State {
     }
 
     /// What a walk of the guest's tables depends on.
-    fn paging(&self, window: &impl Window) -> Result<PagingState, HwError> {
+    pub(super) fn paging(&self, window: &impl Window) -> Result<PagingState, HwError> {
         let paging = paging_state(window, self.cpuid.facts())?;
         Ok(match &self.software {
             Some(software) if paging.mode() == Mode::Pae => paging.with_pointers(software.pointers),
@@ -152,6 +161,39 @@ fn refuse() -> Error {
     unsupported()
 }
 
+/// The INVPCID that the guest is at, if its operands are right: how long it is.
+fn invpcid(mmu: &Mmu, slots: &mut SlotCache, snapshot: &mut Snapshot) -> Result<u8, Stop<Error>> {
+    let (mode, cpl) = (snapshot.mode(), snapshot.cpl);
+    let contexts = snapshot.paging.has_contexts();
+    let mut machine = Machine::new(snapshot, mmu, slots);
+    let mut bytes = [0; MAX_LEN];
+    let have = match machine.fetch(&mut bytes) {
+        // The tables were changed since the CPU fetched it: it will come to the same fault.
+        Err(Stop::Fault(_)) => return Err(Stop::Retry),
+        have => have?,
+    };
+    let system = System::decode(bytes.get(..have).unwrap_or_default(), mode);
+    let Ok((system, Kind::Invpcid { kind, descriptor })) = system.map(|found| (found, found.kind))
+    else {
+        // The instruction was changed under us: let the CPU look again.
+        return Err(Stop::Retry);
+    };
+    let denied = Stop::Fault(Exception::general_protection());
+    if cpl != 0 {
+        return Err(denied);
+    }
+    let gva = system
+        .descriptor(&machine, &descriptor)
+        .map_err(Stop::Fault)?;
+    let mut words = [0; 2];
+    machine.load(gva, words.as_mut_bytes())?;
+    let kind = system.operand_width().mask() & machine.gpr(kind);
+    if !invpcid_allows(kind, words, contexts, machine.linear_bits()) {
+        return Err(denied);
+    }
+    Ok(system.len)
+}
+
 impl<V: Vendor> Vcpu<V> {
     /// Brings the root that the CPU walks in line with the guest's registers.
     pub(super) fn follow_registers(&self, state: &mut State, guest: &mut impl Guest) -> Result {
@@ -177,15 +219,56 @@ impl<V: Vendor> Vcpu<V> {
     }
 
     /// INVLPG, or without an address INVPCID of any kind: more may be forgotten than was asked for.
-    pub(super) fn invalidate(&self, state: &mut State, gva: Option<Gva>) -> Result {
-        if let Some(software) = &mut state.software {
-            let alone = self.mmu.shadow_invalidate(&mut software.cpu, gva)?;
+    pub(super) fn invalidate(
+        &self,
+        state: &mut State,
+        faults: &mut Faults,
+        gva: Option<Gva>,
+    ) -> Result {
+        let State {
+            software, slots, ..
+        } = state;
+        if let Some(software) = software {
+            let mut memory = GuestPhysical::new(&self.mmu, slots);
+            let paging = software.paging.take().ok_or(EIO)?;
+            let cpu = &mut software.cpu;
+            let run = faults.run();
+            let alone = self
+                .mmu
+                .shadow_invalidate(cpu, run, &mut memory, &paging, gva)?;
             software.flush = match (software.flush, gva.filter(|_| alone)) {
                 (Flush::Nothing, Some(gva)) => Flush::Address(gva),
                 _ => Flush::Everything,
             };
         }
         Ok(())
+    }
+
+    /// INVPCID: checks its operands, and forgets everything, which is more than any kind asks for.
+    pub(super) fn invalidate_context(
+        &self,
+        state: &mut State,
+        guest: &mut impl Guest,
+        faults: &mut Faults,
+        snapshot: &mut Snapshot,
+    ) -> Result<Turn> {
+        match invpcid(&self.mmu, &mut state.slots, snapshot) {
+            Ok(len) => {
+                let mut window = guest.open()?;
+                state.finish_instruction(&mut window, snapshot.rip, len.into())?;
+                state.note_paging(&window)?;
+                drop(window);
+                self.invalidate(state, faults, None)?;
+            }
+            Err(Stop::Fault(exception)) => state.raise(&mut guest.open()?, exception),
+            Err(Stop::Retry) => {}
+            // Instruction, descriptor or tables are where the guest has no memory.
+            Err(Stop::Failed(error)) if error == no_such_device() => {
+                return Ok(Turn::User(UserExit::UNKNOWN_INSTRUCTION));
+            }
+            Err(Stop::Failed(error)) => return Err(error),
+        }
+        Ok(Turn::Again)
     }
 
     /// A page fault of the CPU's.
@@ -226,7 +309,7 @@ impl<V: Vendor> Vcpu<V> {
                     error_code: Some(code.raw()),
                     cr2: Some(fault.gva),
                 };
-                state.raise(&mut guest.open()?, exception);
+                state.raise_outside(guest, exception);
                 Ok(Turn::Again)
             }
             ShadowFault::NonCanonical => {
@@ -236,7 +319,7 @@ impl<V: Vendor> Vcpu<V> {
                     error_code: Some(0),
                     cr2: None,
                 };
-                state.raise(&mut guest.open()?, exception);
+                state.raise_outside(guest, exception);
                 Ok(Turn::Again)
             }
             ShadowFault::Device(fault, backing) => self.device(state, mmio, guest, &fault, backing),
@@ -266,6 +349,7 @@ impl<V: Vendor> Vcpu<V> {
             return Ok(Turn::Again);
         }
         self.counters.table_writes.bump();
+        self.mmu.stats.table_writes.add(1, Relaxed);
         match mmio.emulate(state, guest, &self.mmu, fault, Backing::Ram)? {
             Step::Enter => {
                 self.mmu.shadow_refill(faults.run(), paging, fault.gpa)?;

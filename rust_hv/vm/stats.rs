@@ -20,10 +20,11 @@ impl Counts {
     }
 
     /// All of them as they are now. Nothing has to be stopped for it: each is right by itself.
-    pub fn read(&self) -> [Stat; 16] {
+    pub fn read(&self) -> [Stat; 26] {
         let (stats, tables) = (&self.mmu.stats, self.mmu.counts());
-        let [small, large, _] = tables.leaves;
+        let [small, large, huge] = tables.leaves;
         let [address, tag, all_tags, nested, all_nested] = stats.hardware.read();
+        let shadow = self.mmu.shadow_counts();
         let (hits, misses) = self.mmu.supply().hits_and_misses();
         let value = |counter: &kernel::sync::atomic::Atomic<u64>| counter.load(Relaxed);
         [
@@ -51,6 +52,24 @@ impl Counts {
             Stat("table_pages", Instant, tables.tables),
             Stat("pages_4k", Instant, small),
             Stat("pages_2m", Instant, large),
+            Stat("pages_1g", Instant, huge),
+            Stat(
+                "shadow_page_faults",
+                Cumulative,
+                value(&stats.shadow_faults),
+            ),
+            Stat(
+                "shadow_table_writes",
+                Cumulative,
+                value(&stats.table_writes),
+            ),
+            Stat("shadow_root_hits", Cumulative, shadow.root_hits),
+            Stat("shadow_root_misses", Cumulative, shadow.root_misses),
+            Stat("shadow_evictions", Cumulative, shadow.evictions),
+            Stat("shadow_released", Cumulative, shadow.released),
+            Stat("shadow_loosened", Cumulative, shadow.loosened),
+            Stat("shadow_compared", Cumulative, shadow.compared),
+            Stat("shadow_changed", Cumulative, shadow.changed),
         ]
     }
 }

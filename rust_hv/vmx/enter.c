@@ -20,6 +20,11 @@ static_assert(offsetof(struct rhv_regs, host_rsp) == 136);
 /*
  * L1TF: what the host has in its L1 data cache must not be there when a guest
  * runs. The policy is the host's ("l1tf=", "kvm-intel.vmentry_l1d_flush=").
+ *
+ * That is for guests with tables of their own, whose absent entries name any
+ * address they like. A guest on shadow tables runs on entries of ours alone,
+ * and those that are absent are zero: it needs no flush (kernel documentation,
+ * "L1TF - L1 Terminal Fault", "Disabling EPT"), as with kvm_intel's ept=0.
  */
 /* 64 KiB: as large as any L1 data cache of the CPUs that are affected. */
 #define L1D_CACHE_ORDER 4
@@ -137,13 +142,14 @@ static __always_inline u32 rhv_vmread32(unsigned long field)
 
 /* noinstr: from the guest's entry on, RCU and lockdep see another context. */
 static noinstr int rhv_enter_guest_noinstr(struct rhv_regs *regs, bool launched,
-					   u32 *reason)
+					   bool nested, u32 *reason)
 {
 	int ret;
 
 	guest_state_enter_irqoff();
 
-	rhv_l1d_flush();
+	if (nested)
+		rhv_l1d_flush();
 	if (regs->cr2 != native_read_cr2())
 		native_write_cr2(regs->cr2);
 
@@ -167,12 +173,13 @@ static noinstr int rhv_enter_guest_noinstr(struct rhv_regs *regs, bool launched,
 	return ret;
 }
 
-int rhv_enter_guest(struct rhv_regs *regs, bool launched, u32 *reason)
+int rhv_enter_guest(struct rhv_regs *regs, bool launched, bool nested,
+		    u32 *reason)
 {
 	int ret;
 
 	guest_timing_enter_irqoff();
-	ret = rhv_enter_guest_noinstr(regs, launched, reason);
+	ret = rhv_enter_guest_noinstr(regs, launched, nested, reason);
 	/* VMSCAPE: the guest must not steer the VMM's predictions. */
 	if (cpu_feature_enabled(X86_FEATURE_IBPB_EXIT_TO_USER))
 		this_cpu_write(x86_ibpb_exit_to_user, true);

@@ -141,11 +141,7 @@ pub(super) fn decode(window: &Window<'_>, raw: u32) -> Result<Exit, HwError> {
         reason::INVD | reason::WBINVD => Exit::CacheControl,
         reason::XSETBV => Exit::Xsetbv,
         reason::INVLPG => Exit::Invalidate(Some(Gva::new(window.read(EXIT_QUALIFICATION)?))),
-        // SDM Vol. 3C, table "Format of the VM-Exit Instruction-Information Field as Used for
-        // INVEPT, INVPCID, and INVVPID".
-        reason::INVPCID => {
-            Exit::InvalidateContext(Some((window.read(EXIT_INSTRUCTION_INFO)? >> 28) as u8))
-        }
+        reason::INVPCID => Exit::InvalidateContext,
         reason::RDPMC => Exit::Rdpmc,
         reason::EPT_MISCONFIGURATION => {
             Exit::Misconfigured(Gpa::new(window.read(GUEST_PHYSICAL_ADDRESS)?))

@@ -176,8 +176,6 @@ fields! {
     IDT_VECTORING_ERROR_CODE: ReadField<u32> = 0x440a;
     /// VM-exit instruction length.
     EXIT_INSTRUCTION_LENGTH: ReadField<u32> = 0x440c;
-    /// VM-exit instruction information.
-    EXIT_INSTRUCTION_INFO: ReadField<u32> = 0x440e;
 
     /// Guest interruptibility state.
     GUEST_INTERRUPTIBILITY: Field<u32> = 0x4824;

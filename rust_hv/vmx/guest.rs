@@ -16,7 +16,6 @@ use crate::host::frame::{Frame, Place};
 use crate::host::msr;
 use crate::host::switch::{self, Running};
 use crate::model::arch::segment::AccessRights;
-use crate::model::paging::Level;
 use crate::vendor::flush::FlushKind;
 use crate::vendor::{self, Guest as _, HwError, ResetRights, Translation};
 use kernel::prelude::*;
@@ -124,7 +123,7 @@ impl Guest {
             primary_controls |= primary::IO_BITMAPS;
         }
         let (eptp, software) = match &translation {
-            Translation::Nested(root) => (vmx.ept().pointer(root.table(), Level::Pml4), None),
+            Translation::Nested(root) => (vmx.ept.pointer(root.table()), None),
             Translation::Software(_) => {
                 secondary_controls &= !secondary::NESTED;
                 primary_controls |= primary::TRANSLATION;
@@ -365,12 +364,13 @@ impl GuestWindow<'_> {
     ) -> Result<u32, HwError> {
         self.prepare_host(running, fpu)?;
         let launched = self.window.launched();
+        let nested = self.software.is_none();
         let mut reason = 0;
         // SAFETY: Our VMCS is current and complete, interrupts are off, the host area is up to
         // date. Whoever sets a guest's XCR0 checks it against the host's.
         let failed = unsafe {
             msr::with_xcr0(self.window.irqs(), self.host_xcr0, xcr0, || {
-                bindings::rhv_enter_guest(self.regs, launched, &mut reason)
+                bindings::rhv_enter_guest(self.regs, launched, nested, &mut reason)
             })
         };
         if self.host_debugctl != 0 {

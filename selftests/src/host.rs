@@ -23,6 +23,9 @@ pub fn pin(cpu: usize) -> Result<(), Errno> {
     Ok(())
 }
 
+/// The right to the machine's ports and registers.
+pub const CAP_SYS_RAWIO: u32 = 17;
+
 /// Takes a capability from the calling thread, for good (capset(2)).
 pub fn drop_capability(number: u32) -> Result<(), Errno> {
     const VERSION_3: u32 = 0x2008_0522;

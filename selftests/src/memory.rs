@@ -174,6 +174,14 @@ impl Memory {
         Ok(())
     }
 
+    /// Which pages are present: what mincore() says of anonymous memory.
+    pub fn present(&self) -> Result<Vec<bool>, Errno> {
+        let mut pages = vec![0u8; self.size / PAGE];
+        // SAFETY: a byte for each page of the range, which is ours.
+        Errno::check(unsafe { libc::mincore(self.address.cast(), self.size, pages.as_mut_ptr()) })?;
+        Ok(pages.into_iter().map(|page| page & 1 != 0).collect())
+    }
+
     /// mprotect() of a part.
     pub fn protect(&self, offset: usize, length: usize, flags: libc::c_int) -> Result<(), Errno> {
         // SAFETY: the range is ours; whoever touches it afterwards wanted the fault.

@@ -19,6 +19,7 @@ guest!(
 );
 
 const BASE: u64 = 0x4000_0000;
+const MPOL_MF_MOVE: libc::c_int = 2;
 
 /// Frames in use on all nodes that there can be.
 pub fn in_use(device: &Device) -> Result<Vec<u64>, Errno> {
@@ -119,4 +120,24 @@ pub fn fill_node(node: u32) -> Result<Memory, Failure> {
         sleep(Duration::from_millis(50));
     }
     Ok(memory)
+}
+
+/// Moves pages to a node; those that are there afterwards.
+pub fn migrate(memory: &Memory, pages: &[usize], node: i32) -> Result<Vec<usize>, Errno> {
+    let addresses: Vec<u64> = pages.iter().map(|page| memory.address() + (page * PAGE) as u64).collect();
+    let nodes = vec![node; pages.len()];
+    let mut status = vec![-1i32; pages.len()];
+    // SAFETY: arrays of as many elements as said, all of them ours.
+    Errno::check(unsafe {
+        libc::syscall(
+            libc::SYS_move_pages,
+            0,
+            pages.len(),
+            addresses.as_ptr(),
+            nodes.as_ptr(),
+            status.as_mut_ptr(),
+            MPOL_MF_MOVE,
+        ) as i32
+    })?;
+    Ok(pages.iter().zip(status).filter(|(_, state)| *state == node).map(|(page, _)| *page).collect())
 }

@@ -30,6 +30,11 @@ pub struct Faults<'a> {
 impl<'a> Faults<'a> {
     /// Of these kinds, on all of the memory.
     pub fn of(memory: &'a Memory, kinds: u64) -> Result<Self, Errno> {
+        Self::from(memory, 0, kinds)
+    }
+
+    /// The same, on the pages from one on.
+    pub fn from(memory: &'a Memory, first: usize, kinds: u64) -> Result<Self, Errno> {
         // SAFETY: no memory is involved.
         let fd = Errno::check(unsafe {
             libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) as i32
@@ -39,7 +44,9 @@ impl<'a> Faults<'a> {
         let this = Self { fd, memory };
         // Write protection of anonymous memory needs to be asked for nowhere but here.
         this.call(UFFDIO_API, &mut [UFFD, 0, 0])?;
-        this.call(UFFDIO_REGISTER, &mut [memory.address(), memory.size() as u64, kinds, 0])?;
+        let skip = (first * PAGE) as u64;
+        let range = [memory.address() + skip, memory.size() as u64 - skip];
+        this.call(UFFDIO_REGISTER, &mut [range[0], range[1], kinds, 0])?;
         Ok(this)
     }
 

@@ -88,6 +88,7 @@ pub struct Verifier<'a> {
     others: Vec<Vcpu>,
     pub memory: &'a Memory,
     lossy: bool,
+    movable: bool,
     mask: u64,
 }
 
@@ -121,7 +122,7 @@ impl<'a> Verifier<'a> {
             enter_long(&vcpu)?;
             others.push(vcpu);
         }
-        let this = Self { machine, others, memory, lossy: false, mask: !0 };
+        let this = Self { machine, others, memory, lossy: false, movable: false, mask: !0 };
         for (index, vcpu) in this.vcpus().enumerate() {
             let mut regs = vcpu.regs()?;
             (regs.rbp, regs.r11, regs.r12) = (0, this.mask, 0);
@@ -139,6 +140,12 @@ impl<'a> Verifier<'a> {
         self.lossy = true;
         self.change_regs(|regs| regs.r12 = 1)?;
         Ok(self)
+    }
+
+    /// The slot may be away at any time: the VMM answers then, as a device that has the same contents.
+    pub fn movable(mut self) -> Self {
+        self.movable = true;
+        self
     }
 
     /// All pages have the same contents after each sweep.
@@ -165,6 +172,26 @@ impl<'a> Verifier<'a> {
     /// What the guest begins with when it is run: see [`Running::look_only`].
     pub fn look_first(&self) {
         self.machine.memory.write(LOOK, &[1]);
+    }
+
+    /// Answers an access to memory whose slot is away; true if it was one.
+    fn answer(&self, vcpu: &Vcpu, exit: &Exit) -> bool {
+        let place = |address: &u64, length: usize| {
+            let offset = usize::try_from(address.checked_sub(GPA)?).ok()?;
+            (self.movable && offset + length <= self.memory.size()).then_some(offset)
+        };
+        match exit {
+            Exit::MmioRead { address, length } => {
+                let Some(offset) = place(address, *length) else { return false };
+                vcpu.answer_mmio(&self.memory.read(offset, *length));
+            }
+            Exit::MmioWrite { address, data } => {
+                let Some(offset) = place(address, data.len()) else { return false };
+                self.memory.write(offset, data);
+            }
+            _ => return false,
+        }
+        true
     }
 
     fn report(&self, vcpu: usize, word: usize) -> u64 {
@@ -268,6 +295,17 @@ impl<'a> Verifier<'a> {
     }
 }
 
+/// What a vCPU has that the guest never loads: then it is not the guest's program that has failed.
+fn strange(sregs: &kvm_bindings::kvm_sregs) -> String {
+    if sregs.cr3 == layout::PML4 as u64 && sregs.cs.selector == layout::CODE64 {
+        return String::new();
+    }
+    format!(
+        "; and these are not the guest's: CS {:#x}, GDT at {:#x}, CR0 {:#x}, CR3 {:#x}, CR4 {:#x}, EFER {:#x}",
+        sregs.cs.selector, sregs.gdt.base, sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer
+    )
+}
+
 impl Running<'_> {
     /// Runs a vCPU until it stops, or has something to say.
     fn sweep(&self, vcpu: &Vcpu) -> Result<(), String> {
@@ -283,12 +321,20 @@ impl Running<'_> {
                     thread::yield_now();
                 }
                 Err(Errno::EINTR) => {}
+                Ok(exit) if self.guest.answer(vcpu, &exit) => {}
                 other => {
                     let regs = vcpu.regs().unwrap_or_default();
-                    let cr2 = vcpu.sregs().map(|sregs| sregs.cr2).unwrap_or_default();
+                    let sregs = vcpu.sregs().unwrap_or_default();
                     return Err(format!(
-                        "{other:x?}: {:#x} at {:#x}, not {:#x}; sweep {:#x}; RIP {:#x}, CR2 {cr2:#x}, RSP {:#x}",
-                        regs.rcx, regs.rbx, regs.rax, regs.rbp, regs.rip, regs.rsp
+                        "{other:x?}: {:#x} at {:#x}, not {:#x}; sweep {:#x}; RIP {:#x}, RSP {:#x}, CR2 {:#x}{}",
+                        regs.rcx,
+                        regs.rbx,
+                        regs.rax,
+                        regs.rbp,
+                        regs.rip,
+                        regs.rsp,
+                        sregs.cr2,
+                        strange(&sregs)
                     ));
                 }
             }

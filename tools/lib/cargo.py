@@ -54,6 +54,8 @@ def environment(name, **more):
     for variable in ("RUSTC", "RUSTDOC", "RUSTFMT", "CLIPPY_DRIVER"):
         # These mean the kernel's compiler here; cargo comes with its own.
         env.pop(variable, None)
+    # For what a crate has of C++.
+    env.setdefault("CXX", f"clang++{toolchain.LLVM}")
     env.update(more)
     return env
 
@@ -71,6 +73,31 @@ def static(name, package):
     if done.returncode:
         raise ui.Failure(f"building {package} failed (messages above)")
     return paths.BUILD / f"cargo-{name}" / TARGET / "release"
+
+
+def run_bounded(command, limit):
+    """Run a program for at most so many seconds; its status, and the lines that it printed.
+
+    It ends with the tool, however that ends.
+    """
+    if _stopping:
+        raise ui.Failure("interrupted")
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="replace", start_new_session=True)
+    _running.add(process)
+    timer = threading.Timer(limit, lambda: os.killpg(process.pid, signal.SIGKILL))
+    timer.start()
+    try:
+        with process.stdout as stdout:
+            said = stdout.read().splitlines()
+        return process.wait(), said
+    finally:
+        timer.cancel()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        _running.discard(process)
 
 
 class HostTests:

@@ -20,6 +20,13 @@ KVM_MODULES = (
     "arch/x86/kvm/kvm-amd.ko",
 )
 
+# A swap device of compressed memory, for the tests that want one.
+SWAP_MODULES = (
+    "lib/lz4/lz4_compress.ko",
+    "mm/zsmalloc.ko",
+    "drivers/block/zram/zram.ko",
+)
+
 
 _compiling = threading.Lock()
 
@@ -35,7 +42,7 @@ def _hold_vm():
 
 
 def initramfs(target, kdir, command, kind, files=()):
-    """Write the initramfs: busybox, KVM's modules, /command, and (source, path) files.
+    """Write the initramfs: busybox, the kernel's modules, /command, and (source, path) files.
 
     `kind` is the machine that it is for.
     """
@@ -50,7 +57,7 @@ def initramfs(target, kdir, command, kind, files=()):
     archive.symlink("bin/sh", "busybox")
     archive.file("init", (paths.TOP / "tools/image/init").read_bytes(), 0o755)
     archive.file("command", command.encode(), 0o755)
-    for module in KVM_MODULES:
+    for module in KVM_MODULES + SWAP_MODULES:
         source = Path(kdir) / module
         if source.exists():
             archive.file("modules/" + source.name, source.read_bytes())

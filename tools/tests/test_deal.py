@@ -64,7 +64,7 @@ class Machines(unittest.TestCase):
             results = Results(logs)
             built = {"rusthv-selftests": Path("s"), "rusthv-fuzz": Path("f"),
                      "rusthv-spin": Path("spin")}
-            bench = tools_test.Bench(arguments, Path("k"), logs, "m", built, [], [])
+            bench = tools_test.Bench(arguments, [], Path("k"), logs, "m", built, [], [])
             machines = tools_test.Machines(bench, (kind, ""), results)
             for job in machines.jobs(names, [], checks, 1):
                 job()
@@ -86,6 +86,21 @@ class Machines(unittest.TestCase):
                                  ["refuse_no_svm"], ["refuse_no_vmx"]])
         _, boots = self.run_all([], ["a"], ["refuse_no_svm"])
         self.assertEqual(boots, [["kvm", "load", "selftests", "unload"]])
+
+    def test_stress_takes_its_time_in_every_mode(self):
+        def machines(kernel, kind, seconds=None):
+            arguments = types.SimpleNamespace(kernel=kernel, scale=None, seconds=seconds)
+            bench = types.SimpleNamespace(arguments=arguments, words=[], debug=kernel == "debug")
+            return tools_test.Machines(bench, (kind, ""), mock.MagicMock())
+
+        debug = machines("debug", "qemu")
+        for mode in tools_test.MODES:
+            self.assertLessEqual(set(tools_test.STRESS), debug.paged[mode])
+        self.assertGreaterEqual(
+            debug.seconds * len(tools_test.STRESS) * (1 + len(tools_test.MODES)), 120)
+        self.assertEqual(machines("base", "qemu").seconds, 0)
+        self.assertEqual(machines("debug", "bochs").seconds, 0)
+        self.assertEqual(machines("base", "qemu", 7).seconds, 7)
 
     def test_no_machine_for_a_refusal_alone(self):
         _, boots = self.run_all([], [], ["refuse_no_svm"], kind="qemu")

@@ -84,7 +84,7 @@ pub(super) fn linear_add(mode: Mode, gva: Gva, bytes: u64) -> Gva {
 }
 
 /// True if all bits from `bits - 1` up are equal.
-fn is_canonical(address: u64, bits: u32) -> bool {
+pub(super) const fn is_canonical(address: u64, bits: u32) -> bool {
     let upper = (address as i64).wrapping_shr(bits.wrapping_sub(1));
     upper == 0 || upper == -1
 }

@@ -10,7 +10,7 @@
 //! The encodings are those of APM Vol. 3 and, for what Intel defined, SDM Vol. 2, as an AMD CPU
 //! decodes them.
 
-use super::address::linear;
+use super::address::{is_canonical, linear};
 use super::cpu::Cpu;
 use super::insn::{DecodeError, Mem, Operand, Reg, Rep};
 use super::modrm::ModRm;
@@ -127,6 +127,26 @@ impl System {
         })
     }
 
+    /// Width of an operand that is as wide as addresses can be: INVPCID's register.
+    pub fn operand_width(&self) -> Width {
+        native_width(self.mode)
+    }
+
+    /// Linear address of INVPCID's descriptor of 16 bytes, or the exception that the access raises.
+    ///
+    /// # Errors
+    ///
+    /// As [`System::linear`].
+    pub fn descriptor<C: Cpu>(&self, cpu: &C, mem: &Mem) -> Result<Gva, Exception> {
+        let upper = Mem {
+            disp: mem.disp.wrapping_add(8),
+            ..*mem
+        };
+        let lower = self.linear(cpu, mem, Width::Qword, Access::Read)?;
+        self.linear(cpu, &upper, Width::Qword, Access::Read)?;
+        Ok(lower)
+    }
+
     /// Linear address of `width` bytes at a memory operand of the instruction, which is the one at
     /// RIP; or the exception that the access raises.
     ///
@@ -223,6 +243,13 @@ fn special_register(modrm: u8, prefixes: &Prefixes, opcode: u8) -> Result<Kind, 
     })
 }
 
+const fn native_width(mode: Mode) -> Width {
+    match mode {
+        Mode::Bits64 => Width::Qword,
+        Mode::Bits16 | Mode::Bits32 => Width::Dword,
+    }
+}
+
 /// 0F 01: operands in memory, and instructions without any in place of registers.
 fn group7(modrm: &ModRm, prefixes: &Prefixes) -> Result<Kind, DecodeError> {
     match modrm.extension {
@@ -267,12 +294,34 @@ fn group7(modrm: &ModRm, prefixes: &Prefixes) -> Result<Kind, DecodeError> {
     })
 }
 
+/// Whether INVPCID accepts its operands: the kind, and the two halves of the descriptor (SDM Vol. 2A,
+/// "INVPCID"). `contexts` is CR4.PCIDE. #GP otherwise.
+pub const fn invpcid_allows(
+    kind: u64,
+    descriptor: [u64; 2],
+    contexts: bool,
+    linear_bits: u32,
+) -> bool {
+    const PCID: u64 = 0xfff;
+    let [pcid, address] = descriptor;
+    if pcid & !PCID != 0 {
+        return false;
+    }
+    let has_context = pcid == 0 || contexts;
+    match kind {
+        // One address.
+        0 => has_context && is_canonical(address, linear_bits),
+        // One context.
+        1 => has_context,
+        // All, with and without global translations.
+        2 | 3 => true,
+        _ => false,
+    }
+}
+
 /// 66 0F 38 82.
 fn invpcid(modrm: &ModRm, prefixes: &Prefixes) -> Result<Kind, DecodeError> {
-    let width = match prefixes.mode {
-        Mode::Bits64 => Width::Qword,
-        Mode::Bits16 | Mode::Bits32 => Width::Dword,
-    };
+    let width = native_width(prefixes.mode);
     match (modrm.reg(prefixes, width), modrm.rm(prefixes, width)) {
         (Operand::Reg(Reg::Low(kind)), Operand::Mem(descriptor))
             if prefixes.operand_override && prefixes.repeat.is_none() =>

@@ -47,7 +47,7 @@ use crate::model::paging::PageSize;
 
 mod entry;
 mod lines;
-use entry::{lines_of, ones, pieces, shift_of, Key, Meaning, Piece, MASK};
+use entry::{ones, pieces, shift_of, Key, Likeness, Meaning, Piece, Sought, MASK};
 use lines::{
     add_lines, close, each_entry, free_chain_frames, give_lines, is_entry, only_key, release_lines,
     take_line, Line, Lines, Tail, SLOTS, WORDS,
@@ -151,6 +151,13 @@ impl Run {
 }
 
 impl Run {
+    /// A guest frame is among those of the run.
+    #[inline]
+    pub const fn is_about(&self, gfn: Gfn) -> bool {
+        let pages = self.count << (shift_of(self.size) - PAGE_SHIFT);
+        gfn.raw().wrapping_sub(self.gfn.raw()) < pages
+    }
+
     /// Takes in a run that continues this one, in the same direction; false if it does not.
     #[inline]
     pub fn append(&mut self, other: &Self) -> bool {
@@ -225,24 +232,52 @@ struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    /// At entries of the same cluster: a bit for each slot that has one.
-    #[inline]
-    fn look(&mut self, line: Line<'a>, mut hits: usize, piece: &Piece, other: Meaning) {
-        while hits != 0 {
-            let slot = hits.trailing_zeros() as usize;
-            hits &= hits - 1;
-            let entry = line.get(slot);
-            if entry.1 == piece.meaning.0 || entry.1 == other.0 {
-                self.fresh &= !entry.0;
-                self.home = Some((line, slot, Meaning(entry.1)));
-            } else if !piece.is_far_from(entry.1) {
-                self.look_closer(line, slot, piece);
-            }
+    /// At the entries of a line. Clusters whose pages are all over the guest have many, and nearly
+    /// all of them have nothing to do with the piece: these are told apart first.
+    #[inline(always)]
+    fn look(&mut self, line: Line<'a>, sought: &Sought) {
+        // By hand: this is where most of the time goes, and a loop takes twice as long.
+        self.look_at(line, 0, sought);
+        self.look_at(line, 1, sought);
+        self.look_at(line, 2, sought);
+        self.look_at(line, 3, sought);
+    }
+
+    #[inline(always)]
+    fn look_at(&mut self, line: Line<'a>, slot: usize, sought: &Sought) {
+        let (first, second) = line.get(slot);
+        if !sought.is_beside(first) {
+            return;
+        }
+        match sought.compare(second) {
+            Likeness::Same => self.is_home(line, slot),
+            Likeness::Far => {}
+            Likeness::Near => self.look_closer(line, slot, &sought.piece),
+            Likeness::Other => self.look_across(line, slot, sought),
+        }
+    }
+
+    /// An entry is on a line that the piece is on.
+    #[inline(always)]
+    fn is_home(&mut self, line: Line<'a>, slot: usize) {
+        let (first, second) = line.get(slot);
+        self.fresh &= !first;
+        self.home = Some((line, slot, Meaning(second)));
+    }
+
+    /// At an entry of another owner or direction.
+    #[inline(never)]
+    fn look_across(&mut self, line: Line<'a>, slot: usize, sought: &Sought) {
+        let (first, second) = line.get(slot);
+        if sought.is_other(second) {
+            self.is_home(line, slot);
+        } else if sought.may_meet(first, second) {
+            self.look_closer(line, slot, &sought.piece);
         }
     }
 
     /// At an entry that is of another owner or on another line.
-    #[inline(never)]
+    #[cold]
     fn look_closer(&mut self, line: Line<'a>, slot: usize, piece: &Piece) {
         let entry = Piece::of(line.get(slot));
         if entry.meaning.owner() != piece.meaning.owner() {
@@ -257,6 +292,8 @@ impl<'a> Found<'a> {
     }
 }
 
+const _: () = assert!(SLOTS == 4, "see Found::look");
+
 /// Takes what it has of a piece from the first entry that has some: which pages, and if it is empty
 /// now, whether a line went with it.
 #[inline]
@@ -270,7 +307,8 @@ fn take_from<M: TableMemory>(
     loop {
         for slot in 0..SLOTS {
             let words = line.get(slot);
-            if words.0 & !MASK != piece.key.0 {
+            // Of the same cluster, with one of the pages.
+            if (words.0 ^ piece.key.0) & !MASK != 0 || words.0 & piece.mask == 0 {
                 continue;
             }
             let entry = Piece::of(words);
@@ -403,11 +441,10 @@ impl Inverted {
         if self.sizes.load(Ordering::Relaxed) & seen == 0 {
             self.sizes.fetch_or(seen, Ordering::Relaxed);
         }
-        let [line, other] = lines_of(owner, run);
         let mut own = Lines::default();
         if run.count == 1 {
-            let piece = Piece::page(run, line);
-            let added = self.add_piece(memory, locks, &mut own, &piece, other);
+            let sought = Sought::page(owner, run);
+            let added = self.add_piece(memory, locks, &mut own, &sought);
             if own.count != 0 {
                 give_lines(memory, locks, own);
             }
@@ -415,24 +452,26 @@ impl Inverted {
         }
         let mut added = Added::default();
         let result = pieces(owner, run).try_for_each(|piece| {
-            let here = self.add_piece(memory, locks, &mut own, &piece, other)?;
+            let here = self.add_piece(memory, locks, &mut own, &Sought::part(piece))?;
             added.fresh += here.fresh;
             added.shared |= here.shared;
             Ok(())
         });
-        give_lines(memory, locks, own);
+        if own.count != 0 {
+            give_lines(memory, locks, own);
+        }
         result.map(|()| added)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn add_piece<M: TableMemory, L: Locks>(
         &self,
         memory: &mut M,
         locks: &L,
         own: &mut Lines,
-        piece: &Piece,
-        other: Meaning,
+        sought: &Sought,
     ) -> Result<Added, NoFrame> {
+        let piece = &sought.piece;
         let place = self.place(piece.key);
         locks.group(place.group, |group| {
             if group.pages == 0 {
@@ -448,10 +487,7 @@ impl Inverted {
                 home: None,
             };
             loop {
-                let hits = line.hits(piece.key);
-                if hits != 0 {
-                    found.look(line, hits, piece, other);
-                }
+                found.look(line, sought);
                 match line.link() {
                     Some(next) => line = Line::at(memory, next),
                     None => break,
@@ -517,15 +553,19 @@ impl Inverted {
         run: &Run,
     ) -> u64 {
         let mut own = Lines::default();
-        let mut removed = 0;
-        for piece in pieces(owner, run) {
-            removed += self.remove_piece(memory, locks, &mut own, piece);
+        let removed = if run.count == 1 {
+            self.remove_piece(memory, locks, &mut own, Piece::page(owner, run))
+        } else {
+            let gone = |piece| self.remove_piece(memory, locks, &mut own, piece);
+            pieces(owner, run).map(gone).sum()
+        };
+        if own.count != 0 {
+            give_lines(memory, locks, own);
         }
-        give_lines(memory, locks, own);
         removed
     }
 
-    #[inline]
+    #[inline(never)]
     fn remove_piece<M: TableMemory, L: Locks>(
         &self,
         memory: &M,

@@ -110,6 +110,12 @@ impl Slot {
         Hva::new(self.hva.raw().saturating_add(bytes))
     }
 
+    /// True when the guest may write, and nothing has to be known of that.
+    #[inline]
+    pub const fn is_plain(&self) -> bool {
+        !self.flags.read_only() && !self.flags.log_dirty()
+    }
+
     /// True when the guest frame belongs to the slot.
     #[inline]
     pub const fn contains(&self, gfn: Gfn) -> bool {

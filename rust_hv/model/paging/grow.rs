@@ -81,6 +81,33 @@ impl<'a, F: Format> Grow<'a, F> {
         add(format, entry, &leaf, raw, &mut self.added)
     }
 
+    /// Maps consecutive pages of the size of `like` from `gpa` on, up to the end of their table, where
+    /// nothing is mapped yet. Tells of each page that it maps, by its number.
+    pub fn fill<M: TableMemory>(
+        &mut self,
+        memory: &mut M,
+        gpa: Gpa,
+        like: Leaf,
+        pages: impl IntoIterator<Item = Hpa>,
+        mut on_set: impl FnMut(usize),
+    ) -> Result<(), MapError> {
+        let (format, level) = (*self.table.format(), like.size.level());
+        let table = self.table.descend(memory, gpa, level, &mut self.added)?;
+        let entries = memory.entries(table).iter().skip(index(gpa.raw(), level));
+        for (number, (entry, hpa)) in entries.zip(pages).enumerate() {
+            if entry.load(Ordering::Relaxed) != 0 {
+                continue;
+            }
+            let raw = encode(format, gpa, &Leaf { hpa, ..like })?;
+            let set = entry.compare_exchange(0, raw, Ordering::AcqRel, Ordering::Relaxed);
+            if set.is_ok() {
+                self.added.add_leaves(like.size, 1);
+                on_set(number);
+            }
+        }
+        Ok(())
+    }
+
     /// Walks once to the page table of a 2 MiB region, for several pages in it.
     #[inline]
     pub fn region<'b, M: TableMemory>(

@@ -233,6 +233,11 @@ impl PagingState {
         self.registers.efer.contains(Efer::LMA)
     }
 
+    /// CR4.PCIDE is 1: translations are of contexts.
+    pub const fn has_contexts(&self) -> bool {
+        self.cr4(Cr4::PCIDE)
+    }
+
     /// The same, with these page-directory pointers loaded.
     pub const fn with_pointers(mut self, pointers: [u64; 4]) -> Self {
         self.pdptes = Some(pointers);
@@ -255,6 +260,11 @@ impl PagingState {
     /// Bits that must be 0 in an entry for a page of 4 KiB.
     pub fn reserved_in_small(&self) -> u64 {
         self.reserved(12, true)
+    }
+
+    /// Frame of the page of 4 KiB that an entry maps.
+    pub fn frame(&self, entry: u64) -> u64 {
+        self.page(entry, 12) >> 12
     }
 
     /// The paging mode.

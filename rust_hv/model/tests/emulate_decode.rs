@@ -179,7 +179,7 @@ fn check(bytes: &[u8], mode: Mode) -> Result<Insn, DecodeError> {
     ours
 }
 
-fn checked(bytes: &[u8], mode: Mode) -> Result<Insn, DecodeError> {
+pub fn checked(bytes: &[u8], mode: Mode) -> Result<Insn, DecodeError> {
     // The bytes belong into any panic message.
     std::panic::catch_unwind(|| check(bytes, mode)).unwrap_or_else(|_| {
         let theirs = reference(bytes, mode, DecoderOptions::NONE);

@@ -11,7 +11,7 @@ use rusthv_model::emulate::*;
 
 /// A machine where a hash of the page number decides what is there.
 #[derive(Clone, Debug)]
-struct Chaos {
+pub struct Chaos {
     gprs: [u64; 16],
     rip: u64,
     rflags: Rflags,
@@ -132,7 +132,7 @@ impl Memory for Chaos {
     }
 }
 
-fn chaos() -> impl Strategy<Value = Chaos> {
+pub fn chaos() -> impl Strategy<Value = Chaos> {
     let value = prop_oneof![
         any::<u64>(),
         0u64..0x1_0010,
@@ -188,6 +188,106 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
 /// stored.
 const CALLS_PER_ITERATION: u32 = 12;
 
+pub fn modes() -> impl Strategy<Value = Mode> {
+    prop::sample::select(vec![Mode::Bits16, Mode::Bits32, Mode::Bits64])
+}
+
+/// Iterations of a string instruction in one go.
+pub fn limits() -> impl Strategy<Value = u32> {
+    prop_oneof![Just(1u32), 0u32..50]
+}
+
+/// Runs an instruction until it is done, with a device that gives the same answer to each load.
+pub fn run(
+    machine: &mut Chaos,
+    bytes: &[u8],
+    mode: Mode,
+    limit: u32,
+    answers: u64,
+) -> Result<(), TestCaseError> {
+    let Ok(insn) = decode(bytes, mode) else {
+        return Ok(());
+    };
+    prop_assert!((1..=15).contains(&insn.len));
+    let mut log = MmioLog::new();
+    // A device instruction may leave four times for loads; 64 rounds see iterations too.
+    let mut loads = 0;
+    for _ in 0..64 {
+        let before = machine.state();
+        machine.calls = 0;
+        let outcome = execute(machine, &insn, &mut log, limit);
+        prop_assert!(machine.calls <= limit.max(1) * CALLS_PER_ITERATION);
+        let single = limit <= 1;
+        match outcome {
+            Outcome::MmioRead(read) => {
+                prop_assert!((1..=8).contains(&read.len));
+                prop_assert!(read.gpa.page_offset() + u64::from(read.len) <= 4096);
+                if single {
+                    prop_assert_eq!(before, machine.state());
+                }
+                loads = if before == machine.state() {
+                    loads + 1
+                } else {
+                    1
+                };
+                prop_assert!(loads <= 4);
+                prop_assert_eq!(log.record(read, answers.to_le_bytes()), Ok(()));
+            }
+            Outcome::MmioWrite {
+                mut writes,
+                finished,
+                ..
+            } => {
+                prop_assert!(log.is_empty());
+                prop_assert!(!writes.is_empty());
+                let mut count = 0;
+                while let Some(write) = writes.pop() {
+                    count += 1;
+                    prop_assert!((1..=8).contains(&write.bytes().len()));
+                }
+                prop_assert!(count <= 2);
+                if finished {
+                    break;
+                }
+                loads = 0;
+            }
+            Outcome::Again { .. } => {
+                if log.is_empty() {
+                    loads = 0;
+                }
+            }
+            Outcome::Done { .. } => {
+                prop_assert!(log.is_empty());
+                let next = before.1.wrapping_add(u64::from(insn.len));
+                let next = if mode == Mode::Bits64 {
+                    next
+                } else {
+                    next & 0xffff_ffff
+                };
+                prop_assert_eq!(machine.rip, next);
+                break;
+            }
+            Outcome::Fault(_) => {
+                prop_assert!(log.is_empty());
+                if single {
+                    prop_assert_eq!(before, machine.state());
+                }
+                break;
+            }
+            Outcome::Failed(()) => {
+                prop_assert!(log.is_empty());
+                if single {
+                    // The first page of a store may be done, but no register.
+                    let after = machine.state();
+                    prop_assert_eq!((before.0, before.1, before.2), (after.0, after.1, after.2));
+                }
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 8_000,
@@ -199,76 +299,11 @@ proptest! {
     fn garbage_does_no_harm(
         mut machine in chaos(),
         bytes in bytes(),
-        mode in prop::sample::select(vec![Mode::Bits16, Mode::Bits32, Mode::Bits64]),
-        limit in prop_oneof![Just(1u32), 0u32..50],
+        mode in modes(),
+        limit in limits(),
         answers in any::<u64>(),
     ) {
-        let Ok(insn) = decode(&bytes, mode) else { return Ok(()) };
-        prop_assert!((1..=15).contains(&insn.len));
-        let mut log = MmioLog::new();
-        // A device instruction may leave four times for loads; 64 rounds see iterations too.
-        let mut loads = 0;
-        for _ in 0..64 {
-            let before = machine.state();
-            machine.calls = 0;
-            let outcome = execute(&mut machine, &insn, &mut log, limit);
-            prop_assert!(machine.calls <= limit.max(1) * CALLS_PER_ITERATION);
-            let single = limit <= 1;
-            match outcome {
-                Outcome::MmioRead(read) => {
-                    prop_assert!((1..=8).contains(&read.len));
-                    prop_assert!(read.gpa.page_offset() + u64::from(read.len) <= 4096);
-                    if single {
-                        prop_assert_eq!(before, machine.state());
-                    }
-                    loads = if before == machine.state() { loads + 1 } else { 1 };
-                    prop_assert!(loads <= 4);
-                    prop_assert_eq!(log.record(read, answers.to_le_bytes()), Ok(()));
-                }
-                Outcome::MmioWrite { mut writes, finished, .. } => {
-                    prop_assert!(log.is_empty());
-                    prop_assert!(!writes.is_empty());
-                    let mut count = 0;
-                    while let Some(write) = writes.pop() {
-                        count += 1;
-                        prop_assert!((1..=8).contains(&write.bytes().len()));
-                    }
-                    prop_assert!(count <= 2);
-                    if finished {
-                        break;
-                    }
-                    loads = 0;
-                }
-                Outcome::Again { .. } => {
-                    if log.is_empty() {
-                        loads = 0;
-                    }
-                }
-                Outcome::Done { .. } => {
-                    prop_assert!(log.is_empty());
-                    let next = before.1.wrapping_add(u64::from(insn.len));
-                    let next = if mode == Mode::Bits64 { next } else { next & 0xffff_ffff };
-                    prop_assert_eq!(machine.rip, next);
-                    break;
-                }
-                Outcome::Fault(_) => {
-                    prop_assert!(log.is_empty());
-                    if single {
-                        prop_assert_eq!(before, machine.state());
-                    }
-                    break;
-                }
-                Outcome::Failed(()) => {
-                    prop_assert!(log.is_empty());
-                    if single {
-                        // The first page of a store may be done, but no register.
-                        let after = machine.state();
-                        prop_assert_eq!((before.0, before.1, before.2), (after.0, after.1, after.2));
-                    }
-                    break;
-                }
-            }
-        }
+        run(&mut machine, &bytes, mode, limit, answers)?;
     }
 
     #[test]

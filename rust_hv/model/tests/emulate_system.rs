@@ -13,7 +13,7 @@ use emulate_support::Machine;
 use iced_x86::{Code, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use proptest::prelude::*;
 use rusthv_model::arch::addr::Gva;
-use rusthv_model::emulate::system::{Kind, System};
+use rusthv_model::emulate::system::{invpcid_allows, Kind, System};
 use rusthv_model::emulate::*;
 use rusthv_model::exit::Direction;
 
@@ -214,7 +214,7 @@ fn check(bytes: &[u8], mode: Mode) -> Result<System, DecodeError> {
     ours
 }
 
-fn checked(bytes: &[u8], mode: Mode) -> Result<System, DecodeError> {
+pub fn checked(bytes: &[u8], mode: Mode) -> Result<System, DecodeError> {
     // The bytes belong into any panic message.
     std::panic::catch_unwind(|| check(bytes, mode)).unwrap_or_else(|_| {
         let theirs = reference_of(bytes, mode);
@@ -418,6 +418,57 @@ fn operands_in_memory_have_addresses() {
         address(&machine, &ebp, Mode::Bits32),
         Err(Exception::stack_fault())
     );
+}
+
+#[test]
+fn descriptors_of_invpcid_have_16_bytes() {
+    let mut machine = Machine::new();
+    machine.set(Gpr::RBX, 0x1ff8);
+    machine.segments[SegmentName::Ds as usize].limit = 0x1fff;
+    // INVPCID EAX, [EBX+disp]
+    let address = |machine: &Machine, disp: u8, mode| {
+        let system = System::decode(&[0x66, 0x0f, 0x38, 0x82, 0x43, disp], mode).unwrap();
+        match system.kind {
+            Kind::Invpcid { descriptor, .. } => system.descriptor(machine, &descriptor),
+            other => panic!("{other:?}"),
+        }
+    };
+    let denied = Err(Exception::general_protection());
+    let minus = |by: u8| 0u8.wrapping_sub(by);
+    assert_eq!(
+        address(&machine, minus(8), Mode::Bits32),
+        Ok(Gva::new(0x1ff0))
+    );
+    assert_eq!(address(&machine, minus(7), Mode::Bits32), denied);
+    assert_eq!(address(&machine, 0, Mode::Bits32), denied);
+    // No limits, but the end of what is canonical.
+    machine.set(Gpr::RBX, 0x7fff_ffff_fff8);
+    let last = Gva::new(0x7fff_ffff_fff0);
+    assert_eq!(address(&machine, minus(8), Mode::Bits64), Ok(last));
+    assert_eq!(address(&machine, minus(7), Mode::Bits64), denied);
+    assert_eq!(address(&machine, 0, Mode::Bits64), denied);
+}
+
+#[test]
+fn operands_of_invpcid() {
+    const EDGE: u64 = 1 << 47;
+    let allows =
+        |kind, pcid, address, contexts| invpcid_allows(kind, [pcid, address], contexts, 48);
+    for kind in 0..4 {
+        let (one, some) = (kind == 0, kind < 2);
+        assert!(allows(kind, 0, EDGE - 1, false));
+        // Contexts, where there are any.
+        assert!(allows(kind, 0xfff, 0, true));
+        assert_eq!(allows(kind, 1, 0, false), !some, "kind {kind}");
+        // Reserved bits, whatever is to be forgotten.
+        assert!(!allows(kind, 0x1000, 0, true));
+        assert!(!allows(kind, 1 << 63, 0, true));
+        // Addresses count where one is asked for.
+        assert_eq!(allows(kind, 0, EDGE, true), !one, "kind {kind}");
+        assert!(allows(kind, 0, 0u64.wrapping_sub(EDGE), true));
+    }
+    assert!(!allows(4, 0, 0, true));
+    assert!(!allows(1 << 32, 0, 0, true));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! what should be there, with every table frame accounted for.
 
 #[macro_use]
-mod paging_support;
+pub(crate) mod paging_support;
 
 use std::collections::BTreeMap;
 
@@ -70,7 +70,7 @@ fn untracked(leaf: Leaf) -> Leaf {
 }
 
 #[derive(Clone, Debug)]
-enum Op {
+pub enum Op {
     Map {
         gfn: u64,
         hpa: u64,
@@ -158,7 +158,8 @@ fn length() -> impl Strategy<Value = u64> {
     ]
 }
 
-fn op() -> impl Strategy<Value = Op> {
+/// What the fuzzer has from here, too (`fuzz/`).
+pub fn op() -> impl Strategy<Value = Op> {
     let size = || prop_oneof![4 => Just(PageSize::Size4K), 2 => Just(PageSize::Size2M), 1 => Just(PageSize::Size1G)];
     let perms = || {
         prop_oneof![
@@ -555,32 +556,36 @@ impl Machine {
     }
 }
 
+pub fn run(format: Nested, ops: &[Op]) {
+    let (arena, table, _) = setup(format);
+    let mut machine = Machine {
+        arena,
+        table,
+        reference: Reference::default(),
+    };
+    for op in ops {
+        machine.apply(op);
+        machine.check();
+    }
+    let Machine {
+        mut arena,
+        table,
+        mut reference,
+    } = machine;
+    table.destroy(&mut arena, |gfn, leaf| {
+        assert_eq!(reference.0.remove(&gfn.raw()), Some(leaf));
+    });
+    assert!(reference.0.is_empty());
+    assert_eq!(arena.live, 0);
+}
+
 fn any_sequence_agrees_with_the_reference(format: Nested) {
     let mut runner = TestRunner::new(ProptestConfig {
         failure_persistence: None,
         ..ProptestConfig::default()
     });
     let result = runner.run(&prop::collection::vec(op(), 1..40), |ops| {
-        let (arena, table, _) = setup(format);
-        let mut machine = Machine {
-            arena,
-            table,
-            reference: Reference::default(),
-        };
-        for op in &ops {
-            machine.apply(op);
-            machine.check();
-        }
-        let Machine {
-            mut arena,
-            table,
-            mut reference,
-        } = machine;
-        table.destroy(&mut arena, |gfn, leaf| {
-            assert_eq!(reference.0.remove(&gfn.raw()), Some(leaf));
-        });
-        assert!(reference.0.is_empty());
-        assert_eq!(arena.live, 0);
+        run(format, &ops);
         Ok(())
     });
     result.unwrap();

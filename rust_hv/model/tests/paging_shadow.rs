@@ -4,6 +4,7 @@
 //! of the host's memory, against a walk of the guest's own tables.
 //!
 //! The CPU here walks the shadow tables the way that the SDM describes, not by the code under test.
+//! And after each step the pages that the census was told of are those that entries map.
 
 #[path = "paging_support/guest.rs"]
 mod guest;
@@ -15,18 +16,42 @@ use paging_support::{Arena, Gathered};
 use proptest::prelude::*;
 use rusthv_model::arch::addr::{Gfn, GfnRange, Gva, Hpa};
 use rusthv_model::arch::regs::{Cr0, Cr4, Efer};
+use rusthv_model::paging::format::Leaf;
 use rusthv_model::paging::frames::TableMemory;
 use rusthv_model::paging::shadow::route::{RootKey, Route};
 use rusthv_model::paging::shadow::{
-    Cause, Cursor, HostPage, Installed, Lack, Policy, Shadow, Slot, TableId,
+    is_noted, is_used, Cause, Census, Cursor, Filled, HostPage, Installed, Lack, Policy, Shadow,
+    Slot, TableId,
 };
 use rusthv_model::paging::state::{Access, AccessKind, Mode, Privilege};
 use rusthv_model::paging::sweep::Progress;
-use rusthv_model::paging::walk::{walk, walk_traced, EntrySize, WalkError};
+use rusthv_model::paging::walk::{mark_used, walk, walk_traced, EntrySize, WalkError};
+use rusthv_model::paging::PageSize;
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
-type Tables = Shadow<Vec<Slot>, Vec<u32>>;
+/// Guest frame, host address, size in bytes.
+type Page = (u64, u64, u64);
+
+/// The pages that the shadow tables have told of.
+#[derive(Default, PartialEq, Debug)]
+struct Told(BTreeSet<Page>);
+
+fn page(gfn: Gfn, hpa: Hpa, size: PageSize) -> Page {
+    (gfn.raw(), hpa.raw(), size.bytes())
+}
+
+impl Census for Told {
+    fn mapped(&mut self, gfn: Gfn, hpa: Hpa, size: PageSize) {
+        assert!(self.0.insert(page(gfn, hpa, size)), "told twice");
+    }
+
+    fn unmapped(&mut self, gfn: Gfn, hpa: Hpa, size: PageSize) {
+        assert!(self.0.remove(&page(gfn, hpa, size)), "gone twice");
+    }
+}
+
+type Tables = Shadow<Vec<Slot>, Vec<u32>, Told>;
 
 /// Where the host has the guest's frame 0: all of it in one piece.
 const HOST: u64 = 0x40_0000_0000;
@@ -40,13 +65,18 @@ struct Vm {
     read_only: BTreeSet<u64>,
     /// The host has large pages.
     large: bool,
+    /// Where the host has the guest's frame 0.
+    host: u64,
     faults: usize,
+    /// The last fault or INVLPG went the short way, if it could.
+    quick: bool,
 }
 
 impl Vm {
     fn new(guest: Guest, policy: Policy, slots: usize) -> Self {
         let room = (0..slots).map(|_| Slot::new()).collect();
-        let shadow = Shadow::new(policy, room, vec![Tables::WORD; Tables::words(slots)]).unwrap();
+        let words = vec![Tables::WORD; Tables::words(slots)];
+        let shadow = Shadow::new(policy, room, words, Told::default()).unwrap();
         Self {
             guest,
             shadow,
@@ -54,7 +84,9 @@ impl Vm {
             root: None,
             read_only: BTreeSet::new(),
             large: false,
+            host: HOST,
             faults: 0,
+            quick: false,
         }
     }
 
@@ -128,9 +160,49 @@ impl Vm {
     }
 
     fn invlpg(&mut self, gva: u64) {
+        self.quick = !self.quick;
+        if self.quick && self.renew_page(Gva::new(gva)) {
+            return;
+        }
         self.sync(false);
         let root = self.root.unwrap();
         self.shadow.invalidate(&self.arena, root, Gva::new(gva));
+    }
+
+    /// INVLPG where the way to the guest's entry is known.
+    fn renew_page(&mut self, gva: Gva) -> bool {
+        if self.shadow.has_loose_tables() {
+            return false;
+        }
+        let root = self.root.unwrap();
+        let Some(leaf) = self.shadow.leaf_table(&self.arena, root, gva) else {
+            return false;
+        };
+        let (at, spot) = leaf.place(gva);
+        let old = self.shadow.recall(&self.arena, spot);
+        let now = self.guest.memory.get(at.raw(), self.guest.size());
+        if old.is_some_and(|old| is_noted(old, now)) {
+            return true;
+        }
+        let (state, sequence) = (self.guest.state(), self.shadow.sequence);
+        let gfn = state.frame(now);
+        // The host takes its time, now and then.
+        if is_used(now, state.reserved_in_small()) && !self.read_only.contains(&gfn) && gfn % 3 != 0
+        {
+            let host = HostPage {
+                hpa: Hpa::new(self.host + (gfn << 12)),
+                writable: true,
+                large: false,
+            };
+            let cause = Cause::NONE;
+            let filled = self
+                .shadow
+                .fill(&self.arena, spot, sequence, now, host, cause);
+            assert_eq!(filled, Filled::Done);
+        } else {
+            assert!(self.shadow.forget(&self.arena, spot, sequence));
+        }
+        true
     }
 
     /// What the CPU makes of the shadow tables: an address, or nothing for a fault.
@@ -189,6 +261,39 @@ impl Vm {
         unreachable!()
     }
 
+    /// A fault where the way to the guest's entry is known.
+    fn map_page(&mut self, gva: Gva, access: Access) -> bool {
+        let root = self.root.unwrap();
+        let Some(leaf) = self.shadow.leaf_table(&self.arena, root, gva) else {
+            return false;
+        };
+        let (at, spot) = leaf.place(gva);
+        let (state, sequence) = (self.guest.state(), self.shadow.sequence);
+        let entry = self.guest.memory.get(at.raw(), self.guest.size());
+        let Some((gfn, rights)) = leaf.look(&state, entry) else {
+            return false;
+        };
+        if state.check(&rights, access).is_err() || self.read_only.contains(&gfn.raw()) {
+            return false;
+        }
+        let source = mark_used(&mut self.guest.memory, &state, at, entry, access);
+        let host = HostPage {
+            hpa: Hpa::new(self.host + (gfn.raw() << 12)),
+            writable: true,
+            large: false,
+        };
+        let cause = Cause {
+            write: access.kind == AccessKind::Write,
+            user: access.privilege == Privilege::User,
+        };
+        let source = source.unwrap().unwrap();
+        let filled = self
+            .shadow
+            .fill(&self.arena, spot, sequence, source, host, cause);
+        assert_ne!(filled, Filled::Obsolete);
+        filled == Filled::Done
+    }
+
     /// An access by the guest: where it went, or the error code of its fault.
     fn access(&mut self, gva: u64, access: Access) -> Result<u64, Option<u32>> {
         for _ in 0..200 {
@@ -196,6 +301,10 @@ impl Vm {
                 return Ok(hpa);
             }
             self.faults += 1;
+            self.quick = !self.quick;
+            if self.quick && self.map_page(Gva::new(gva), access) {
+                continue;
+            }
             let state = self.guest.state();
             let sequence = self.shadow.sequence;
             let walked = walk_traced(&mut self.guest.memory, &state, Gva::new(gva), access);
@@ -208,11 +317,11 @@ impl Vm {
             let gfn = page.gpa.gfn().raw();
             if write && self.read_only.contains(&gfn) {
                 // A device's business: nothing is mapped for it.
-                return Ok(HOST + page.gpa.raw());
+                return Ok(self.host + page.gpa.raw());
             }
             let route = Route::new(self.key(), Gva::new(gva), page, path);
             let host = HostPage {
-                hpa: Hpa::new(HOST + (gfn << 12)),
+                hpa: Hpa::new(self.host + (gfn << 12)),
                 writable: !self.read_only.contains(&gfn),
                 large: self.large && self.read_only.is_empty(),
             };
@@ -229,7 +338,7 @@ impl Vm {
                 Installed::Obsolete => panic!("nothing has changed"),
                 Installed::Loose => self.sync(true),
                 // Executed by the hypervisor.
-                Installed::Watched => return Ok(HOST + page.gpa.raw()),
+                Installed::Watched => return Ok(self.host + page.gpa.raw()),
                 Installed::Lacking(Lack::Room) => {
                     assert!(self.gathering(|shadow, arena, gather| shadow.evict(arena, gather)));
                 }
@@ -258,6 +367,38 @@ impl Vm {
     fn check(&mut self) {
         let page = |gfn: u64| Some(Hpa::new(HOST + (gfn << 12)));
         self.shadow.check(&self.arena, page).unwrap();
+        self.check_census();
+    }
+
+    /// The census knows the pages of all entries, and no others.
+    fn check_census(&self) {
+        let (mut all, mut once) = (BTreeSet::new(), Vec::new());
+        let mut cursor = Cursor::default();
+        let mut each = |gfn, leaf: Leaf, first: bool| {
+            let page = page(gfn, leaf.hpa, leaf.size);
+            all.insert(page);
+            once.extend(first.then_some(page));
+        };
+        while self
+            .shadow
+            .for_each_leaf(&self.arena, &mut cursor, &mut each)
+            != Progress::Done
+        {}
+        assert_eq!(all, self.shadow.census.0);
+        once.sort_unstable();
+        assert!(once.iter().eq(&all), "each page once");
+        for &(gfn, hpa, bytes) in &all {
+            assert!(self.mappings(gfn).contains(&(gfn, hpa, bytes)));
+        }
+    }
+
+    /// The pages that a frame is in.
+    fn mappings(&self, gfn: u64) -> Vec<Page> {
+        let mut pages = Vec::new();
+        let found = |gfn, leaf: Leaf| pages.push(page(gfn, leaf.hpa, leaf.size));
+        self.shadow
+            .for_each_mapping(&self.arena, Gfn::new(gfn), found);
+        pages
     }
 
     /// The guest writes an entry of its tables, by an address that it may write to.
@@ -289,13 +430,13 @@ impl Vm {
         while !self.gathering(|shadow, arena, gather| shadow.clear(arena, gather, &mut cursor)) {}
         self.check();
         assert_eq!((self.shadow.counts.tables, self.arena.live), (0, 0));
-        self.shadow.destroy(&mut self.arena);
+        assert_eq!(self.shadow.destroy(&mut self.arena), Told::default());
     }
 }
 
 /// What happens to a VM.
 #[derive(Clone, Debug)]
-enum Op {
+pub enum Op {
     Access(u64, AccessKind, Privilege),
     /// Entry at a level, for an address, with a table or page and flags; then INVLPG or a reload.
     Write {
@@ -324,7 +465,8 @@ fn addresses() -> impl Strategy<Value = u64> {
     })
 }
 
-fn ops() -> impl Strategy<Value = Op> {
+/// What the fuzzer has from here, too (`fuzz/`).
+pub fn ops() -> impl Strategy<Value = Op> {
     let kind = prop_oneof![
         Just(AccessKind::Read),
         Just(AccessKind::Write),
@@ -396,7 +538,7 @@ fn registers(guest: &mut Guest, bits: u8) {
     guest.registers.efer = guest.registers.efer.with(Efer::NXE, on(3));
 }
 
-fn run(mode: Mode, policy: Policy, slots: usize, ops: &[Op]) {
+pub fn run(mode: Mode, policy: Policy, slots: usize, ops: &[Op]) {
     let mut guest = Guest::new(mode);
     registers(&mut guest, 0xf);
     let mut vm = Vm::new(guest, policy, slots);
@@ -527,12 +669,16 @@ sequences! {
     unpaged: Mode::Unpaged, Policy::Virtual, 16;
 }
 
-fn paged(mode: Mode, flags: u64) -> Vm {
+fn paged_by(mode: Mode, flags: u64, policy: Policy) -> Vm {
     let mut guest = Guest::with(mode, flags);
     registers(&mut guest, 0xf);
-    let mut vm = Vm::new(guest, Policy::Virtual, 64);
+    let mut vm = Vm::new(guest, policy, 64);
     vm.reload();
     vm
+}
+
+fn paged(mode: Mode, flags: u64) -> Vm {
+    paged_by(mode, flags, Policy::Virtual)
 }
 
 fn by(kind: AccessKind, privilege: Privilege) -> Access {
@@ -600,6 +746,66 @@ fn invlpg_brings_the_new_page() {
     vm.end();
 }
 
+/// Pages that the guest has used before are mapped when it says that they have changed places: that
+/// costs no fault.
+#[test]
+fn invlpg_maps_what_was_used() {
+    for mode in [Mode::FourLevel, Mode::Pae, Mode::Bits32] {
+        let mut vm = paged(mode, P | W | U | A | D);
+        let (access, at) = (by(AccessKind::Write, USER), vm.guest.at(1));
+        vm.check_access(LINEAR, access);
+        vm.reload();
+        for turn in 1..5u64 {
+            // A frame that `renew_page` does not refuse.
+            vm.guest_writes(at, (PAGE + ((3 * turn + 1) << 12)) | P | W | U | A | D);
+            let faults = vm.faults;
+            assert!(vm.renew_page(Gva::new(LINEAR)));
+            vm.check_access(LINEAR, access);
+            assert_eq!(vm.faults, faults);
+            // Nor does an INVLPG without a change take anything away.
+            assert!(vm.renew_page(Gva::new(LINEAR)));
+            vm.check_access(LINEAR, access);
+            assert_eq!(vm.faults, faults);
+        }
+        vm.end();
+    }
+}
+
+/// What a fork does: pages that can only be read any more can still be read without a fault. Where a
+/// page was only read, the right to write is not given away unseen.
+#[test]
+fn pages_stay_when_their_rights_change() {
+    for mode in [Mode::FourLevel, Mode::Pae, Mode::Bits32] {
+        let mut vm = paged(mode, P | W | U | A | D);
+        let (read, write) = (by(AccessKind::Read, USER), by(AccessKind::Write, USER));
+        let (at, size) = (vm.guest.at(1), vm.guest.size());
+        let entry = vm.guest.memory.get(at, size);
+        vm.check_access(LINEAR, write);
+        vm.reload();
+        vm.guest_writes(at, entry & !W);
+        vm.reload();
+        let faults = vm.faults;
+        vm.check_access(LINEAR, read);
+        assert_eq!(vm.faults, faults);
+        // It is the guest's own fault.
+        vm.check_access(LINEAR, write);
+        assert_ne!(vm.faults, faults);
+        vm.guest_writes(at, entry);
+        vm.reload();
+        let faults = vm.faults;
+        vm.check_access(LINEAR, read);
+        assert_eq!(vm.faults, faults);
+        vm.check_access(LINEAR, write);
+        assert_eq!(vm.faults, faults + 1);
+        // Without the accessed flag, only an access makes it a mapping.
+        vm.guest_writes(at, entry & !A);
+        vm.reload();
+        vm.check_access(LINEAR, read);
+        assert_eq!(vm.faults, faults + 2);
+        vm.end();
+    }
+}
+
 /// A host page of 2 MiB behind a guest's is mapped in one piece, unless a table is in it.
 #[test]
 fn large_pages_stay_large() {
@@ -630,6 +836,223 @@ fn large_pages_stay_large() {
     vm.end();
 }
 
+/// Pieces of a large page are told from pages that the guest has small.
+#[test]
+fn pieces_are_known() {
+    let mut vm = paged(Mode::FourLevel, P | W | U | A | D);
+    vm.check_access(LINEAR, by(AccessKind::Write, USER));
+    assert!(!vm.shadow.is_in_pieces(Gfn::new(PAGE >> 12)));
+    let directory = vm.guest.at(2);
+    let large = 0x4000_0000 | P | W | U | A | D | PS;
+    vm.guest.memory.set(directory, EntrySize::Eight, large);
+    vm.reload();
+    let (inside, behind) = (Gfn::new(0x4_01ff), Gfn::new(0x4_0200));
+    assert!(!vm.shadow.is_in_pieces(inside));
+    vm.check_access(LINEAR, by(AccessKind::Write, USER));
+    assert!(vm.shadow.is_in_pieces(inside));
+    assert!(!vm.shadow.is_in_pieces(behind));
+    // In one piece again, once the host has it so.
+    vm.large = true;
+    let range = GfnRange::new(Gfn::new(0x4_0000), behind);
+    let mut cursor = Cursor::default();
+    while vm.shadow.unmap(&vm.arena, range, &mut cursor) != Progress::Done {}
+    assert!(!vm.shadow.is_in_pieces(inside));
+    vm.check_access(LINEAR, by(AccessKind::Read, USER));
+    assert_eq!(vm.shadow.counts.leaves, [0, 1]);
+    vm.end();
+}
+
+/// A root beside the first one, which shares the tables below.
+fn second_root(vm: &mut Vm, at: u64) {
+    let (first, size) = (vm.guest.registers.cr3, vm.guest.size());
+    for index in 0..4096 / u64::from(size.bytes()) {
+        let offset = index * u64::from(size.bytes());
+        let entry = vm.guest.memory.get(first + offset, size);
+        if entry != 0 {
+            vm.guest.memory.set(at + offset, size, entry);
+        }
+    }
+}
+
+/// Makes the page after that of [`LINEAR`] one of these.
+fn map_next(vm: &mut Vm, gfn: u64) {
+    let (at, size) = (vm.guest.at(1), vm.guest.size());
+    let at = at + u64::from(size.bytes());
+    vm.guest.memory.set(at, size, gfn << 12 | P | W | U | A | D);
+}
+
+const NEXT: u64 = LINEAR + 0x1000;
+
+/// Faults of so many writes to the page after that of [`LINEAR`].
+fn faults_of_writes(vm: &mut Vm, count: usize) -> usize {
+    let before = vm.faults;
+    for _ in 0..count {
+        vm.check_access(NEXT, by(AccessKind::Write, USER));
+    }
+    vm.faults - before
+}
+
+/// Roots go in the order in which they were used last; one that a vCPU runs on is the last of all.
+#[test]
+fn the_least_recently_used_root_goes_first() {
+    for policy in [Policy::Virtual, Policy::Exact] {
+        let mut vm = paged_by(Mode::FourLevel, P | W | U | A | D, policy);
+        let first = vm.guest.registers.cr3;
+        let roots = [first, 0x20_0000, 0x20_1000, 0x20_2000, 0x20_3000];
+        for root in &roots[1..] {
+            second_root(&mut vm, *root);
+        }
+        // Made in order, used in another, the third one last; and once more, to have it in step.
+        for index in [0, 1, 2, 3, 4, 1, 4, 0, 3, 2, 2] {
+            vm.guest.registers.cr3 = roots[index];
+            vm.reload();
+            vm.check_access(LINEAR, by(AccessKind::Write, USER));
+        }
+        vm.reload();
+        let watched = |vm: &mut Vm| -> Vec<usize> {
+            let is = |index: &usize| vm.shadow.is_watched(roots[*index] >> 12);
+            (0..roots.len()).filter(is).collect()
+        };
+        assert_eq!(watched(&mut vm), [0, 1, 2, 3, 4]);
+        let evict = |vm: &mut Vm| {
+            let more = vm.gathering(|shadow, arena, gather| shadow.evict(arena, gather));
+            vm.check();
+            more
+        };
+        for left in [&[0, 2, 3, 4][..], &[0, 2, 3], &[2, 3], &[2]] {
+            assert!(evict(&mut vm));
+            assert_eq!(watched(&mut vm), left);
+        }
+        assert_eq!(vm.shadow.counts.evictions, 4);
+        assert_eq!(vm.shadow.counts.released, 0);
+        // The one in use stays, without anything below.
+        assert!(evict(&mut vm));
+        assert_eq!(
+            (watched(&mut vm), vm.shadow.counts.leaves),
+            (vec![2], [0, 0])
+        );
+        while evict(&mut vm) {}
+        assert_eq!((watched(&mut vm), vm.shadow.counts.tables), (vec![2], 1));
+        vm.check_access(LINEAR, by(AccessKind::Write, USER));
+        vm.end();
+    }
+}
+
+/// The root of a process that has ended, used as a page of data: a few writes, and it is one.
+#[test]
+fn roots_that_are_data_are_released() {
+    for policy in [Policy::Virtual, Policy::Exact] {
+        let mut vm = paged_by(Mode::FourLevel, P | W | U | A | D, policy);
+        vm.check_access(LINEAR, by(AccessKind::Write, USER));
+        let dead = vm.guest.registers.cr3;
+        second_root(&mut vm, 0x20_0000);
+        map_next(&mut vm, dead >> 12);
+        vm.guest.registers.cr3 = 0x20_0000;
+        vm.reload();
+        vm.reload();
+        vm.check_access(NEXT, by(AccessKind::Read, USER));
+        assert!(vm.shadow.is_watched(dead >> 12));
+        let faults: Vec<usize> = match policy {
+            Policy::Exact => (0..100).map(|_| faults_of_writes(&mut vm, 1)).collect(),
+            // Noticed anew after each flush, or each second one: a table that was written is not
+            // watched again at once.
+            Policy::Virtual => (0..100)
+                .map(|_| {
+                    vm.reload();
+                    faults_of_writes(&mut vm, 1)
+                })
+                .collect(),
+        };
+        let most = match policy {
+            Policy::Exact => 4,
+            Policy::Virtual => 6,
+        };
+        assert!((1..=most).contains(&faults.iter().sum()), "{faults:?}");
+        // And then none any more.
+        assert!(
+            faults[most..].iter().all(|&faults| faults == 0),
+            "{faults:?}"
+        );
+        assert!(!vm.shadow.is_watched(dead >> 12));
+        assert_eq!(vm.shadow.counts.released, 1);
+        // It is still one that can be run on.
+        vm.guest.registers.cr3 = dead;
+        vm.reload();
+        vm.check_access(LINEAR, by(AccessKind::Write, USER));
+        vm.end();
+    }
+}
+
+/// What a vCPU may use is followed however often it is written.
+#[test]
+fn tables_in_use_are_not_released() {
+    for mode in [Mode::FourLevel, Mode::Pae, Mode::Bits32] {
+        let mut vm = paged_by(mode, P | W | U | A | D, Policy::Exact);
+        vm.check_access(LINEAR, by(AccessKind::Write, USER));
+        let tables: &[u64] = if mode == Mode::FourLevel {
+            &[1, 2, 3, 4]
+        } else {
+            &[1, 2]
+        };
+        for &level in tables {
+            // One after the other is mapped there, and so written to.
+            map_next(&mut vm, level);
+            vm.reload();
+            assert_eq!(faults_of_writes(&mut vm, 20), 20, "level {level}");
+            assert!(vm.shadow.is_watched(level), "level {level}");
+        }
+        assert_eq!(vm.shadow.counts.released, 0);
+        vm.end();
+    }
+}
+
+/// A table whose last reference the guest has cleared is a page like any other, at once; so are those
+/// that only roots refer to which nobody runs on, after a few writes.
+#[test]
+fn tables_that_are_data_are_released() {
+    for mode in [Mode::FourLevel, Mode::Pae, Mode::Bits32] {
+        for cleared in [true, false] {
+            let mut vm = paged_by(mode, P | W | U | A | D, Policy::Exact);
+            vm.check_access(LINEAR, by(AccessKind::Write, USER));
+            let (size, table, spare) = (vm.guest.size(), vm.guest.at(1) >> 12, 0x30);
+            // Another process has its own tables below the root, and the old ones as a page.
+            let top = vm.guest.levels();
+            let new = 0x20_0000;
+            second_root(&mut vm, new);
+            let mut at = new + (vm.guest.at(top) & 0xfff);
+            for level in (1..top).rev() {
+                let own = (spare + level) << 12;
+                let pointer = mode == Mode::Pae && level == 2;
+                vm.guest
+                    .memory
+                    .set(at, size, own | if pointer { P } else { P | W | U });
+                at = own + (vm.guest.at(level) & 0xfff);
+            }
+            vm.guest.memory.set(at, size, PAGE | P | W | U | A | D);
+            let next = at + u64::from(size.bytes());
+            vm.guest
+                .memory
+                .set(next, size, table << 12 | P | W | U | A | D);
+            if cleared {
+                let above = vm.guest.at(2);
+                vm.guest_writes(above, 0);
+                vm.reload();
+            }
+            vm.guest.registers.cr3 = new;
+            vm.reload();
+            vm.reload();
+            let faults = faults_of_writes(&mut vm, 50);
+            assert!(
+                faults <= if cleared { 2 } else { 4 },
+                "{mode:?} {cleared}: {faults}"
+            );
+            assert!(!vm.shadow.is_watched(table), "{mode:?} {cleared}");
+            assert!(vm.shadow.counts.released >= 1, "{mode:?} {cleared}");
+            vm.end();
+        }
+    }
+}
+
 /// Frames that cannot be had leave everything consistent.
 #[test]
 fn nothing_breaks_for_want_of_frames() {
@@ -658,4 +1081,149 @@ fn nothing_breaks_for_want_of_frames() {
         vm.check();
         vm.end();
     }
+}
+
+/// A page that two processes have is one page until both have lost it.
+#[test]
+fn pages_are_told_of_once() {
+    for mode in [Mode::FourLevel, Mode::Pae, Mode::Bits32] {
+        let mut vm = paged(mode, P | W | U | A | D);
+        vm.check_access(LINEAR, by(AccessKind::Write, USER));
+        let told: Vec<Page> = vm.shadow.census.0.iter().copied().collect();
+        assert_eq!(told, [(PAGE >> 12, HOST + PAGE, 0x1000)], "{mode:?}");
+        // A second entry for it, in the same table.
+        let (at, size) = (vm.guest.at(1), vm.guest.size());
+        let entry = vm.guest.memory.get(at, size);
+        let bytes = if mode == Mode::Bits32 { 4 } else { 8 };
+        vm.guest.memory.set(at ^ bytes, size, entry);
+        vm.reload();
+        vm.check_access(LINEAR ^ 0x1000, by(AccessKind::Write, USER));
+        assert_eq!(vm.shadow.counts.leaves, [2, 0]);
+        assert!(vm.shadow.census.0.iter().eq(&told));
+        // As they are, they stay.
+        vm.invlpg(LINEAR);
+        assert_eq!(vm.shadow.counts.leaves, [2, 0]);
+        assert!(vm.shadow.census.0.iter().eq(&told));
+        vm.guest.memory.set(at, size, 0);
+        vm.invlpg(LINEAR);
+        assert_eq!(vm.shadow.counts.leaves, [1, 0]);
+        assert!(vm.shadow.census.0.iter().eq(&told));
+        vm.guest.memory.set(at ^ bytes, size, 0);
+        vm.invlpg(LINEAR ^ 0x1000);
+        assert!(vm.shadow.census.0.is_empty());
+        vm.end();
+    }
+}
+
+/// While a slot moves, a frame of the guest's can be at two places: each is a page of its own.
+#[test]
+fn a_frame_at_two_places_is_two_pages() {
+    let mut vm = paged(Mode::FourLevel, P | W | U | A | D);
+    let (at, size) = (vm.guest.at(1), vm.guest.size());
+    let entry = vm.guest.memory.get(at, size);
+    vm.guest.memory.set(at ^ 8, size, entry);
+    vm.check_access(LINEAR, by(AccessKind::Write, USER));
+    vm.host = HOST << 1;
+    let access = by(AccessKind::Write, USER);
+    assert!(vm.access(LINEAR ^ 0x1000, access).is_ok());
+    vm.check_census();
+    let gfn = PAGE >> 12;
+    let both = [
+        (gfn, HOST + PAGE, 0x1000),
+        (gfn, (HOST << 1) + PAGE, 0x1000),
+    ];
+    assert!(vm.shadow.census.0.iter().eq(&both));
+    assert_eq!(vm.mappings(gfn).len(), 2);
+    // The first entry follows.
+    vm.invlpg(LINEAR);
+    assert!(vm.access(LINEAR, access).is_ok());
+    vm.check_census();
+    assert!(vm.shadow.census.0.iter().eq(&both[1..]));
+    assert_eq!(vm.shadow.counts.leaves, [2, 0]);
+    let range = GfnRange::new(Gfn::new(gfn), Gfn::new(gfn + 1));
+    let mut cursor = Cursor::default();
+    while vm.shadow.unmap(&vm.arena, range, &mut cursor) != Progress::Done {}
+    vm.end();
+}
+
+/// An entry that a fault finds with another place of the host's is another page.
+#[test]
+fn an_entry_changes_its_place() {
+    let mut vm = paged(Mode::FourLevel, P | U | A);
+    vm.check_access(LINEAR, by(AccessKind::Read, USER));
+    vm.host = HOST << 1;
+    // A supervisor may write without CR0.WP: the entry is replaced where it is.
+    registers(&mut vm.guest, 0);
+    let access = by(AccessKind::Write, KERNEL);
+    vm.reload();
+    assert!(vm.access(LINEAR, by(AccessKind::Read, KERNEL)).is_ok());
+    vm.host = HOST << 2;
+    assert!(vm.access(LINEAR, access).is_ok());
+    vm.check_census();
+    let gfn = PAGE >> 12;
+    let both = [
+        (gfn, HOST + PAGE, 0x1000),
+        (gfn, (HOST << 2) + PAGE, 0x1000),
+    ];
+    assert!(
+        vm.shadow.census.0.iter().eq(&both),
+        "{:x?}",
+        vm.shadow.census.0
+    );
+    vm.end();
+}
+
+/// A chain that is too long is cut: nothing of it is looked at in one step but its beginning.
+#[test]
+fn long_chains_are_cut() {
+    let mut vm = paged(Mode::FourLevel, P | W | U | A | D);
+    let size = vm.guest.size();
+    let directory = vm.guest.at(2) & !0xfff;
+    let (first, last) = (vm.guest.memory.get(vm.guest.at(1), size), 12u64);
+    // Tables that map one page in all of their entries; they are in frames of their own.
+    let own = 0x100_0000;
+    for number in 0..last {
+        for index in 0..512 {
+            vm.guest
+                .memory
+                .set(own + (number << 12) + index * 8, size, first);
+        }
+        vm.guest.memory.set(
+            directory + number * 8,
+            size,
+            (own + (number << 12)) | P | W | U | A | D,
+        );
+    }
+    vm.reload();
+    let base = LINEAR & !0x3fff_ffff;
+    for page in 0..last * 512 {
+        assert!(vm
+            .access(base + (page << 12), by(AccessKind::Read, USER))
+            .is_ok());
+    }
+    assert_eq!(vm.shadow.counts.leaves, [last * 512, 0]);
+    assert_eq!(vm.shadow.census.0.len(), 1);
+    // Another page of the same chain: found by trying.
+    let before = vm.shadow.counts.leaves[0];
+    let mut cut = None;
+    for gfn in 0x10_0000..0x12_0000u64 {
+        let at = own + ((last - 1) << 12);
+        vm.guest_writes(at, gfn << 12 | P | W | U | A | D);
+        let gva = base + ((last - 1) << 21);
+        vm.reload();
+        assert!(vm.access(gva, by(AccessKind::Read, USER)).is_ok());
+        if vm.shadow.counts.leaves[0] < before {
+            cut = Some(gfn);
+            break;
+        }
+    }
+    assert!(cut.is_some(), "no other page is in the chain");
+    vm.check();
+    assert_eq!(vm.shadow.census.0.len(), 2);
+    assert!(
+        vm.shadow.counts.leaves[0] <= 4096 + 1,
+        "{:?}",
+        vm.shadow.counts
+    );
+    vm.end();
 }

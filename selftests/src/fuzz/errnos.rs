@@ -26,7 +26,8 @@ pub fn documented(request: u64) -> &'static [Errno] {
         KVM_GET_STATS_FD => &[Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM],
         KVM_SET_TSS_ADDR => &[Errno::EINVAL, Errno::EEXIST, Errno::ENOMEM],
         KVM_SET_IDENTITY_MAP_ADDR => &[Errno::EINVAL, Errno::EFAULT],
-        KVM_RUN => &[Errno::EINVAL, Errno::EINTR, Errno::EFAULT, Errno::ENOMEM],
+        // EOPNOTSUPP: real mode, on VT-x without nested tables.
+        KVM_RUN => &[Errno::EINVAL, Errno::EINTR, Errno::EFAULT, Errno::ENOMEM, Errno::EOPNOTSUPP],
         KVM_GET_REGS | KVM_GET_SREGS | KVM_TRANSLATE => &[Errno::EFAULT, Errno::ENOMEM, Errno::EINTR],
         KVM_SET_REGS => &[Errno::EFAULT, Errno::ENOMEM, Errno::EINTR],
         KVM_SET_SREGS => &[Errno::EINVAL, Errno::EFAULT, Errno::ENOMEM, Errno::EINTR],

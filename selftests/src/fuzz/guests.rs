@@ -12,35 +12,38 @@ use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 
 /// Instructions that leave the guest or change its mode, to be found more often than by chance.
 const INTERESTING: &[&[u8]] = &[
-    &[0xF4],                   // hlt
-    &[0xE6, 0x10],             // out 0x10, al
-    &[0xE5, 0x10],             // in eax, 0x10
-    &[0xF3, 0x6E],             // rep outsb
-    &[0xF3, 0x6D],             // rep insd
-    &[0x0F, 0xA2],             // cpuid
-    &[0x0F, 0x30],             // wrmsr
-    &[0x0F, 0x32],             // rdmsr
-    &[0x0F, 0x22, 0xC0],       // mov cr0, eax
-    &[0x0F, 0x22, 0xD8],       // mov cr3, eax
-    &[0x0F, 0x22, 0xE0],       // mov cr4, eax
-    &[0x0F, 0x23, 0xF8],       // mov dr7, eax
-    &[0x0F, 0x01, 0xD1],       // xsetbv
-    &[0x0F, 0x01, 0xC1],       // vmcall
-    &[0x0F, 0x01, 0x13],       // lgdt [rbx]
-    &[0x0F, 0x00, 0xD8],       // ltr ax
-    &[0x0F, 0x0B],             // ud2
-    &[0x0F, 0x09],             // wbinvd
-    &[0x8B, 0x03],             // mov eax, [rbx]
-    &[0x89, 0x03],             // mov [rbx], eax
-    &[0xF3, 0xA5],             // rep movsd
-    &[0xF3, 0xAB],             // rep stosd
-    &[0xF0, 0x0F, 0xC1, 0x03], // lock xadd [rbx], eax
-    &[0x87, 0x03],             // xchg [rbx], eax
-    &[0x0F, 0xAB, 0x03],       // bts [rbx], eax
-    &[0xFA],                   // cli
-    &[0xFB],                   // sti
-    &[0x0F, 0x05],             // syscall
-    &[0xCD, 0x80],             // int 0x80
+    &[0xF4],                         // hlt
+    &[0xE6, 0x10],                   // out 0x10, al
+    &[0xE5, 0x10],                   // in eax, 0x10
+    &[0xF3, 0x6E],                   // rep outsb
+    &[0xF3, 0x6D],                   // rep insd
+    &[0x0F, 0xA2],                   // cpuid
+    &[0x0F, 0x30],                   // wrmsr
+    &[0x0F, 0x32],                   // rdmsr
+    &[0x0F, 0x22, 0xC0],             // mov cr0, eax
+    &[0x0F, 0x22, 0xD8],             // mov cr3, eax
+    &[0x0F, 0x22, 0xE0],             // mov cr4, eax
+    &[0x0F, 0x01, 0x3B],             // invlpg [rbx]
+    &[0x66, 0x0F, 0x38, 0x82, 0x03], // invpcid eax, [rbx]
+    &[0x0F, 0x20, 0xD8],             // mov eax, cr3
+    &[0x0F, 0x23, 0xF8],             // mov dr7, eax
+    &[0x0F, 0x01, 0xD1],             // xsetbv
+    &[0x0F, 0x01, 0xC1],             // vmcall
+    &[0x0F, 0x01, 0x13],             // lgdt [rbx]
+    &[0x0F, 0x00, 0xD8],             // ltr ax
+    &[0x0F, 0x0B],                   // ud2
+    &[0x0F, 0x09],                   // wbinvd
+    &[0x8B, 0x03],                   // mov eax, [rbx]
+    &[0x89, 0x03],                   // mov [rbx], eax
+    &[0xF3, 0xA5],                   // rep movsd
+    &[0xF3, 0xAB],                   // rep stosd
+    &[0xF0, 0x0F, 0xC1, 0x03],       // lock xadd [rbx], eax
+    &[0x87, 0x03],                   // xchg [rbx], eax
+    &[0x0F, 0xAB, 0x03],             // bts [rbx], eax
+    &[0xFA],                         // cli
+    &[0xFB],                         // sti
+    &[0x0F, 0x05],                   // syscall
+    &[0xCD, 0x80],                   // int 0x80
 ];
 
 /// Instructions that go on for ever, for guests that interrupts can take out of them.

@@ -2,6 +2,8 @@
 
 //! The command line of the fuzzer.
 
+use crate::harness::options::paging;
+
 pub const USAGE: &str = "\
 usage: rusthv-fuzz [options]
 
@@ -15,9 +17,13 @@ gave an errno that is not documented for it.
   --rounds N       how many rounds instead; round k has seed + k
   --threads N      threads in a round (default 3)
   --limit N        seconds that one round may take (default 20)
+  --paging MODE    nested, shadow or trap for every VM (default: any of them)
   --no-masked-spin no guest that could spin with interrupts off: in Bochs it would
                    hang the machine
 ";
+
+/// By the number of the mode.
+const PAGING_OPTIONS: [&str; 3] = [" --paging nested", " --paging shadow", " --paging trap"];
 
 pub struct Options {
     pub device: String,
@@ -27,6 +33,7 @@ pub struct Options {
     pub threads: u64,
     pub limit: u64,
     pub masked_spin: bool,
+    pub paging: Option<u32>,
 }
 
 impl Options {
@@ -40,6 +47,7 @@ impl Options {
             threads: 3,
             limit: 20,
             masked_spin: true,
+            paging: None,
         };
         while let Some(argument) = arguments.next() {
             if argument == "--no-masked-spin" {
@@ -54,6 +62,7 @@ impl Options {
                 "--seconds" => options.seconds = number()?,
                 "--rounds" => options.rounds = Some(number()?),
                 "--threads" => options.threads = number()?.clamp(1, 64),
+                "--paging" => options.paging = Some(paging(&value)?),
                 "--limit" => options.limit = number()?.max(1),
                 _ => return Err(format!("unknown option {argument}")),
             }
@@ -63,9 +72,10 @@ impl Options {
     /// What runs the round with `seed` again.
     pub fn again(&self, seed: u64) -> String {
         format!(
-            "rusthv-fuzz --device {} --seed {seed} --rounds 1 --threads {}{}",
+            "rusthv-fuzz --device {} --seed {seed} --rounds 1 --threads {}{}{}",
             self.device,
             self.threads,
+            self.paging.map_or("", |mode| PAGING_OPTIONS[mode as usize]),
             if self.masked_spin { "" } else { " --no-masked-spin" }
         )
     }

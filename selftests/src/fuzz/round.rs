@@ -16,8 +16,9 @@ use crate::memory::{Memory, PAGE};
 use crate::random::Random;
 use crate::rusthv::*;
 use crate::statistics::Statistics;
-use kvm_bindings::kvm_sregs;
+use kvm_bindings::{kvm_enable_cap, kvm_sregs};
 use std::panic::{self, AssertUnwindSafe};
+use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -104,7 +105,10 @@ fn watch(shared: &Shared, threads: &[Thread]) {
 
 fn set_up(options: &Options, random: &mut Random) -> Result<Shared, Errno> {
     let device = Device::open(&options.device)?;
-    let vm = device.vm()?;
+    let vm = device.plain_vm()?;
+    if device.has_extensions() {
+        choose_paging(options, &vm, random)?;
+    }
     settings::choose(&device, &vm, random)?;
     let memory = Memory::new(layout::SIZE)?;
     let kind = Kind::pick(random, options.masked_spin);
@@ -130,6 +134,18 @@ fn set_up(options: &Options, random: &mut Random) -> Result<Shared, Errno> {
         done: AtomicUsize::new(0),
         release: AtomicBool::new(false),
     })
+}
+
+/// One of the ways to virtualize memory, with many shadow tables or with the fewest that there can be.
+fn choose_paging(options: &Options, vm: &Vm, random: &mut Random) -> Result<(), Errno> {
+    let any = random.pick(&[PAGING_NESTED, PAGING_NESTED, PAGING_SHADOW, PAGING_TRAP]);
+    let (mode, tables) = (options.paging.unwrap_or(any), random.pick(&[0, 16, 40]));
+    if mode != PAGING_NESTED {
+        let args = [mode.into(), tables, 0, 0];
+        let cap = kvm_enable_cap { cap: CAP_PAGING, args, ..Default::default() };
+        vm.ioctl(KVM_ENABLE_CAP, ptr::from_ref(&cap) as u64)?;
+    }
+    Ok(())
 }
 
 /// The errno of a call, checked against what is documented.

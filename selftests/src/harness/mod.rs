@@ -137,9 +137,9 @@ impl Context {
         Device::open("/dev/kvm").map_err(|errno| Failure::Skipped(format!("/dev/kvm: {errno}")))
     }
 
-    /// How long to go on, for a test that finds more the longer it does.
-    pub fn duration(&self, short: Duration) -> Duration {
-        self.seconds.map_or(short, Duration::from_secs)
+    /// How long to go on, for a test that finds more the longer it does; none if nobody has said.
+    pub fn duration(&self) -> Option<Duration> {
+        self.seconds.map(Duration::from_secs)
     }
 
     /// A repetition count, scaled to the speed of the machine; never zero.

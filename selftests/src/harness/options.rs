@@ -58,7 +58,7 @@ impl Default for Options {
 }
 
 /// A mode by its name.
-fn paging(name: &str) -> Result<u32, String> {
+pub fn paging(name: &str) -> Result<u32, String> {
     match name {
         "nested" => Ok(PAGING_NESTED),
         "shadow" => Ok(PAGING_SHADOW),

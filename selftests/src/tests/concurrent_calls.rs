@@ -276,10 +276,10 @@ fn of_rusthv<'a>(files: &Files<'a>, memory: &'a Memory) -> Result<Vec<Calls<'a>>
             check!(matches!(walk.result, RUSTHV_WALK_DONE | RUSTHV_WALK_NOT_MAPPED), "{walk:x?}");
             Ok(())
         }),
-        calls(Vm, &[RUSTHV_SET_NUMA_POLICY, RUSTHV_SET_WIPE, RUSTHV_SET_INTERCEPTS], |_| {
+        calls(Vm, &[RUSTHV_SET_NUMA_POLICY, RUSTHV_SET_WIPE, RUSTHV_SET_INTERCEPTS, KVM_ENABLE_CAP], |_| {
             check_err!(vm.set_numa_policy(RUSTHV_NUMA_BIND, 1), EBUSY, "there is a vCPU");
             check_err!(vm.set_wipe(RUSTHV_WIPE_ZEROS), EBUSY, "there is a vCPU");
-            check_err!(vm.set_intercepts(RUSTHV_INTERCEPT_PORT, 0x10, 1, 1), EBUSY, "there is a vCPU");
+            check_err!(vm.set_intercepts(RUSTHV_INTERCEPT_PORT, 0, 1, 1), EBUSY, "there is a vCPU");
             check_err!(vm.enable_cap(CAP_PAGING, 0, PAGING_SHADOW.into()), EBUSY, "there is a vCPU");
             Ok(())
         }),

@@ -14,6 +14,16 @@ const PAGES: usize = SIZE / PAGE;
 
 guest!(dirty_log_large, code64, "mov [rbx], rax", "hlt");
 guest!(
+    dirty_log_large_all,
+    code64,
+    "2: mov rax, [rbx]",
+    "mov [rbx], rax",
+    "add rbx, 0x1000",
+    "dec r8",
+    "jnz 2b",
+    "hlt"
+);
+guest!(
     dirty_log_large_sum,
     code64,
     "xor eax, eax",
@@ -46,14 +56,15 @@ fn run(t: &Context) -> Outcome {
         })?;
         machine.run()
     };
-    let sum = || {
-        machine.load(dirty_log_large_sum());
+    let over_all = |code: &[u8]| {
+        machine.load(code);
         machine.change_regs(|regs| {
             (regs.rip, regs.rbx, regs.r8) = (layout::CODE as u64, GPA, PAGES as u64);
         })?;
         check_eq!(machine.run()?, Exit::Hlt);
         Ok::<_, Failure>(machine.vcpu.regs()?.rax)
     };
+    let sum = || over_all(dirty_log_large_sum());
     let large = || machine.vm.stats().map(|stats| stats.mapped_2m);
     let whole = (PAGES * (PAGES - 1) / 2) as u64;
     // The guest's own memory may be one huge page, too.
@@ -89,5 +100,18 @@ fn run(t: &Context) -> Outcome {
     set(0)?;
     check_eq!(write(5, 5)?, Exit::Hlt);
     check_eq!(sum()?, whole);
+    // With every page written, and so mapped for itself, when the log ends.
+    set(KVM_MEM_LOG_DIRTY_PAGES)?;
+    over_all(dirty_log_large_all())?;
+    if device.has_extensions() {
+        check_eq!(large()?, others, "large pages while all are logged");
+    }
+    check_eq!(machine.vm.dirty_pages(1, PAGES)?.len(), PAGES);
+    over_all(dirty_log_large_all())?;
+    set(0)?;
+    check_eq!(sum()?, whole);
+    if device.has_extensions() {
+        check_eq!(large()?, others + 3, "large pages after the log");
+    }
     Ok(())
 }

@@ -75,8 +75,18 @@ fn policies(device: &Device, injector: &Injector) -> Result<u64, Failure> {
         nodes ^= 1 << 63;
         vm.set_numa_policy(RUSTHV_NUMA_BIND, 1 | nodes).map(drop)
     })?;
-    injector
-        .each("SET_INTERCEPTS", &mut || vm.set_intercepts(RUSTHV_INTERCEPT_PORT, 0x10, 1, 1).map(drop))?;
+    // The first call alone makes bitmaps.
+    for n in 1..MANY {
+        let vm = device.plain_vm()?;
+        let set = || vm.set_intercepts(RUSTHV_INTERCEPT_PORT, 0x80, 1, 1);
+        let (result, hit) = injector.with_failure(n, set)?;
+        check!(matches!(result, Ok(0) | Err(Errno::ENOMEM)), "SET_INTERCEPTS, allocation {n}: {result:?}");
+        check!(hit || result.is_ok(), "SET_INTERCEPTS without a failure: {result:?}");
+        check_eq!(set(), Ok(0), "the next time");
+        if !hit {
+            break;
+        }
+    }
     injector.each("SET_WIPE", &mut || vm.set_wipe(RUSTHV_WIPE_ZEROS).map(drop))?;
     check_eq!(Machine::long_in(device, vm, fail_allocations_vm())?.run()?, Exit::Hlt);
     Ok(injected)

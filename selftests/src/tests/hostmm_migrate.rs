@@ -3,6 +3,7 @@
 //! Small and huge pages move between NUMA nodes under running vCPUs, and every word stays.
 
 use crate::memory::{LARGE_PAGE, PAGE};
+use crate::numa::migrate;
 use crate::prelude::*;
 use crate::verifier::Verifier;
 use std::thread;
@@ -11,7 +12,6 @@ use std::time::Duration;
 pub const TEST: Test = Test::new(120, run);
 
 const SIZE: usize = LARGE_PAGE + 64 * PAGE;
-const MPOL_MF_MOVE: libc::c_int = 2;
 
 fn run(t: &Context) -> Outcome {
     if !std::path::Path::new("/sys/devices/system/node/node1").exists() {
@@ -45,24 +45,4 @@ fn run(t: &Context) -> Outcome {
         guest.while_running(|running| running.sweeps(1))?;
     }
     Ok(())
-}
-
-/// Moves pages to a node; those that are there afterwards.
-fn migrate(memory: &Memory, pages: &[usize], node: i32) -> Result<Vec<usize>, Errno> {
-    let addresses: Vec<u64> = pages.iter().map(|page| memory.address() + (page * PAGE) as u64).collect();
-    let nodes = vec![node; pages.len()];
-    let mut status = vec![-1i32; pages.len()];
-    // SAFETY: arrays of as many elements as said, all of them ours.
-    Errno::check(unsafe {
-        libc::syscall(
-            libc::SYS_move_pages,
-            0,
-            pages.len(),
-            addresses.as_ptr(),
-            nodes.as_ptr(),
-            status.as_mut_ptr(),
-            MPOL_MF_MOVE,
-        ) as i32
-    })?;
-    Ok(pages.iter().zip(status).filter(|(_, state)| *state == node).map(|(page, _)| *page).collect())
 }

@@ -10,8 +10,6 @@ use std::thread;
 
 pub const TEST: Test = Test::new(10, run);
 
-const CAP_SYS_RAWIO: u32 = 17;
-
 fn run(t: &Context) -> Outcome {
     let device = t.rusthv()?;
     check_eq!(device.check_extension(RUSTHV_CAP_INTERCEPTS), Ok(0b111));
@@ -50,7 +48,7 @@ fn run(t: &Context) -> Outcome {
     // What is the host's takes a right, the rest none.
     let result = thread::scope(|scope| {
         let checks = || -> Outcome {
-            host::drop_capability(CAP_SYS_RAWIO)?;
+            host::drop_capability(host::CAP_SYS_RAWIO)?;
             check_err!(vm.set_intercepts(port, 0x80, 1, 0), EPERM);
             check_err!(vm.set_intercepts(read, 0xC000_0082, 1, 0), EPERM);
             check_eq!(vm.set_intercepts(port, 0x80, 1, 1), Ok(0));

@@ -9,7 +9,7 @@ use crate::prelude::*;
 use crate::random::Random;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub const TEST: Test = Test::new(240, run);
 
@@ -89,12 +89,15 @@ fn run(t: &Context) -> Outcome {
     machine.vm.map(1, PRIVATE, &private)?;
     machine.vm.map(2, SHARED, &shared)?;
 
-    let sweeps = t.repetitions(30);
+    let goal = match t.duration() {
+        Some(duration) => Goal::Time(Instant::now() + duration),
+        None => Goal::Sweeps(t.repetitions(30)),
+    };
     let progress = Progress::default();
     let swept = thread::scope(|scope| {
         let (progress, vm) = (&progress, &machine.vm);
         let guests: Vec<_> =
-            vcpus.iter().map(|vcpu| scope.spawn(move || sweep(vcpu, sweeps, progress))).collect();
+            vcpus.iter().map(|vcpu| scope.spawn(move || sweep(vcpu, goal, progress))).collect();
         let hosts = [
             scope.spawn(|| take_away(&shared, progress)),
             scope.spawn(|| protect(&shared, progress)),
@@ -106,9 +109,9 @@ fn run(t: &Context) -> Outcome {
         let changes: Vec<_> = hosts.into_iter().map(|host| host.join()).collect();
         (swept, changes)
     });
-    for result in swept.0 {
-        check!(result.is_ok(), "a vCPU's thread panicked");
-        result.unwrap_or(Ok(()))?;
+    for (index, (result, vcpu)) in swept.0.into_iter().zip(&vcpus).enumerate() {
+        let sweeps = result.map_err(|_| Failure::failed("a vCPU's thread panicked"))??;
+        check_eq!(vcpu.regs()?.rbp, sweeps, "sweeps of vCPU {index}");
     }
     for (what, result) in
         ["pages taken away", "protections", "slots moved", "logs read"].into_iter().zip(swept.1)
@@ -116,20 +119,37 @@ fn run(t: &Context) -> Outcome {
         let count = result.unwrap_or(Err(Errno::EIO))?;
         check!(count > 0, "{what}: none");
     }
-    for (index, vcpu) in vcpus.iter().enumerate() {
-        check_eq!(vcpu.regs()?.rbp, sweeps, "sweeps of vCPU {index}");
-    }
     Ok(())
 }
 
-/// Runs a vCPU until it has swept so often.
-fn sweep(vcpu: &Vcpu, sweeps: u64, progress: &Progress) -> Outcome {
+/// How far a vCPU is to go.
+#[derive(Clone, Copy)]
+enum Goal {
+    Sweeps(u64),
+    Time(Instant),
+}
+
+impl Goal {
+    fn is_reached(self, sweeps: u64) -> bool {
+        match self {
+            Self::Sweeps(goal) => sweeps >= goal,
+            Self::Time(end) => Instant::now() >= end,
+        }
+    }
+}
+
+/// Runs a vCPU until it has reached its goal. How often it has swept then.
+fn sweep(vcpu: &Vcpu, goal: Goal, progress: &Progress) -> Result<u64, Failure> {
     let mut done = 0;
-    while done < sweeps {
+    loop {
         match vcpu.run() {
             Ok(Exit::Io { port: 0x10, .. }) => {
                 done += 1;
                 progress.sweeps.fetch_add(1, Ordering::Relaxed);
+                // At the end of a sweep alone.
+                if goal.is_reached(done) {
+                    return Ok(done);
+                }
             }
             Ok(Exit::MmioRead { length, .. }) => vcpu.answer_mmio(&vec![0; length]),
             Ok(Exit::MmioWrite { .. }) => {}
@@ -138,7 +158,6 @@ fn sweep(vcpu: &Vcpu, sweeps: u64, progress: &Progress) -> Outcome {
             other => fail!("sweep {done}: {other:x?}, {:x?}", vcpu.regs()),
         }
     }
-    Ok(())
 }
 
 /// How far the guests are, and whether they are done.

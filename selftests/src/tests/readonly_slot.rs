@@ -2,6 +2,7 @@
 
 //! A read-only slot reads and runs like memory; a write to it is an MMIO exit and changes nothing.
 
+use crate::machine::{enter_long, start_registers};
 use crate::prelude::*;
 
 pub const TEST: Test = Test::new(10, run);
@@ -17,6 +18,7 @@ guest!(
     "mov [0x400000], cl",
     "hlt",
 );
+guest!(readonly_slot_store, code64, "mov dword ptr [0x400004], 0x11223344", "hlt");
 guest!(readonly_slot_callee, code64, "mov ecx, 0x77", "ret");
 
 fn run(t: &Context) -> Outcome {
@@ -45,5 +47,35 @@ fn run(t: &Context) -> Outcome {
     check!(matches!(machine.run()?, Exit::MmioWrite { .. }));
     check!(matches!(machine.run()?, Exit::MmioWrite { .. }));
     check_eq!(machine.vcpu.regs()?.rdx, 0xAAAA_AAAA);
+    rom.protect(0, 0x1000, libc::PROT_READ | libc::PROT_WRITE)?;
+    becomes_ram(&device, &machine, &rom, gpa)
+}
+
+/// Memory in its place, as firmware has it once its ROM is copied: a store arrives there, and makes no exit.
+///
+/// Another vCPU has brought in what both of them need by then, so that the store is the first that the one
+/// which has met the ROM has to ask for.
+fn becomes_ram(device: &Device, machine: &Machine, rom: &Memory, gpa: u64) -> Outcome {
+    let store = readonly_slot_store();
+    let (at, data) = (layout::CODE as u64 + 0x100, 0x1122_3344_u32.to_le_bytes().to_vec());
+    machine.memory.write(at as usize, store);
+    let second = machine.vm.vcpu(1)?;
+    second.set_cpuid(&device.supported_cpuid(256)?)?;
+    enter_long(&second)?;
+    let run_at = |vcpu: &Vcpu, rip: u64| -> Result<Exit, Errno> {
+        vcpu.set_regs(&kvm_regs { rip, ..start_registers() })?;
+        vcpu.run()
+    };
+    for round in 0..3 {
+        check_eq!(run_at(&machine.vcpu, at)?, Exit::MmioWrite { address: gpa + 4, data: data.clone() });
+        check_eq!(machine.vm.set_slot(1, KVM_MEM_READONLY, gpa, 0, rom.address()), Ok(0));
+        check_eq!(machine.vm.set_slot(1, 0, gpa, 0x1000, rom.address()), Ok(0));
+        rom.write(4, &[0; 4]);
+        check_eq!(run_at(&second, at + store.len() as u64 - 1)?, Exit::Hlt);
+        check_eq!(run_at(&machine.vcpu, at)?, Exit::Hlt, "round {round}: RAM");
+        check_eq!(rom.read(4, 4), data, "round {round}: stored");
+        check_eq!(machine.vm.set_slot(1, 0, gpa, 0, rom.address()), Ok(0));
+        check_eq!(machine.vm.set_slot(1, KVM_MEM_READONLY, gpa, 0x1000, rom.address()), Ok(0));
+    }
     Ok(())
 }

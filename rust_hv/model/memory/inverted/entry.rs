@@ -111,14 +111,14 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// A run that is one page.
-    #[inline]
-    pub(super) fn page(run: &Run, meaning: Meaning) -> Self {
+    /// A run that is one page, as one that goes up.
+    #[inline(always)]
+    pub(super) fn page(owner: Owner, run: &Run) -> Self {
         let page = (run.hpa.raw() >> shift_of(run.size)) % CLUSTER;
         Self {
             key: Key::of(run.hpa, run.size),
             mask: 1 << page,
-            meaning,
+            meaning: Meaning::new(owner, run.gfn.raw(), run.hpa.raw() >> PAGE_SHIFT, false),
         }
     }
 
@@ -154,19 +154,6 @@ impl Piece {
             hpa: self.key.hpa(page),
             size: self.key.size(),
         }
-    }
-
-    /// True where an entry of the same cluster, by its second word, has nothing to do with the
-    /// piece: the same owner has it, both go up, and they are too far apart for two of their pages
-    /// to be neighbours the other way round. Clusters whose pages are all over the guest have many
-    /// of these.
-    #[inline]
-    pub(super) fn is_far_from(&self, second: u64) -> bool {
-        // Owner and direction are above the difference of guest and host.
-        let (a, b) = (second, self.meaning.0);
-        let near = (2 * (CLUSTER - 1)) << (LEVEL_SHIFT * (self.key.0 >> SIZE_SHIFT) as u32);
-        let apart = a.wrapping_sub(b).wrapping_add(near) & FRAME_MASK;
-        (a ^ b) >> FRAME_BITS == 0 && a >> DOWN_SHIFT == 0 && apart > 2 * near
     }
 
     /// Which mappings both have. They are of the same cluster and owner.
@@ -230,12 +217,109 @@ impl Piece {
     }
 }
 
-/// The two lines that a run is on, if it is a single page; else its only one, twice.
-#[inline]
-pub(super) fn lines_of(owner: Owner, run: &Run) -> [Meaning; 2] {
-    let line = |down| Meaning::new(owner, run.gfn.raw(), run.hpa.raw() >> PAGE_SHIFT, down);
-    let other = if run.count == 1 { !run.down } else { run.down };
-    [line(run.down), line(other)]
+/// A piece, and what tells entries that have to do with it from others at a glance.
+pub(super) struct Sought {
+    pub(super) piece: Piece,
+    /// The other line that it is on, if it is a single page; else its only one again.
+    other: Meaning,
+    /// From here on, second words of single pages that would be neighbours of the piece, or on its
+    /// line, the other way round.
+    near: u64,
+    /// So far.
+    span: u64,
+}
+
+impl Sought {
+    /// A run of one page, which is on two lines.
+    #[inline(always)]
+    pub(super) fn page(owner: Owner, run: &Run) -> Self {
+        let level = shift_of(run.size) - PAGE_SHIFT;
+        let (gfn, frame) = (run.gfn.raw(), run.hpa.raw() >> PAGE_SHIFT);
+        let last = (frame >> level | (CLUSTER - 1)) << level;
+        Self {
+            piece: Piece::page(owner, run),
+            other: Meaning::new(owner, gfn, frame, true),
+            near: Self::near(owner, gfn.wrapping_add(frame), last),
+            span: (2 * (CLUSTER - 1)) << level,
+        }
+    }
+
+    /// Several pages of a run.
+    #[inline(always)]
+    pub(super) fn part(piece: Piece) -> Self {
+        let mut sought = Self {
+            piece,
+            other: piece.meaning,
+            near: 0,
+            span: 0,
+        };
+        if piece.meaning.is_down() {
+            let last = piece.key.hpa(CLUSTER as u32 - 1).raw() >> PAGE_SHIFT;
+            sought.near = Self::near(piece.meaning.owner(), piece.meaning.0, last);
+            sought.span = (2 * (CLUSTER - 1)) << (LEVEL_SHIFT * piece.key.size() as u32);
+        }
+        sought
+    }
+
+    /// A line that goes down has a constant sum of guest and host. Each frame higher in the host, the
+    /// difference is less by two: this is the one at the last frame of a cluster.
+    #[inline]
+    fn near(owner: Owner, sum: u64, last: u64) -> u64 {
+        u64::from(owner.0) << FRAME_BITS | sum.wrapping_sub(2 * last) & FRAME_MASK
+    }
+
+    /// By its first word: an entry of the same cluster.
+    #[inline(always)]
+    pub(super) fn is_beside(&self, first: u64) -> bool {
+        (first ^ self.piece.key.0) & !MASK == 0
+    }
+
+    /// What an entry of the cluster has to do with the piece, by its second word.
+    #[inline(always)]
+    pub(super) fn compare(&self, second: u64) -> Likeness {
+        // Owner and direction are above the difference of guest and host.
+        let apart = second ^ self.piece.meaning.0;
+        if apart >> FRAME_BITS != 0 {
+            Likeness::Other
+        } else if apart == 0 {
+            Likeness::Same
+        } else if self.is_near(second) {
+            Likeness::Near
+        } else {
+            Likeness::Far
+        }
+    }
+
+    #[inline(always)]
+    fn is_near(&self, second: u64) -> bool {
+        second.wrapping_sub(self.near) <= self.span
+    }
+
+    /// By its second word: on the other line.
+    pub(super) fn is_other(&self, second: u64) -> bool {
+        second == self.other.0
+    }
+
+    /// An entry of another owner or direction may have a page of the piece in common with it, or be a
+    /// page that it can be joined with.
+    pub(super) fn may_meet(&self, first: u64, second: u64) -> bool {
+        first & self.piece.mask != 0 || self.is_near(second)
+    }
+}
+
+/// What an entry of the same cluster has to do with a piece.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Likeness {
+    /// It is on the same line.
+    Same,
+    /// The same owner has it, on a parallel: no page in common. A single page of it may be on the
+    /// line of the piece, or be its neighbour the other way round. That is missed where guest frames
+    /// are next to the end of what a second word can say.
+    Near,
+    /// The same, and it is too far away for that.
+    Far,
+    /// Anything else.
+    Other,
 }
 
 /// The parts of a run in each cluster.

@@ -91,13 +91,6 @@ impl<'a> Line<'a> {
         self.word(2 * slot + 1).store(second, Ordering::Relaxed);
     }
 
-    /// The slots with entries of a cluster: a bit for each.
-    #[inline(always)]
-    pub(super) fn hits(&self, key: Key) -> usize {
-        let hit = |slot: usize| usize::from(self.get(slot).0 & !MASK == key.0) << slot;
-        (0..SLOTS).map(hit).sum()
-    }
-
     /// Address of the next line of the chain.
     #[inline(always)]
     pub(super) fn link(&self) -> Option<u64> {

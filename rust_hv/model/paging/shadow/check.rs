@@ -4,15 +4,17 @@
 
 use super::chain::{Node, TableId};
 use super::entry;
-use super::{Shadow, Slot};
+use super::{Census, Shadow, Slot};
 use crate::model::arch::addr::Hpa;
 use crate::model::paging::frames::TableMemory;
+use crate::model::paging::state::PRESENT;
 use core::ops::DerefMut;
 
-impl<S, W> Shadow<S, W>
+impl<S, W, C> Shadow<S, W, C>
 where
     S: DerefMut<Target = [Slot]>,
     W: DerefMut<Target = [u32]>,
+    C: Census,
 {
     /// What is wrong, if anything is. `page` tells where the host has a frame of the guest's, as far
     /// as it can be known.
@@ -45,6 +47,10 @@ where
                     continue;
                 }
                 found += 1;
+                if raw & PRESENT == 0 {
+                    // What such an entry says could be used by speculation (L1TF).
+                    return Err("an entry that is absent is not zero");
+                }
                 let links = self.read_links(memory, at);
                 let hpa = raw & 0x000f_ffff_ffff_f000;
                 let head = match links.child.get() {

@@ -2,19 +2,17 @@
 
 //! Making and dropping entries.
 
+use super::census::Place;
 use super::chain::{Links, Node, TableId};
 use super::entry::{self, Cause, Grant};
 use super::route::{self, Role, Route, Target};
-use super::{Lack, List, Policy, Shadow, Slot};
+use super::{Census, Lack, Policy, Shadow, Slot};
 use crate::model::arch::addr::{Gfn, Gpa, Gva, Hpa};
 use crate::model::paging::frames::{Gather, TableMemory};
 use crate::model::paging::state::{PagingState, Rights, ACCESSED, DIRTY, PRESENT};
 use crate::model::paging::Level;
 use core::ops::DerefMut;
 use core::sync::atomic::Ordering;
-
-/// Tables that one change gives up at most; others wait for the next.
-const REAPED: usize = 4;
 
 /// Where a page was mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,10 +47,11 @@ pub struct HostPage {
     pub large: bool,
 }
 
-impl<S, W> Shadow<S, W>
+impl<S, W, C> Shadow<S, W, C>
 where
     S: DerefMut<Target = [Slot]>,
     W: DerefMut<Target = [u32]>,
+    C: Census,
 {
     /// The frame that an entry maps, and whether it maps 2 MiB from there on.
     pub(super) fn mapped<M: TableMemory>(&self, memory: &M, at: Node) -> (u64, bool) {
@@ -71,18 +70,16 @@ where
         (route::piece(&slot.role, source, at.index()), true)
     }
 
-    /// Puts an entry at the head of a chain.
-    fn chain_in<M: TableMemory>(&mut self, memory: &M, at: Node, first: Node, child: TableId) {
+    /// Puts an entry into a chain, between two others.
+    fn chain_in<M: TableMemory>(&self, memory: &M, at: Node, new: Links) {
         if let Some(links) = self.links(memory, at) {
-            let new = Links {
-                next: first,
-                prev: Node::NONE,
-                child,
-            };
             links.store(new.pack(), Ordering::Relaxed);
         }
-        if let Some(first) = first.get() {
-            self.relink(memory, first, |links| links.prev = at);
+        if let Some(prev) = new.prev.get() {
+            self.relink(memory, prev, |links| links.next = at);
+        }
+        if let Some(next) = new.next.get() {
+            self.relink(memory, next, |links| links.prev = at);
         }
     }
 
@@ -132,6 +129,10 @@ where
             }
             None => {
                 let (frame, large) = self.mapped(memory, at);
+                let beside = (links.prev, links.next);
+                if self.is_alone(memory, beside, raw, (frame, large)) {
+                    self.tell_unmapped(raw, (frame, large));
+                }
                 if first {
                     *self.chain_of(frame) = links.next.raw();
                 }
@@ -163,8 +164,12 @@ where
         };
         self.drop_entry(memory, at);
         self.set_source(memory, at, source);
-        let first = self.slot(child).parents;
-        self.chain_in(memory, at, first, child);
+        let links = Links {
+            next: self.slot(child).parents,
+            prev: Node::NONE,
+            child,
+        };
+        self.chain_in(memory, at, links);
         self.slot_mut(child).parents = at;
         self.judge(child);
         let role = self.slot(at.table()).role;
@@ -172,8 +177,9 @@ where
         self.put(memory, at, entry::table(hpa, pointer));
     }
 
-    /// Makes an entry map a page.
-    fn map<M: TableMemory>(&mut self, memory: &M, at: Node, raw: u64, source: u64) {
+    /// Makes an entry map a page. It does not where the page is in a chain that is too long; the
+    /// chain is shorter then, and an access that needs the page comes again.
+    pub(super) fn map<M: TableMemory>(&mut self, memory: &M, at: Node, raw: u64, source: u64) {
         let old = self.raw(memory, at);
         let is_page = self.read_links(memory, at).child == TableId::NONE;
         if old != 0 && is_page {
@@ -181,7 +187,7 @@ where
             let kept = self.source(memory, at);
             let kept = kept.map_or(0, |kept| kept.load(Ordering::Relaxed));
             self.set_source(memory, at, source);
-            if self.mapped(memory, at) == before {
+            if self.mapped(memory, at) == before && entry::is_same_page(old, raw) {
                 // The same page: it stays in its chain.
                 if entry::weakens(old, raw) {
                     self.stale = self.stale.wrapping_add(1);
@@ -196,9 +202,18 @@ where
         self.drop_entry(memory, at);
         self.set_source(memory, at, source);
         let (frame, large) = self.mapped(memory, at);
-        let head = self.chain_of(frame);
-        let first = Node::from_raw(core::mem::replace(head, at.raw()));
-        self.chain_in(memory, at, first, TableId::NONE);
+        let (prev, next) = match self.place(memory, raw, (frame, large)) {
+            // Entries of the same page are beside each other.
+            Place::Behind(node) => (node, self.read_links(memory, node).next),
+            Place::First(first) => {
+                *self.chain_of(frame) = at.raw();
+                self.tell_mapped(raw, (frame, large));
+                (Node::NONE, first)
+            }
+            Place::TooFar(node) => return self.cut_chain(memory, node),
+        };
+        let child = TableId::NONE;
+        self.chain_in(memory, at, Links { next, prev, child });
         self.put(memory, at, raw);
         let count = &mut self.counts.leaves[usize::from(large)];
         *count = count.wrapping_add(1);
@@ -245,7 +260,7 @@ where
             return Installed::Obsolete;
         }
         let gfn = route.page.gpa.raw() >> 12;
-        if cause.write && self.is_watched(gfn) {
+        if cause.write && self.is_watched(gfn) && self.keep(memory, gather, gfn) {
             if self.policy == Policy::Exact {
                 return Installed::Watched;
             }
@@ -270,7 +285,7 @@ where
             level = lower;
         }
         if self.policy == Policy::Exact && self.fresh != 0 {
-            self.reap(memory, gather);
+            self.release_orphans(memory, gather);
             return Installed::Loose;
         }
         let hop = route.hop(level, last, rights);
@@ -283,7 +298,7 @@ where
         let mask = last.pages() * 4096 - 1;
         let raw = entry::leaf(Hpa::new(page.hpa.raw() & !mask), large, grant);
         self.map(memory, Node::new(table, hop.index), raw, hop.source);
-        self.reap(memory, gather);
+        self.release_orphans(memory, gather);
         Installed::Done(Spot {
             table,
             index: hop.index,
@@ -336,7 +351,8 @@ where
     }
 
     /// Maps the page of an entry of the guest's in a table of small pages. It must not be used where
-    /// the guest's tables may have changed since `sequence`.
+    /// the guest's tables may have changed since `sequence`. A write to a table lets go of that, which
+    /// is a change of [`Shadow::sequence`].
     pub fn fill<M: TableMemory>(
         &mut self,
         memory: &M,
@@ -351,9 +367,14 @@ where
             return Filled::Obsolete;
         }
         let role = slot.role;
-        let watched = self.is_watched(route::frame_of(&role, source));
+        let frame = route::frame_of(&role, source);
+        let mut watched = self.is_watched(frame);
         if watched && cause.write {
-            return Filled::Watched;
+            if self.policy == Policy::Exact {
+                return Filled::Watched;
+            }
+            self.loosen(frame);
+            watched = false;
         }
         let dirty = source & DIRTY != 0;
         let rights = route::rights_of(&role, source);
@@ -400,52 +421,12 @@ where
         }
     }
 
-    /// Drops the entries of some tables that nothing refers to, and gives up these.
-    pub(super) fn reap<M: TableMemory, G: Gather>(&mut self, memory: &M, gather: &mut G) {
-        for _ in 0..REAPED {
-            let Some(id) = self.heads[List::Orphans as usize].get() else {
-                return;
-            };
-            self.empty(memory, id);
-            self.discard(gather, id);
+    /// The end of all tables. Nothing runs on them any more, and nothing is in a TLB. What was
+    /// mapped is not, the census is told.
+    pub fn destroy<M: TableMemory>(mut self, memory: &mut M) -> C {
+        for number in 0..self.unused {
+            self.empty(memory, TableId(number as u16));
         }
-    }
-
-    /// Drops all entries of a table.
-    pub(super) fn empty<M: TableMemory>(&mut self, memory: &M, id: TableId) {
-        while let Some(index) = self.slot(id).next_entry(0) {
-            self.drop_entry(memory, Node::new(id, index));
-        }
-    }
-
-    /// Makes room for tables; false when there is nothing left to give up.
-    pub fn evict<M: TableMemory, G: Gather>(&mut self, memory: &M, gather: &mut G) -> bool {
-        self.counts.evictions = self.counts.evictions.wrapping_add(1);
-        if self.heads[List::Orphans as usize].get().is_none() {
-            let roots = self.slots.iter().enumerate();
-            let roots = roots.filter(|(_, slot)| slot.root && slot.frames.is_some());
-            // Those in use are emptied, but stay.
-            let rank = |slot: &Slot| (slot.users != 0, slot.users != 0 && slot.entries == 0);
-            let oldest = roots.min_by_key(|(_, slot)| (rank(slot), slot.used));
-            let Some((number, slot)) = oldest else {
-                return false;
-            };
-            if slot.users != 0 && slot.entries == 0 {
-                return false;
-            }
-            let (id, idle) = (TableId(number as u16), slot.users == 0);
-            self.empty(memory, id);
-            if idle {
-                self.slot_mut(id).root = false;
-                self.judge(id);
-            }
-        }
-        self.reap(memory, gather);
-        true
-    }
-
-    /// The end of all tables. Nothing runs on them any more, and nothing is in a TLB.
-    pub fn destroy<M: TableMemory>(mut self, memory: &mut M) {
         for slot in self.slots.iter_mut() {
             if let Some(frames) = slot.frames.take() {
                 for frame in [frames.table, frames.sources, frames.links] {
@@ -453,6 +434,7 @@ where
                 }
             }
         }
+        self.census
     }
 }
 
@@ -463,7 +445,7 @@ pub enum Filled {
     Done,
     /// The guest has changed something.
     Obsolete,
-    /// It is a table's, and to be written.
+    /// It is a table's, and the write is to be executed in software.
     Watched,
 }
 
@@ -502,7 +484,7 @@ impl LeafTable {
             key: 0,
             ..route::narrowed(self.rights, entry)
         };
-        usable.then(|| (Gfn::new(state.page(entry, 12) >> 12), rights))
+        usable.then(|| (Gfn::new(state.frame(entry)), rights))
     }
 }
 

@@ -3,9 +3,9 @@
 //! Following the guest's changes of its tables, and the host's of its memory.
 
 use super::chain::{Node, TableId};
-use super::entry;
+use super::entry::{self, Cause, Grant};
 use super::route;
-use super::{List, Shadow, Slot, Spot};
+use super::{Census, List, Policy, Shadow, Slot, Spot};
 use crate::model::arch::addr::{Gfn, GfnRange, Gva};
 use crate::model::paging::frames::TableMemory;
 use crate::model::paging::state::{ACCESSED, DIRTY};
@@ -15,7 +15,7 @@ use core::ops::DerefMut;
 use core::sync::atomic::Ordering;
 
 /// Entries of a chain that are looked at in one step.
-const CHAIN: usize = 4096;
+pub(super) const CHAIN: usize = 4096;
 
 /// What is done with the entries that map a frame.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -28,11 +28,17 @@ enum Act {
 const STEP_FRAMES: usize = 512;
 const STEP_TABLES: usize = 8;
 /// Words of a table that are better read one by one than all together.
-const FEW: u32 = 48;
+const FEW: u16 = 48;
+
+/// Only flags more, which give no right by themselves.
+pub const fn is_noted(old: u64, now: u64) -> bool {
+    let flags = ACCESSED | DIRTY;
+    now & !flags == old & !flags && now & old & flags == old & flags
+}
 
 /// Where a long change stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Cursor(usize);
+pub struct Cursor(pub(super) usize);
 
 /// A table that is being compared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,8 +46,7 @@ pub struct Syncing {
     id: TableId,
     gfn: u64,
     since: u64,
-    present: [u64; 8],
-    half_words: bool,
+    words: Option<[u64; 8]>,
 }
 
 impl Syncing {
@@ -52,15 +57,15 @@ impl Syncing {
 
     /// The words of it that are looked at, a bit each, where that is known and not many.
     pub fn words(&self) -> Option<[u64; 8]> {
-        let count: u32 = self.present.iter().map(|word| word.count_ones()).sum();
-        (count <= FEW && !self.half_words).then_some(self.present)
+        self.words
     }
 }
 
-impl<S, W> Shadow<S, W>
+impl<S, W, C> Shadow<S, W, C>
 where
     S: DerefMut<Target = [Slot]>,
     W: DerefMut<Target = [u32]>,
+    C: Census,
 {
     fn obsolete(&mut self) {
         self.sequence = self.sequence.wrapping_add(1);
@@ -134,14 +139,31 @@ where
         let gfn = self.slot(id).gfn;
         self.slot_mut(id).watched = true;
         self.act_on(memory, gfn, Act::Protect);
-        let slot = self.slot(id);
         Some(Syncing {
             id,
             gfn,
-            since: slot.since,
-            present: slot.present,
-            half_words: route::entry_bytes(&slot.role) != 8,
+            since: self.slot(id).since,
+            words: self.sources_of(id),
         })
+    }
+
+    /// The words of the guest's table that the entries of its shadow are made of, if they are few.
+    fn sources_of(&self, id: TableId) -> Option<[u64; 8]> {
+        let slot = self.slot(id);
+        if slot.entries > FEW {
+            return None;
+        }
+        if route::entry_bytes(&slot.role) == 8 {
+            return Some(slot.present);
+        }
+        let mut words = [0; 8];
+        let mut next = 0;
+        while let Some(index) = slot.next_entry(next) {
+            next = index + 1;
+            let (word, _) = route::source_at(&slot.role, index);
+            words[word / 64 % 8] |= 1 << (word % 64);
+        }
+        Some(words)
     }
 
     /// One of a list that became loose until `since`, after so many others; or how many are left to
@@ -197,34 +219,58 @@ where
         range: core::ops::Range<usize>,
     ) {
         let role = self.slot(id).role;
+        let Some(sources) = self.frame(id, |frames| &frames.sources) else {
+            return;
+        };
+        let sources = memory.entries(sources);
         let mut next = range.start;
         while let Some(index) = self.slot(id).next_entry(next) {
             if index >= range.end {
                 break;
             }
             next = index + 1;
-            let at = Node::new(id, index);
             let (word, bit) = route::source_at(&role, index);
             let Some(word) = words.get(word.wrapping_sub(first)) else {
                 continue;
             };
             let now = route::source_in(&role, *word, bit);
-            let Some(source) = self.source(memory, at) else {
-                return;
-            };
+            let source = &sources[index % 512];
             let old = source.load(Ordering::Relaxed);
             if now == old {
                 continue;
             }
-            let flags = ACCESSED | DIRTY;
-            if now & !flags == old & !flags && now & old & flags == old & flags {
-                // Only a flag more, which gives no right by itself.
+            let at = Node::new(id, index);
+            if is_noted(old, now) {
                 source.store(now, Ordering::Relaxed);
-                continue;
+            } else if !self.keep_page(memory, at, old, now) {
+                self.drop_entry(memory, at);
+                self.counts.changed = self.counts.changed.wrapping_add(1);
             }
-            self.drop_entry(memory, at);
-            self.counts.changed = self.counts.changed.wrapping_add(1);
         }
+    }
+
+    /// Keeps the entry of a small page whose source still maps that page for everybody to use, with
+    /// the rights that it gives now, but for writing where the entry did not allow that.
+    fn keep_page<M: TableMemory>(&mut self, memory: &M, at: Node, old: u64, now: u64) -> bool {
+        let role = self.slot(at.table()).role;
+        let small = role.level == Level::Pt && !role.direct;
+        if !small || !role.regime.write_protect || !route::is_same_page(&role, old, now) {
+            return false;
+        }
+        let raw = self.raw(memory, at);
+        let rights = route::rights_of(&role, now);
+        let grant = Grant::new(role.regime, rights, now & DIRTY != 0, Cause::NONE);
+        let writable = entry::is_writable(raw);
+        if grant.write && !writable && self.policy == Policy::Exact {
+            // It is mapped anew at once, by someone who knows whether it may be written.
+            return false;
+        }
+        let grant = Grant {
+            write: grant.write && writable,
+            ..grant
+        };
+        self.map(memory, at, entry::granting(raw, grant), now);
+        true
     }
 
     /// The hypervisor has written to a frame on behalf of the guest: entries that are made of its
@@ -261,6 +307,24 @@ where
             }
             next = self.next_of(gfn, following);
         }
+    }
+
+    /// INVLPG for an address whose place among the small pages is known, with no loose table that
+    /// refers to others: what the entry there was made of. The guest's is to be read after this.
+    pub fn recall<M: TableMemory>(&mut self, memory: &M, spot: Spot) -> Option<u64> {
+        self.obsolete();
+        let at = Node::new(spot.table, spot.index);
+        let source = self.source(memory, at)?.load(Ordering::Relaxed);
+        (self.raw(memory, at) != 0).then_some(source)
+    }
+
+    /// Drops the entry at a place, if that is still what it was at a [`Shadow::sequence`].
+    pub fn forget<M: TableMemory>(&mut self, memory: &M, spot: Spot, sequence: u64) -> bool {
+        let same = sequence == self.sequence;
+        if same {
+            self.drop_entry(memory, Node::new(spot.table, spot.index));
+        }
+        same
     }
 
     /// INVLPG, for a vCPU that runs on `root`; true when a small page was dropped, and nothing else
@@ -443,6 +507,22 @@ where
             }
         });
         (progress, young)
+    }
+
+    /// Some of the guest's 2 MiB around a frame are mapped in small pages though a table of the guest's
+    /// maps them in one piece.
+    pub fn is_in_pieces(&self, gfn: Gfn) -> bool {
+        let first = gfn.raw() & !511;
+        let mut id = TableId(self.words[self.hash_place(first)] as u16);
+        while let Some(found) = id.get() {
+            let slot = self.slot(found);
+            let pieces = slot.role.direct && slot.role.level == Level::Pt;
+            if slot.gfn == first && pieces && slot.entries != 0 {
+                return true;
+            }
+            id = slot.next;
+        }
+        false
     }
 
     fn each_frame(

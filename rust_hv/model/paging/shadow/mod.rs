@@ -10,7 +10,9 @@
 //! | `entry` | the bits of entries |
 //! | `chain` | from frames and tables back to entries |
 //! | `edit` | making and dropping entries |
+//! | `release` | giving up tables that are none of the guest's any more |
 //! | `follow` | following the guest's changes of its tables, and the host's of its memory |
+//! | `census` | which frames are mapped: for the inverted page table |
 //! | `check` | whether all of it is consistent |
 //!
 //! # A table of ours for each of the guest's
@@ -29,15 +31,25 @@
 //!
 //! * [`Policy::Virtual`], a virtual TLB: the table becomes loose, and the write goes ahead. CPUs may
 //!   use old translations until they are told otherwise, and so may we. When the guest invalidates
-//!   (MOV to CR3, INVLPG), loose tables are watched again, compared with what the guest has
-//!   written, and entries with another source are dropped: [`Shadow::begin_sync`],
-//!   [`Shadow::compare`]. A new shadow is loose, so that nobody waits for a TLB flush to make one.
+//!   (MOV to CR3), loose tables are watched again, compared with what the guest has written, and
+//!   entries with another source are dropped, or keep what rights are left of the same page:
+//!   [`Shadow::begin_sync`], [`Shadow::compare`]. INVLPG does that for one entry alone, where it is
+//!   known which: [`Shadow::recall`], then [`Shadow::fill`] or [`Shadow::forget`]. A new shadow is
+//!   loose, so that nobody waits for a TLB flush to make one.
 //! * [`Policy::Exact`], brute force: the write is executed by the hypervisor, and the entries that
 //!   are made of what it changed are replaced at once. Nothing is loose but what is new, until the
 //!   fault is over, and what was *pardoned*, until the guest invalidates: a table that is written by
 //!   an instruction which cannot be executed here.
 //!
 //! Dropping what is still valid is always right: the next access brings it back.
+//!
+//! # When a table stops being one
+//!
+//! The guest does not say so. It writes something else to the frame, perhaps a page at a time, and
+//! each of these writes would be one to a table. So a write to a watched frame gives up what is left
+//! of tables there (`release`): at once what no entry refers to and is no root, and after a
+//! few writes in a row what can only be reached from roots that no vCPU runs on. Those of a process
+//! that sleeps may be among them. They are made anew when it runs.
 //!
 //! # Races
 //!
@@ -55,22 +67,25 @@
 //! nothing refers to go first, then the least recently used root that no vCPU runs on, and in the
 //! end what is below roots in use. No method loops over more than a few tables.
 
+mod census;
 mod chain;
 mod check;
 mod edit;
 mod entry;
 mod follow;
+mod release;
 pub mod route;
 
 use super::frames::{Gather, TableFrame, TableMemory, TableRef};
 use super::Level;
+pub use census::Census;
 use chain::Node;
 pub use chain::TableId;
 use core::ops::DerefMut;
 use core::sync::atomic::{AtomicU64, Ordering};
 pub use edit::{is_used, Filled, HostPage, Installed, LeafTable, Spot};
 pub use entry::Cause;
-pub use follow::{Cursor, Syncing};
+pub use follow::{is_noted, Cursor, Syncing};
 use route::{Role, RootKey};
 
 /// What a write to a watched table does.
@@ -144,6 +159,8 @@ pub struct Slot {
     /// Loose since the guest has to write to it by itself.
     pardoned: bool,
     orphan: bool,
+    /// Writes to the guest's table in a row that came while no vCPU could use it.
+    idle_writes: u8,
     loose_hook: Hook,
     orphan_hook: Hook,
 }
@@ -179,6 +196,7 @@ impl Slot {
             since: 0,
             pardoned: false,
             orphan: false,
+            idle_writes: 0,
             loose_hook: Hook::NONE,
             orphan_hook: Hook::NONE,
         }
@@ -236,10 +254,12 @@ pub struct ShadowCounts {
     pub compared: u64,
     /// Entries that were dropped as the guest's had changed.
     pub changed: u64,
+    /// Tables given up since the guest has no use for them any more.
+    pub released: u64,
 }
 
 /// All shadow tables of a VM. Give it to [`Shadow::destroy`]: its frames are lost otherwise.
-pub struct Shadow<S, W> {
+pub struct Shadow<S, W, C> {
     policy: Policy,
     slots: S,
     /// Heads of the chains of frames, heads of the hash of tables, and how many watched tables
@@ -258,6 +278,8 @@ pub struct Shadow<S, W> {
     flushed: u64,
     /// How much there is, and what has happened.
     pub counts: ShadowCounts,
+    /// Hears which of the guest's frames are mapped.
+    pub census: C,
 }
 
 /// No room, or no frames, for a table.
@@ -285,10 +307,11 @@ const fn scatter(key: u64, size: usize) -> usize {
     (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (size - 1)
 }
 
-impl<S, W> Shadow<S, W>
+impl<S, W, C> Shadow<S, W, C>
 where
     S: DerefMut<Target = [Slot]>,
     W: DerefMut<Target = [u32]>,
+    C: Census,
 {
     /// What words are before they are used.
     pub const WORD: u32 = u32::MAX;
@@ -300,7 +323,7 @@ where
 
     /// Without a table. The slots are [`Slot::new`], the words [`Shadow::WORD`], all of them.
     /// `None` for no slots, too many of them, or another number of words than [`Shadow::words`].
-    pub fn new(policy: Policy, slots: S, words: W) -> Option<Self> {
+    pub fn new(policy: Policy, slots: S, words: W, census: C) -> Option<Self> {
         let count = slots.len();
         if count == 0 || count > TableId::LIMIT || words.len() != Self::words(count) {
             return None;
@@ -318,6 +341,7 @@ where
             stale: 0,
             flushed: 0,
             counts: ShadowCounts::default(),
+            census,
         })
     }
 
@@ -379,6 +403,11 @@ where
     fn chain_of(&mut self, frame: u64) -> &mut u32 {
         let size = chain_words(self.slots.len());
         &mut self.words[scatter(frame, size)]
+    }
+
+    fn first_in_chain(&self, frame: u64) -> Node {
+        let size = chain_words(self.slots.len());
+        Node::from_raw(self.words[scatter(frame, size)])
     }
 
     fn hash_place(&self, gfn: u64) -> usize {
@@ -657,6 +686,7 @@ where
         let slot = self.slot_mut(id);
         slot.users = slot.users.saturating_add(1);
         slot.root = true;
+        slot.idle_writes = 0;
         slot.used = clock;
         self.judge(id);
         Ok(id)

@@ -11,7 +11,9 @@
 //! not page at all, a shadow table has no table of the guest's beside it. It is *direct*: its
 //! entries map consecutive frames.
 
-use super::super::state::{bits, Mode, PagingState, Rights, DIRTY, NO_EXECUTE, USER, WRITABLE};
+use super::super::state::{
+    bits, Mode, PagingState, Rights, ACCESSED, DIRTY, NO_EXECUTE, USER, WRITABLE,
+};
 use super::super::walk::{Path, Step, Translation};
 use super::super::Level;
 use crate::model::arch::addr::Gva;
@@ -359,6 +361,16 @@ pub(super) fn frame_of(role: &Role, source: u64) -> u64 {
         _ => bits(51, 12),
     };
     (source & address) >> 12
+}
+
+/// Two entries of a table of small pages map the same page, if one of them is valid, and the second
+/// one's accessed flag need not be set before that is used.
+pub(super) fn is_same_page(role: &Role, old: u64, new: u64) -> bool {
+    let mut rights = WRITABLE | USER | ACCESSED | DIRTY;
+    if role.regime.no_execute {
+        rights |= NO_EXECUTE;
+    }
+    (old ^ new) & !(rights | bits(11, 8)) == 0 && new & ACCESSED != 0
 }
 
 /// Rights of an entry of a table of small pages.
