@@ -2,6 +2,7 @@
 
 //! How a VM's memory is virtualized: chosen before its first vCPU.
 
+use super::owners::Notes;
 use super::paging::{Mode, Shadows};
 use super::Mmu;
 use crate::host::tables::Tables;
@@ -50,7 +51,7 @@ impl Choice {
 }
 
 /// Empty tables.
-fn tables(policy: Policy, count: usize) -> Result<Shadows> {
+fn tables(policy: Policy, count: usize, notes: Notes) -> Result<Shadows> {
     let mut slots = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
     for _ in 0..count {
         // Within the capacity.
@@ -59,7 +60,7 @@ fn tables(policy: Policy, count: usize) -> Result<Shadows> {
             .map_err(|_| ENOMEM)?;
     }
     let words = KVVec::from_elem(Shadows::WORD, Shadows::words(count), GFP_KERNEL_ACCOUNT)?;
-    Shadow::new(policy, slots, words).ok_or(EINVAL)
+    Shadow::new(policy, slots, words, notes).ok_or(EINVAL)
 }
 
 impl Mmu {
@@ -87,7 +88,8 @@ impl Mmu {
             MIN_TABLES..=MAX_TABLES => count,
             _ => return Err(EINVAL),
         };
-        let new = Mode::Shadow(tables(policy, count)?);
+        let notes = Notes::new(self.inverted, &self.owner);
+        let new = Mode::Shadow(tables(policy, count, notes)?);
         let old = self.state.write().tree.mode.replace(new);
         if let Some(old) = old {
             // No vCPU has ever walked them.

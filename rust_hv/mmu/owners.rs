@@ -13,6 +13,11 @@
 //! told of what waits first ([`Notes::begin`], [`Owners::settle`]); so an entry is gone before the
 //! MMU notifier tells the host that a page is unmapped. `verify` compares the two.
 //!
+//! Shadow tables have any number of leaves for one page, and come and go with what the guest does.
+//! They have a [`Notes`] of their own, which hears of the first leaf and of the last one
+//! (`model/paging/shadow/census.rs`). What was unmapped may wait there, too, for it often comes
+//! back at once: until somebody asks, and not if the host is waiting.
+//!
 //! # Isolation
 //!
 //! A frame may be mapped by two VMs when both have it from the same process, or when the host says
@@ -24,6 +29,7 @@
 //!
 //! `list` (mutex) → `Mmu::state` (spinlock) → a group of the inverted table (spinlock).
 
+use super::choice::PagingMode;
 use super::mapper::{Mapper, Mappers};
 use super::{Mmu, State};
 use crate::host::frame::PageKind;
@@ -33,6 +39,7 @@ use crate::host::task;
 use crate::model::arch::addr::{Gfn, Hpa};
 use crate::model::memory::inverted::{Owner, Run, MAX_OWNERS};
 use crate::model::paging::format::Leaf;
+use crate::model::paging::shadow::Census;
 use crate::model::paging::PageSize;
 use kernel::prelude::*;
 use kernel::sync::atomic::{ordering::Relaxed, Atomic};
@@ -189,9 +196,11 @@ impl Mmu {
 
     /// How guests of this address space are paged, in a word.
     pub fn mode(&self) -> &'static str {
-        match self.overrules_pat {
-            true => "ept",
-            false => "npt",
+        match (self.paging_mode(), self.overrules_pat) {
+            (PagingMode::Nested, true) => "ept",
+            (PagingMode::Nested, false) => "npt",
+            (PagingMode::Shadow, _) => "shadow",
+            (PagingMode::Trap, _) => "trap",
         }
     }
 }
@@ -392,7 +401,7 @@ impl Notes {
 
     /// Tells the inverted table what was unmapped.
     #[inline]
-    fn settle_gone(&mut self) {
+    pub(super) fn settle_gone(&mut self) {
         if let Some(run) = self.gone.take() {
             self.table.remove(self.owner, &run);
         }
@@ -401,11 +410,70 @@ impl Notes {
     /// After `Mmu::state` was dropped: looks at a page that another VM has, too. May sleep.
     #[inline]
     pub(super) fn check_shared(&mut self) {
-        if let Some(hpa) = self.shared.take() {
-            if let Ok(owners) = OWNERS.get() {
-                owners.check(self.table, hpa);
+        look_at(self.table, self.shared.take());
+    }
+
+    /// Under `Mmu::state`: the page that others find and look at, if there is one.
+    #[inline]
+    pub(super) fn take_shared(&mut self) -> Option<Hpa> {
+        self.shared.take()
+    }
+}
+
+/// Looks at a page that another VM has, too. May sleep.
+#[inline]
+pub(super) fn look_at(table: &InvertedTable, shared: Option<Hpa>) {
+    if let Some(hpa) = shared {
+        if let Ok(owners) = OWNERS.get() {
+            owners.check(table, hpa);
+        }
+    }
+}
+
+/// What comes and what goes wait side by side: no page is in both runs.
+impl Census for Notes {
+    #[inline]
+    fn mapped(&mut self, gfn: Gfn, hpa: Hpa, size: PageSize) {
+        if self.table.is_zero_page(hpa) {
+            return;
+        }
+        let page = Run::page(gfn, hpa, size);
+        if let Some(gone) = self.gone {
+            if gone == page {
+                // Back again, and still in the table.
+                self.gone = None;
+                return;
+            }
+            if gone.is_about(gfn) {
+                self.settle_gone();
             }
         }
+        self.wait(page);
+    }
+
+    #[inline]
+    fn unmapped(&mut self, gfn: Gfn, hpa: Hpa, size: PageSize) {
+        if self.table.is_zero_page(hpa) {
+            return;
+        }
+        let page = Run::page(gfn, hpa, size);
+        if let Some(waiting) = self.waiting {
+            if waiting == page {
+                // Gone before anybody knew.
+                self.waiting = None;
+                return;
+            }
+            if waiting.is_about(gfn) {
+                self.settle_waiting();
+            }
+        }
+        if let Some(gone) = &mut self.gone {
+            if gone.count < LONGEST && gone.extend(gfn, hpa, size) {
+                return;
+            }
+        }
+        self.settle_gone();
+        self.gone = Some(page);
     }
 }
 
@@ -413,5 +481,9 @@ impl State {
     /// Has the inverted table know of all leaves.
     pub(super) fn settle(&mut self, notes: &mut Notes) {
         notes.begin(&self.mappers);
+        if let Some(shadow) = self.tree.shadow() {
+            shadow.census.end();
+            notes.shared = shadow.census.take_shared().or(notes.shared);
+        }
     }
 }

@@ -12,6 +12,7 @@
 //! host and the dirty log need of all of them. Everything here that changes something is called by
 //! whoever holds `Mmu::state` alone.
 
+use super::owners::Notes;
 use super::{TableCounts, Unlinked, STEP};
 use crate::host::tables::Tables;
 use crate::model::arch::addr::{Gfn, GfnRange};
@@ -22,10 +23,11 @@ use crate::model::paging::nested::Nested;
 use crate::model::paging::shadow::{self, Cursor, Shadow};
 use crate::model::paging::sweep::{Progress, Sweep};
 use crate::model::paging::table::Table;
+use crate::model::paging::PageSize;
 use kernel::prelude::*;
 
 /// Shadow tables in the kernel's memory.
-pub(super) type Shadows = Shadow<KVVec<shadow::Slot>, KVVec<u32>>;
+pub(super) type Shadows = Shadow<KVVec<shadow::Slot>, KVVec<u32>, Notes>;
 
 /// Where a change of a range of guest frames stands that is made in steps.
 pub(super) struct Steps {
@@ -65,15 +67,33 @@ pub(super) trait Paging {
     /// flushed.
     fn track_pages(&mut self, memory: &Tables<'_>, first: Gfn, bits: u64) -> bool;
 
-    /// Small pages are mapped here, which are in the way of a large one.
-    fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn) -> bool;
+    /// Tables are in the way of a page of this size, whatever they map.
+    fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn, size: PageSize) -> bool;
 
     /// Whether some of a range was used since the last time, if `clear`.
     fn young(&mut self, memory: &Tables<'_>, steps: &mut Steps, clear: bool) -> (Progress, bool);
 
     /// How much is mapped, and with how many tables.
     fn counts(&self) -> TableCounts;
+
+    /// Calls `f` for each page that a guest frame is in: at most one in nested tables, and the large
+    /// one last in others.
+    fn for_each_mapping(&self, memory: &Tables<'_>, gfn: Gfn, f: impl FnMut(Gfn, Leaf));
+
+    /// Calls `f` for each page of a range, of 2 MiB at most.
+    fn for_each_page(&self, memory: &Tables<'_>, range: GfnRange, f: impl FnMut(Gfn, Leaf));
+
+    /// Calls `f` for some of all leaves, and says whether it is the first one of its page.
+    fn for_each_leaf(
+        &self,
+        memory: &Tables<'_>,
+        steps: &mut Steps,
+        f: impl FnMut(Gfn, Leaf, bool),
+    ) -> Progress;
 }
+
+/// Leaves of nested tables that are looked at in one step.
+const LEAVES: usize = 256;
 
 impl Paging for Table<Nested> {
     fn unmap(
@@ -97,8 +117,8 @@ impl Paging for Table<Nested> {
         Table::track_pages(self, memory, first, bits)
     }
 
-    fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn) -> bool {
-        !self.is_large(memory, gfn)
+    fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn, size: PageSize) -> bool {
+        self.end_of_walk(memory, gfn) < size.level()
     }
 
     fn young(&mut self, memory: &Tables<'_>, steps: &mut Steps, clear: bool) -> (Progress, bool) {
@@ -107,7 +127,7 @@ impl Paging for Table<Nested> {
         let progress = if clear {
             self.test_and_clear_accessed(memory, sweep, STEP, |_, _| young = true)
         } else {
-            self.for_each_leaf(memory, sweep, STEP, |_, leaf| young |= leaf.accessed)
+            Table::for_each_leaf(self, memory, sweep, STEP, |_, leaf| young |= leaf.accessed)
         };
         (progress, young)
     }
@@ -119,6 +139,31 @@ impl Paging for Table<Nested> {
             leaves: counts.leaves,
         }
     }
+
+    fn for_each_mapping(&self, memory: &Tables<'_>, gfn: Gfn, mut f: impl FnMut(Gfn, Leaf)) {
+        let leaf = gfn.base().and_then(|gpa| self.lookup(memory, gpa));
+        if let Some(leaf) = leaf {
+            f(Gfn::new(gfn.raw() & !(leaf.size.pages() - 1)), leaf);
+        }
+    }
+
+    fn for_each_page(&self, memory: &Tables<'_>, range: GfnRange, f: impl FnMut(Gfn, Leaf)) {
+        // One step: a table has no more entries than this.
+        let most = PageSize::Size2M.pages() as usize;
+        let progress = Table::for_each_leaf(self, memory, &mut Sweep::new(range), most, f);
+        debug_assert!(progress == Progress::Done);
+    }
+
+    fn for_each_leaf(
+        &self,
+        memory: &Tables<'_>,
+        steps: &mut Steps,
+        mut f: impl FnMut(Gfn, Leaf, bool),
+    ) -> Progress {
+        Table::for_each_leaf(self, memory, &mut steps.sweep, LEAVES, |gfn, leaf| {
+            f(gfn, leaf, true)
+        })
+    }
 }
 
 impl Paging for Shadows {
@@ -129,6 +174,8 @@ impl Paging for Shadows {
         unlinked: &mut Unlinked<'_>,
     ) -> Progress {
         let progress = Shadow::unmap(self, memory, steps.range, &mut steps.cursor);
+        // The host may be waiting.
+        self.census.settle_gone();
         unlinked.note(self);
         progress
     }
@@ -154,8 +201,9 @@ impl Paging for Shadows {
         self.stale().is_some()
     }
 
-    /// Where the guest has a large page. Its own small ones are in the way of nothing.
-    fn is_cut(&self, _memory: &Tables<'_>, gfn: Gfn) -> bool {
+    /// Where the guest has a large page. Its own small ones are in the way of nothing, and none is larger
+    /// than 2 MiB.
+    fn is_cut(&self, _memory: &Tables<'_>, gfn: Gfn, _size: PageSize) -> bool {
         self.is_in_pieces(gfn)
     }
 
@@ -170,9 +218,36 @@ impl Paging for Shadows {
             leaves: [small, large, 0],
         }
     }
+
+    fn for_each_mapping(&self, memory: &Tables<'_>, gfn: Gfn, f: impl FnMut(Gfn, Leaf)) {
+        Shadow::for_each_mapping(self, memory, gfn, f);
+    }
+
+    fn for_each_page(&self, memory: &Tables<'_>, range: GfnRange, mut f: impl FnMut(Gfn, Leaf)) {
+        let most = PageSize::Size2M.pages() as usize;
+        for gfn in (range.start.raw()..range.end.raw()).take(most) {
+            Shadow::for_each_mapping(self, memory, Gfn::new(gfn), |first, leaf| {
+                // A large page once.
+                if first.raw() == gfn || gfn == range.start.raw() {
+                    f(first, leaf);
+                }
+            });
+        }
+    }
+
+    fn for_each_leaf(
+        &self,
+        memory: &Tables<'_>,
+        steps: &mut Steps,
+        f: impl FnMut(Gfn, Leaf, bool),
+    ) -> Progress {
+        Shadow::for_each_leaf(self, memory, &mut steps.cursor, f)
+    }
 }
 
 /// The tables of a VM. Give them to [`Mode::destroy`].
+// One for each VM, and moved when it is chosen: no box is needed.
+#[allow(clippy::large_enum_variant)]
 pub(super) enum Mode {
     /// The CPU's own second stage.
     Nested(Table<Nested>),
@@ -190,11 +265,12 @@ macro_rules! either {
 }
 
 impl Mode {
-    /// Gives up all frames, and tells of the leaves of nested tables. Nothing walks the tables any more.
+    /// Gives up all frames, and tells of the leaves of nested tables, or those who hear of others.
+    /// Nothing walks the tables any more.
     pub(super) fn destroy(self, memory: &mut impl TableMemory, leaf: impl FnMut(Gfn, Leaf)) {
         match self {
             Self::Nested(table) => table.destroy(memory, leaf),
-            Self::Shadow(shadow) => shadow.destroy(memory),
+            Self::Shadow(shadow) => shadow.destroy(memory).end(),
         }
     }
 }
@@ -221,8 +297,8 @@ impl Paging for Mode {
         either!(self, tables => Paging::track_pages(tables, memory, first, bits))
     }
 
-    fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn) -> bool {
-        either!(self, tables => tables.is_cut(memory, gfn))
+    fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn, size: PageSize) -> bool {
+        either!(self, tables => tables.is_cut(memory, gfn, size))
     }
 
     fn young(&mut self, memory: &Tables<'_>, steps: &mut Steps, clear: bool) -> (Progress, bool) {
@@ -231,5 +307,22 @@ impl Paging for Mode {
 
     fn counts(&self) -> TableCounts {
         either!(self, tables => Paging::counts(tables))
+    }
+
+    fn for_each_mapping(&self, memory: &Tables<'_>, gfn: Gfn, f: impl FnMut(Gfn, Leaf)) {
+        either!(self, tables => Paging::for_each_mapping(tables, memory, gfn, f));
+    }
+
+    fn for_each_page(&self, memory: &Tables<'_>, range: GfnRange, f: impl FnMut(Gfn, Leaf)) {
+        either!(self, tables => Paging::for_each_page(tables, memory, range, f));
+    }
+
+    fn for_each_leaf(
+        &self,
+        memory: &Tables<'_>,
+        steps: &mut Steps,
+        f: impl FnMut(Gfn, Leaf, bool),
+    ) -> Progress {
+        either!(self, tables => Paging::for_each_leaf(tables, memory, steps, f))
     }
 }

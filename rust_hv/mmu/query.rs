@@ -4,13 +4,15 @@
 //! an access meets.
 
 use super::owners::OWNERS;
+use super::paging::{Mode, Paging};
+use super::shadow::ShadowCpu;
 use super::Mmu;
 use crate::host::bindings::{self, rusthv_frame, rusthv_gpa, rusthv_owner, rusthv_walk};
 use crate::host::errno::no_such_device;
 use crate::host::frame::{node_of, PageKind};
 use crate::host::inverted::INVERTED;
 use crate::host::tables::Tables;
-use crate::model::arch::addr::{Gpa, Hpa};
+use crate::model::arch::addr::{Gpa, Gva, Hpa};
 use crate::model::memory::inverted::Alias;
 use crate::model::paging::format::Leaf;
 use crate::model::paging::{Level, Permissions};
@@ -116,6 +118,8 @@ impl Mmu {
     pub fn mode_number(&self) -> u32 {
         match self.mode() {
             "npt" => bindings::RUSTHV_MODE_NPT,
+            "shadow" => bindings::RUSTHV_MODE_SHADOW,
+            "trap" => bindings::RUSTHV_MODE_TRAP,
             _ => bindings::RUSTHV_MODE_EPT,
         }
     }
@@ -143,8 +147,11 @@ impl Mmu {
         OWNERS.get()?.settle();
         let memory = Tables::existing(&self.supply);
         let state = self.state.read();
-        let table = state.tree.walked();
-        if let Some(leaf) = table.and_then(|table| table.lookup(&memory, gpa)) {
+        let mut found = None;
+        if let Some(mode) = &state.tree.mode {
+            mode.for_each_mapping(&memory, gpa.gfn(), |_, leaf| found = Some(leaf));
+        }
+        if let Some(leaf) = found {
             let hpa = leaf.hpa.wrapping_add(offset(gpa.raw(), &leaf));
             answer.hpa = hpa.raw();
             answer.page_shift = leaf.size.level().shift();
@@ -169,14 +176,38 @@ impl Mmu {
         let memory = Tables::existing(&self.supply);
         let state = self.state.read();
         let leaf = state.tree.walked()?.path(&memory, gpa, &mut on_entry)?;
-        let wanted = match (write, fetch) {
-            (true, _) => Permissions::W,
-            (false, true) => Permissions::X,
-            (false, false) => Permissions::R,
-        };
-        let hpa = leaf.hpa.wrapping_add(offset(gpa.raw(), &leaf));
-        leaf.perms.contains(wanted).then_some(hpa)
+        end_of(&leaf, gpa.raw(), write, fetch)
     }
+
+    /// The same of `RUSTHV_WALK` for shadow tables: the entries that the CPU meets instead of the
+    /// guest's.
+    pub fn trace_shadow(
+        &self,
+        cpu: &ShadowCpu,
+        gva: Gva,
+        write: bool,
+        fetch: bool,
+        mut on_entry: impl FnMut(Level, Hpa, u64),
+    ) -> Option<Hpa> {
+        let memory = Tables::existing(&self.supply);
+        let state = self.state.read();
+        let Some(Mode::Shadow(shadow)) = &state.tree.mode else {
+            return None;
+        };
+        let leaf = shadow.path(&memory, cpu.root()?, gva, &mut on_entry)?;
+        end_of(&leaf, gva.raw(), write, fetch)
+    }
+}
+
+/// Where an access to an address ends that a leaf maps; `None` where it may not.
+fn end_of(leaf: &Leaf, address: u64, write: bool, fetch: bool) -> Option<Hpa> {
+    let wanted = match (write, fetch) {
+        (true, _) => Permissions::W,
+        (false, true) => Permissions::X,
+        (false, false) => Permissions::R,
+    };
+    let hpa = leaf.hpa.wrapping_add(offset(address, leaf));
+    leaf.perms.contains(wanted).then_some(hpa)
 }
 
 /// Adds an entry to a walk.

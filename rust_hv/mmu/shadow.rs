@@ -16,6 +16,7 @@
 
 use super::access::SlotCache;
 use super::choice::{PagingMode, MAX_TABLES};
+use super::owners::look_at;
 use super::paging::Shadows;
 use super::{Mmu, Moment, Unlinked};
 use crate::host::errno::{no_such_device, unsupported};
@@ -118,6 +119,11 @@ impl ShadowCpu {
 }
 
 impl ShadowCpu {
+    /// The root that it runs on.
+    pub(super) fn root(&self) -> Option<TableId> {
+        self.root
+    }
+
     /// What is read from here on is as new as this.
     fn renew(&mut self, sequence: u64) {
         if self.sequence != sequence {
@@ -341,6 +347,16 @@ impl Mmu {
         }
     }
 
+    /// Room in the inverted page table for what a fault maps.
+    fn grow_inverted(&self, cpu: &mut ShadowCpu) -> Result {
+        if self.inverted.is_short() {
+            let [reserve, ..] = &mut cpu.reserves;
+            self.inverted.grow(reserve)?;
+            reserve.fill(&self.supply)?;
+        }
+        Ok(())
+    }
+
     fn fill(&self, cpu: &mut ShadowCpu) -> Result {
         for reserve in &mut cpu.reserves {
             reserve.fill(&self.supply)?;
@@ -418,7 +434,9 @@ impl Mmu {
         if old.is_some_and(|old| shadow::is_noted(old, now)) {
             return Ok(true);
         }
-        if shadow::is_used(now, paging.reserved_in_small()) {
+        // Without room in the inverted page table nothing is mapped here: a fault looks after that.
+        let room = !self.inverted.is_short();
+        if room && shadow::is_used(now, paging.reserved_in_small()) {
             if self.fill_used(cpu, run, paging, spot, now)? {
                 return Ok(true);
             }
@@ -461,6 +479,9 @@ impl Mmu {
         }
         let shadow = state.tree.shadow().ok_or(EIO)?;
         let filled = shadow.fill(&tables, spot, cpu.sequence, entry, host, Cause::NONE);
+        let shared = shadow.census.take_shared();
+        drop(state);
+        look_at(self.inverted, shared);
         Ok(filled == Filled::Done)
     }
 
@@ -523,7 +544,7 @@ impl Mmu {
     ) -> Result<ShadowFault> {
         self.stats.shadow_faults.add(1, Relaxed);
         let access = access_of(fault.code, fault.cpl, fault.ac);
-        if self.quick_fault(cpu, run, memory, paging, fault, access)? {
+        if !self.inverted.is_short() && self.quick_fault(cpu, run, memory, paging, fault, access)? {
             return Ok(ShadowFault::Mapped);
         }
         let key = RootKey::of(paging, paging.pointers()).ok_or_else(unsupported)?;
@@ -562,6 +583,7 @@ impl Mmu {
             };
             let route = Route::new(key, fault.gva, page, path);
             self.fill(cpu)?;
+            self.grow_inverted(cpu)?;
             match self.install(cpu, run, &route, &nested, access, &found)? {
                 Some(Installed::Done(_)) => return Ok(ShadowFault::Mapped),
                 Some(Installed::Watched) => return Ok(ShadowFault::Table(nested)),
@@ -672,6 +694,9 @@ impl Mmu {
             &pages,
             host,
         );
+        let shared = shadow.census.take_shared();
+        drop(state);
+        look_at(self.inverted, shared);
         Ok(true)
     }
 
@@ -767,7 +792,9 @@ impl Mmu {
             }
             cpu.renew(shadow.sequence);
         }
+        let shared = shadow.census.take_shared();
         drop(state);
+        look_at(self.inverted, shared);
         drop(unlinked);
         Ok(Some(installed))
     }
@@ -778,6 +805,10 @@ impl Mmu {
     ///
     /// `EIO`.
     pub fn shadow_refill(&self, run: &mut PageRun, paging: &PagingState, gpa: Gpa) -> Result {
+        if self.inverted.is_short() {
+            // A fault looks after that.
+            return Ok(());
+        }
         let gfn = gpa.gfn().raw();
         let sequence = self.with_shadow(|shadow| shadow.sequence)?;
         let Ok((word, words)) = self.words_at(gpa, 1) else {
@@ -833,6 +864,9 @@ impl Mmu {
             if state.is_current(moment, looked_up(hva, 1, false)) {
                 let shadow = state.tree.shadow().ok_or(EIO)?;
                 shadow.fill(&memory, spot, sequence, source, host, Cause::NONE);
+                let shared = shadow.census.take_shared();
+                drop(state);
+                look_at(self.inverted, shared);
             }
         }
         Ok(())

@@ -8,6 +8,7 @@
 //! printed without them.
 
 use super::owners::{Member, OWNERS};
+use super::paging::Paging;
 use super::verify::{chain, verify, Report};
 use super::Mmu;
 use crate::host::debugfs::{Content, Dir, File};
@@ -17,7 +18,6 @@ use crate::host::tables::Tables;
 use crate::model::arch::addr::{Gfn, GfnRange, PAGE_SHIFT, PAGE_SIZE};
 use crate::model::memory::inverted::GROUPS;
 use crate::model::paging::format::Leaf;
-use crate::model::paging::sweep::{Progress, Sweep};
 use crate::model::paging::{PageSize, Permissions};
 use kernel::fmt;
 use kernel::prelude::*;
@@ -28,6 +28,9 @@ use kernel::sync::{new_mutex, Arc, Mutex};
 
 /// Pages in a record of a VM's `pages`.
 const REGION: u64 = PageSize::Size2M.pages();
+/// What shadow tables may have there in addition: the same memory in one piece, and at another place
+/// while a slot moves.
+const LARGE: usize = 8;
 
 /// Rights and flags of a mapping, a letter or a dash for each.
 struct Flags<'a>(&'a Leaf);
@@ -313,21 +316,21 @@ impl Content for Pages {
         let Some(range) = mmu.region(record) else {
             return;
         };
-        let Ok(mut leaves) = KVec::with_capacity(REGION as usize, GFP_KERNEL) else {
+        let Ok(mut leaves) = KVec::with_capacity(REGION as usize + LARGE, GFP_KERNEL) else {
             return;
         };
         let memory = Tables::existing(&mmu.supply);
-        let mut sweep = Sweep::new(range);
-        let mut more = Progress::More(range.start);
-        if let Some(table) = mmu.state.read().tree.walked() {
-            // One step: a table has no more entries than this.
-            more = table.for_each_leaf(&memory, &mut sweep, REGION as usize, |gfn, leaf| {
+        if let Some(mode) = &mmu.state.read().tree.mode {
+            mode.for_each_page(&memory, range, |gfn, leaf| {
+                // A page of 1 GiB is in the record where it begins, and in no other.
+                if gfn < range.start {
+                    return;
+                }
                 // Within the capacity. While it is mapped, what the host says holds.
                 let found = Stretch::new(gfn, leaf, PageKind::of(leaf.hpa));
                 drop(leaves.push_within_capacity(found));
             });
         }
-        debug_assert!(more == Progress::Done);
         let mut stretch: Option<Stretch> = None;
         for next in leaves {
             let extended = stretch

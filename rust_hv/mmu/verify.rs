@@ -4,24 +4,23 @@
 //!
 //! First every leaf of every VM is looked up in the inverted table, then every entry of that in its
 //! VM's tables. Each comparison is made under the VM's `Mmu::state`, where the two must agree: what
-//! changes between two comparisons makes no difference.
+//! changes between two comparisons makes no difference. Of shadow tables every leaf is looked up, and
+//! the pages are counted that they map.
 
 use super::owners::{Member, Notes, Owners, OWNERS};
-use super::{everything, Mmu};
+use super::paging::{Paging, Steps};
+use super::{everything, Mmu, State};
 use crate::host::frame::PageKind;
 use crate::host::inverted::{InvertedTable, INVERTED};
 use crate::host::tables::Tables;
 use crate::host::task;
-use crate::model::arch::addr::{Gpa, Hpa};
+use crate::model::arch::addr::Hpa;
 use crate::model::memory::inverted::{Alias, GROUPS};
 use crate::model::paging::format::Leaf;
-use crate::model::paging::sweep::{Progress, Sweep};
+use crate::model::paging::sweep::Progress;
 use crate::model::paging::Permissions;
 use kernel::prelude::*;
 use kernel::sync::atomic::ordering::Relaxed;
-
-/// Leaves that are compared before the lock is dropped.
-const STEP: usize = 256;
 
 /// What was found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -53,45 +52,51 @@ impl Report {
 
 impl Mmu {
     /// The mapping of a guest frame, as the inverted table should have it.
-    fn forward(&self, what: &Alias) -> Option<Leaf> {
+    fn forward(&self, state: &State, what: &Alias) -> Option<Leaf> {
         let memory = Tables::existing(&self.supply);
-        let state = self.state.read();
-        let gpa = Gpa::new(what.gfn.raw() << 12);
-        let leaf = state.tree.walked()?.lookup(&memory, gpa)?;
-        (leaf.hpa == what.hpa && leaf.size == what.size).then_some(leaf)
+        let mut found = None;
+        let mode = state.tree.mode.as_ref()?;
+        mode.for_each_mapping(&memory, what.gfn, |gfn, leaf| {
+            if gfn == what.gfn && leaf.hpa == what.hpa && leaf.size == what.size {
+                found = Some(leaf);
+            }
+        });
+        found
     }
 
     /// The mapping of a page in the inverted table; `None` when it is not there any more, and
     /// `Err` when only the inverted table says so.
     pub(super) fn leaf_of(&self, what: &Alias) -> Result<Option<Leaf>, ()> {
-        if let Some(leaf) = self.forward(what) {
-            return Ok(Some(leaf));
+        let leaf = self.forward(&self.state.read(), what);
+        if leaf.is_some() {
+            return Ok(leaf);
         }
-        // It may just have gone: with the lock both say the same.
-        let memory = Tables::existing(&self.supply);
-        let state = self.state.read();
-        let gpa = Gpa::new(what.gfn.raw() << 12);
-        let table = state.tree.walked();
-        let leaf = table.and_then(|table| table.lookup(&memory, gpa));
-        match leaf.filter(|leaf| leaf.hpa == what.hpa && leaf.size == what.size) {
-            Some(leaf) => Ok(Some(leaf)),
-            None if self.inverted.contains(what) => Err(()),
-            None => Ok(None),
+        // It may just have gone: with the lock, and nothing waiting, both say the same.
+        let mut notes = Notes::new(self.inverted, &self.owner);
+        let mut state = self.state.write();
+        state.settle(&mut notes);
+        let leaf = self.forward(&state, what);
+        let stale = leaf.is_none() && self.inverted.contains(what);
+        drop(state);
+        notes.check_shared();
+        match stale {
+            true => Err(()),
+            false => Ok(leaf),
         }
     }
 
     /// Looks every leaf up in the inverted table.
     fn verify_leaves(&self, report: &mut Report) -> Result {
         let memory = Tables::existing(&self.supply);
-        let mut sweep = Sweep::new(everything());
+        let mut steps = Steps::new(everything());
         loop {
             let mut notes = Notes::new(self.inverted, &self.owner);
             let mut state = self.state.write();
             state.settle(&mut notes);
-            let progress = match state.tree.walked() {
-                Some(table) => table.for_each_leaf(&memory, &mut sweep, STEP, |gfn, leaf| {
+            let progress = match &state.tree.mode {
+                Some(mode) => mode.for_each_leaf(&memory, &mut steps, |gfn, leaf, first| {
                     if let Some(count) = report.mapped.get_mut(leaf.size as usize) {
-                        *count += 1;
+                        *count += u64::from(first);
                     }
                     let what = Alias {
                         owner: self.owner.owner,
@@ -100,7 +105,7 @@ impl Mmu {
                         size: leaf.size,
                     };
                     if self.inverted.is_zero_page(leaf.hpa) {
-                        report.zero += 1;
+                        report.zero += u64::from(first);
                     } else if !self.inverted.contains(&what) {
                         report.missing += 1;
                     }

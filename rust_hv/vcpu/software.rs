@@ -80,6 +80,13 @@ impl Software {
     }
 }
 
+impl Software {
+    /// The tables that the CPU walks at the next entry, as far as they are known.
+    pub(super) fn tables(&self) -> Option<&ShadowCpu> {
+        (!self.stale).then_some(&self.cpu)
+    }
+}
+
 impl State {
     /// Registers have changed that decide what the guest's tables mean, or where they are.
     pub(super) fn translate_anew(&mut self) {
@@ -115,7 +122,7 @@ impl State {
     }
 
     /// What a walk of the guest's tables depends on.
-    fn paging(&self, window: &impl Window) -> Result<PagingState, HwError> {
+    pub(super) fn paging(&self, window: &impl Window) -> Result<PagingState, HwError> {
         let paging = paging_state(window, self.cpuid.facts())?;
         Ok(match &self.software {
             Some(software) if paging.mode() == Mode::Pae => paging.with_pointers(software.pointers),

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! A linear address followed level by level: through the guest's tables, then through the nested
-//! ones.
+//! ones, or through the shadow tables that the CPU walks instead of the guest's.
 
 use super::memory::GuestPhysical;
-use super::snapshot::paging_state;
 use super::Vcpu;
 use crate::host::bindings::{self, rusthv_walk};
 use crate::mmu::query::note_entry;
-use crate::model::arch::addr::{Gpa, Gva};
+use crate::model::arch::addr::{Gpa, Gva, Hpa};
 use crate::model::arch::regs::Rflags;
 use crate::model::paging::state::{Access, AccessKind, Mode};
 use crate::model::paging::walk::{self, EntrySize, GuestPhys, WalkError};
+use crate::model::paging::Level;
 use crate::vendor::{Guest, Vendor, Window};
 use kernel::prelude::*;
 
@@ -69,7 +69,7 @@ impl<V: Vendor> Vcpu<V> {
         let mut inner = self.lock()?;
         let inner = &mut *inner;
         let window = inner.guest.open()?;
-        let paging = paging_state(&window, inner.state.cpuid.facts())?;
+        let paging = inner.state.paging(&window)?;
         let rflags = Rflags::from_raw(window.rflags()?);
         // The tables may have to be fetched by the host: that sleeps.
         drop(window);
@@ -109,10 +109,20 @@ impl<V: Vendor> Vcpu<V> {
         };
         answer.gpa = gpa.raw();
         let (write, fetch) = (kind == AccessKind::Write, kind == AccessKind::Fetch);
-        let hpa = self.mmu.trace(gpa, write, fetch, |level, at, entry| {
-            let table = bindings::RUSTHV_TABLE_NESTED;
+        let table = match inner.state.software {
+            Some(_) => bindings::RUSTHV_TABLE_SHADOW,
+            None => bindings::RUSTHV_TABLE_NESTED,
+        };
+        let on_entry = |level: Level, at: Hpa, entry| {
             note_entry(&mut answer, table, level as u32, at.raw(), entry);
-        });
+        };
+        let hpa = match &inner.state.software {
+            Some(software) => software.tables().and_then(|cpu| {
+                let gva = Gva::new(asked.gva);
+                self.mmu.trace_shadow(cpu, gva, write, fetch, on_entry)
+            }),
+            None => self.mmu.trace(gpa, write, fetch, on_entry),
+        };
         match hpa {
             Some(hpa) => answer.hpa = hpa.raw(),
             None => answer.result = bindings::RUSTHV_WALK_NOT_MAPPED,

@@ -151,6 +151,13 @@ impl Run {
 }
 
 impl Run {
+    /// A guest frame is among those of the run.
+    #[inline]
+    pub const fn is_about(&self, gfn: Gfn) -> bool {
+        let pages = self.count << (shift_of(self.size) - PAGE_SHIFT);
+        gfn.raw().wrapping_sub(self.gfn.raw()) < pages
+    }
+
     /// Takes in a run that continues this one, in the same direction; false if it does not.
     #[inline]
     pub fn append(&mut self, other: &Self) -> bool {

@@ -344,6 +344,15 @@ fn runs_take_in_what_continues_them() {
     let mut back = down(10, 100, 2);
     assert!(!back.append(&run(12, 98, Size4K, 2)));
     assert!(back.append(&down(12, 98, 2)));
+    // Up or down, the guest's frames go up.
+    for (gfn, inside) in [(9, false), (10, true), (13, true), (14, false)] {
+        assert_eq!(back.is_about(alias(1, gfn, 0, Size4K).gfn), inside, "{gfn}");
+    }
+    let large = run(0x200, 0x400, Size2M, 2);
+    assert!(
+        large.is_about(alias(1, 0x5ff, 0, Size4K).gfn)
+            && !large.is_about(alias(1, 0x600, 0, Size4K).gfn)
+    );
     assert_eq!(back, down(10, 100, 4));
     let mut large = run(0, 512, Size2M, 1);
     assert!(!large.extend(gfn(1), at(513), Size2M));

@@ -4,6 +4,7 @@
 //! of the host's memory, against a walk of the guest's own tables.
 //!
 //! The CPU here walks the shadow tables the way that the SDM describes, not by the code under test.
+//! And after each step the pages that the census was told of are those that entries map.
 
 #[path = "paging_support/guest.rs"]
 mod guest;
@@ -15,19 +16,42 @@ use paging_support::{Arena, Gathered};
 use proptest::prelude::*;
 use rusthv_model::arch::addr::{Gfn, GfnRange, Gva, Hpa};
 use rusthv_model::arch::regs::{Cr0, Cr4, Efer};
+use rusthv_model::paging::format::Leaf;
 use rusthv_model::paging::frames::TableMemory;
 use rusthv_model::paging::shadow::route::{RootKey, Route};
 use rusthv_model::paging::shadow::{
-    is_noted, is_used, Cause, Cursor, Filled, HostPage, Installed, Lack, Policy, Shadow, Slot,
-    TableId,
+    is_noted, is_used, Cause, Census, Cursor, Filled, HostPage, Installed, Lack, Policy, Shadow,
+    Slot, TableId,
 };
 use rusthv_model::paging::state::{Access, AccessKind, Mode, Privilege};
 use rusthv_model::paging::sweep::Progress;
 use rusthv_model::paging::walk::{mark_used, walk, walk_traced, EntrySize, WalkError};
+use rusthv_model::paging::PageSize;
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
-type Tables = Shadow<Vec<Slot>, Vec<u32>>;
+/// Guest frame, host address, size in bytes.
+type Page = (u64, u64, u64);
+
+/// The pages that the shadow tables have told of.
+#[derive(Default, PartialEq, Debug)]
+struct Told(BTreeSet<Page>);
+
+fn page(gfn: Gfn, hpa: Hpa, size: PageSize) -> Page {
+    (gfn.raw(), hpa.raw(), size.bytes())
+}
+
+impl Census for Told {
+    fn mapped(&mut self, gfn: Gfn, hpa: Hpa, size: PageSize) {
+        assert!(self.0.insert(page(gfn, hpa, size)), "told twice");
+    }
+
+    fn unmapped(&mut self, gfn: Gfn, hpa: Hpa, size: PageSize) {
+        assert!(self.0.remove(&page(gfn, hpa, size)), "gone twice");
+    }
+}
+
+type Tables = Shadow<Vec<Slot>, Vec<u32>, Told>;
 
 /// Where the host has the guest's frame 0: all of it in one piece.
 const HOST: u64 = 0x40_0000_0000;
@@ -41,6 +65,8 @@ struct Vm {
     read_only: BTreeSet<u64>,
     /// The host has large pages.
     large: bool,
+    /// Where the host has the guest's frame 0.
+    host: u64,
     faults: usize,
     /// The last fault or INVLPG went the short way, if it could.
     quick: bool,
@@ -49,7 +75,8 @@ struct Vm {
 impl Vm {
     fn new(guest: Guest, policy: Policy, slots: usize) -> Self {
         let room = (0..slots).map(|_| Slot::new()).collect();
-        let shadow = Shadow::new(policy, room, vec![Tables::WORD; Tables::words(slots)]).unwrap();
+        let words = vec![Tables::WORD; Tables::words(slots)];
+        let shadow = Shadow::new(policy, room, words, Told::default()).unwrap();
         Self {
             guest,
             shadow,
@@ -57,6 +84,7 @@ impl Vm {
             root: None,
             read_only: BTreeSet::new(),
             large: false,
+            host: HOST,
             faults: 0,
             quick: false,
         }
@@ -162,7 +190,7 @@ impl Vm {
         if is_used(now, state.reserved_in_small()) && !self.read_only.contains(&gfn) && gfn % 3 != 0
         {
             let host = HostPage {
-                hpa: Hpa::new(HOST + (gfn << 12)),
+                hpa: Hpa::new(self.host + (gfn << 12)),
                 writable: true,
                 large: false,
             };
@@ -250,7 +278,7 @@ impl Vm {
         }
         let source = mark_used(&mut self.guest.memory, &state, at, entry, access);
         let host = HostPage {
-            hpa: Hpa::new(HOST + (gfn.raw() << 12)),
+            hpa: Hpa::new(self.host + (gfn.raw() << 12)),
             writable: true,
             large: false,
         };
@@ -289,11 +317,11 @@ impl Vm {
             let gfn = page.gpa.gfn().raw();
             if write && self.read_only.contains(&gfn) {
                 // A device's business: nothing is mapped for it.
-                return Ok(HOST + page.gpa.raw());
+                return Ok(self.host + page.gpa.raw());
             }
             let route = Route::new(self.key(), Gva::new(gva), page, path);
             let host = HostPage {
-                hpa: Hpa::new(HOST + (gfn << 12)),
+                hpa: Hpa::new(self.host + (gfn << 12)),
                 writable: !self.read_only.contains(&gfn),
                 large: self.large && self.read_only.is_empty(),
             };
@@ -310,7 +338,7 @@ impl Vm {
                 Installed::Obsolete => panic!("nothing has changed"),
                 Installed::Loose => self.sync(true),
                 // Executed by the hypervisor.
-                Installed::Watched => return Ok(HOST + page.gpa.raw()),
+                Installed::Watched => return Ok(self.host + page.gpa.raw()),
                 Installed::Lacking(Lack::Room) => {
                     assert!(self.gathering(|shadow, arena, gather| shadow.evict(arena, gather)));
                 }
@@ -339,6 +367,38 @@ impl Vm {
     fn check(&mut self) {
         let page = |gfn: u64| Some(Hpa::new(HOST + (gfn << 12)));
         self.shadow.check(&self.arena, page).unwrap();
+        self.check_census();
+    }
+
+    /// The census knows the pages of all entries, and no others.
+    fn check_census(&self) {
+        let (mut all, mut once) = (BTreeSet::new(), Vec::new());
+        let mut cursor = Cursor::default();
+        let mut each = |gfn, leaf: Leaf, first: bool| {
+            let page = page(gfn, leaf.hpa, leaf.size);
+            all.insert(page);
+            once.extend(first.then_some(page));
+        };
+        while self
+            .shadow
+            .for_each_leaf(&self.arena, &mut cursor, &mut each)
+            != Progress::Done
+        {}
+        assert_eq!(all, self.shadow.census.0);
+        once.sort_unstable();
+        assert!(once.iter().eq(&all), "each page once");
+        for &(gfn, hpa, bytes) in &all {
+            assert!(self.mappings(gfn).contains(&(gfn, hpa, bytes)));
+        }
+    }
+
+    /// The pages that a frame is in.
+    fn mappings(&self, gfn: u64) -> Vec<Page> {
+        let mut pages = Vec::new();
+        let found = |gfn, leaf: Leaf| pages.push(page(gfn, leaf.hpa, leaf.size));
+        self.shadow
+            .for_each_mapping(&self.arena, Gfn::new(gfn), found);
+        pages
     }
 
     /// The guest writes an entry of its tables, by an address that it may write to.
@@ -370,7 +430,7 @@ impl Vm {
         while !self.gathering(|shadow, arena, gather| shadow.clear(arena, gather, &mut cursor)) {}
         self.check();
         assert_eq!((self.shadow.counts.tables, self.arena.live), (0, 0));
-        self.shadow.destroy(&mut self.arena);
+        assert_eq!(self.shadow.destroy(&mut self.arena), Told::default());
     }
 }
 
@@ -697,7 +757,7 @@ fn invlpg_maps_what_was_used() {
         vm.reload();
         for turn in 1..5u64 {
             // A frame that `renew_page` does not refuse.
-            vm.guest_writes(at, (PAGE + (3 * turn + 1 << 12)) | P | W | U | A | D);
+            vm.guest_writes(at, (PAGE + ((3 * turn + 1) << 12)) | P | W | U | A | D);
             let faults = vm.faults;
             assert!(vm.renew_page(Gva::new(LINEAR)));
             vm.check_access(LINEAR, access);
@@ -909,7 +969,10 @@ fn roots_that_are_data_are_released() {
         };
         assert!((1..=most).contains(&faults.iter().sum()), "{faults:?}");
         // And then none any more.
-        assert!(faults[most..].iter().all(|&faults| faults == 0), "{faults:?}");
+        assert!(
+            faults[most..].iter().all(|&faults| faults == 0),
+            "{faults:?}"
+        );
         assert!(!vm.shadow.is_watched(dead >> 12));
         assert_eq!(vm.shadow.counts.released, 1);
         // It is still one that can be run on.
@@ -1018,4 +1081,149 @@ fn nothing_breaks_for_want_of_frames() {
         vm.check();
         vm.end();
     }
+}
+
+/// A page that two processes have is one page until both have lost it.
+#[test]
+fn pages_are_told_of_once() {
+    for mode in [Mode::FourLevel, Mode::Pae, Mode::Bits32] {
+        let mut vm = paged(mode, P | W | U | A | D);
+        vm.check_access(LINEAR, by(AccessKind::Write, USER));
+        let told: Vec<Page> = vm.shadow.census.0.iter().copied().collect();
+        assert_eq!(told, [(PAGE >> 12, HOST + PAGE, 0x1000)], "{mode:?}");
+        // A second entry for it, in the same table.
+        let (at, size) = (vm.guest.at(1), vm.guest.size());
+        let entry = vm.guest.memory.get(at, size);
+        let bytes = if mode == Mode::Bits32 { 4 } else { 8 };
+        vm.guest.memory.set(at ^ bytes, size, entry);
+        vm.reload();
+        vm.check_access(LINEAR ^ 0x1000, by(AccessKind::Write, USER));
+        assert_eq!(vm.shadow.counts.leaves, [2, 0]);
+        assert!(vm.shadow.census.0.iter().eq(&told));
+        // As they are, they stay.
+        vm.invlpg(LINEAR);
+        assert_eq!(vm.shadow.counts.leaves, [2, 0]);
+        assert!(vm.shadow.census.0.iter().eq(&told));
+        vm.guest.memory.set(at, size, 0);
+        vm.invlpg(LINEAR);
+        assert_eq!(vm.shadow.counts.leaves, [1, 0]);
+        assert!(vm.shadow.census.0.iter().eq(&told));
+        vm.guest.memory.set(at ^ bytes, size, 0);
+        vm.invlpg(LINEAR ^ 0x1000);
+        assert!(vm.shadow.census.0.is_empty());
+        vm.end();
+    }
+}
+
+/// While a slot moves, a frame of the guest's can be at two places: each is a page of its own.
+#[test]
+fn a_frame_at_two_places_is_two_pages() {
+    let mut vm = paged(Mode::FourLevel, P | W | U | A | D);
+    let (at, size) = (vm.guest.at(1), vm.guest.size());
+    let entry = vm.guest.memory.get(at, size);
+    vm.guest.memory.set(at ^ 8, size, entry);
+    vm.check_access(LINEAR, by(AccessKind::Write, USER));
+    vm.host = HOST << 1;
+    let access = by(AccessKind::Write, USER);
+    assert!(vm.access(LINEAR ^ 0x1000, access).is_ok());
+    vm.check_census();
+    let gfn = PAGE >> 12;
+    let both = [
+        (gfn, HOST + PAGE, 0x1000),
+        (gfn, (HOST << 1) + PAGE, 0x1000),
+    ];
+    assert!(vm.shadow.census.0.iter().eq(&both));
+    assert_eq!(vm.mappings(gfn).len(), 2);
+    // The first entry follows.
+    vm.invlpg(LINEAR);
+    assert!(vm.access(LINEAR, access).is_ok());
+    vm.check_census();
+    assert!(vm.shadow.census.0.iter().eq(&both[1..]));
+    assert_eq!(vm.shadow.counts.leaves, [2, 0]);
+    let range = GfnRange::new(Gfn::new(gfn), Gfn::new(gfn + 1));
+    let mut cursor = Cursor::default();
+    while vm.shadow.unmap(&vm.arena, range, &mut cursor) != Progress::Done {}
+    vm.end();
+}
+
+/// An entry that a fault finds with another place of the host's is another page.
+#[test]
+fn an_entry_changes_its_place() {
+    let mut vm = paged(Mode::FourLevel, P | U | A);
+    vm.check_access(LINEAR, by(AccessKind::Read, USER));
+    vm.host = HOST << 1;
+    // A supervisor may write without CR0.WP: the entry is replaced where it is.
+    registers(&mut vm.guest, 0);
+    let access = by(AccessKind::Write, KERNEL);
+    vm.reload();
+    assert!(vm.access(LINEAR, by(AccessKind::Read, KERNEL)).is_ok());
+    vm.host = HOST << 2;
+    assert!(vm.access(LINEAR, access).is_ok());
+    vm.check_census();
+    let gfn = PAGE >> 12;
+    let both = [
+        (gfn, HOST + PAGE, 0x1000),
+        (gfn, (HOST << 2) + PAGE, 0x1000),
+    ];
+    assert!(
+        vm.shadow.census.0.iter().eq(&both),
+        "{:x?}",
+        vm.shadow.census.0
+    );
+    vm.end();
+}
+
+/// A chain that is too long is cut: nothing of it is looked at in one step but its beginning.
+#[test]
+fn long_chains_are_cut() {
+    let mut vm = paged(Mode::FourLevel, P | W | U | A | D);
+    let size = vm.guest.size();
+    let directory = vm.guest.at(2) & !0xfff;
+    let (first, last) = (vm.guest.memory.get(vm.guest.at(1), size), 12u64);
+    // Tables that map one page in all of their entries; they are in frames of their own.
+    let own = 0x100_0000;
+    for number in 0..last {
+        for index in 0..512 {
+            vm.guest
+                .memory
+                .set(own + (number << 12) + index * 8, size, first);
+        }
+        vm.guest.memory.set(
+            directory + number * 8,
+            size,
+            (own + (number << 12)) | P | W | U | A | D,
+        );
+    }
+    vm.reload();
+    let base = LINEAR & !0x3fff_ffff;
+    for page in 0..last * 512 {
+        assert!(vm
+            .access(base + (page << 12), by(AccessKind::Read, USER))
+            .is_ok());
+    }
+    assert_eq!(vm.shadow.counts.leaves, [last * 512, 0]);
+    assert_eq!(vm.shadow.census.0.len(), 1);
+    // Another page of the same chain: found by trying.
+    let before = vm.shadow.counts.leaves[0];
+    let mut cut = None;
+    for gfn in 0x10_0000..0x12_0000u64 {
+        let at = own + ((last - 1) << 12);
+        vm.guest_writes(at, gfn << 12 | P | W | U | A | D);
+        let gva = base + ((last - 1) << 21);
+        vm.reload();
+        assert!(vm.access(gva, by(AccessKind::Read, USER)).is_ok());
+        if vm.shadow.counts.leaves[0] < before {
+            cut = Some(gfn);
+            break;
+        }
+    }
+    assert!(cut.is_some(), "no other page is in the chain");
+    vm.check();
+    assert_eq!(vm.shadow.census.0.len(), 2);
+    assert!(
+        vm.shadow.counts.leaves[0] <= 4096 + 1,
+        "{:?}",
+        vm.shadow.counts
+    );
+    vm.end();
 }

@@ -2,10 +2,12 @@
 
 //! Every frame that a guest has mapped is found with its owner, and is not after it was unmapped.
 
+use crate::device::PAGING;
 use crate::host;
 use crate::memory::PAGE;
 use crate::prelude::*;
 use crate::rusthv::*;
+use std::sync::atomic::Ordering;
 
 pub const TEST: Test = Test::new(60, run);
 
@@ -30,6 +32,11 @@ fn run(t: &Context) -> Outcome {
     }
     let machine = Machine::long(&device, frame_owner())?;
     let id = machine.vm.stats()?.id;
+    let modes: &[u32] = match PAGING.load(Ordering::Relaxed) {
+        PAGING_SHADOW => &[RUSTHV_MODE_SHADOW],
+        PAGING_TRAP => &[RUSTHV_MODE_TRAP],
+        _ => &[RUSTHV_MODE_EPT, RUSTHV_MODE_NPT],
+    };
     let memory = Memory::new(PAGES * PAGE)?;
     // One page at a time, so that the host has no large one.
     memory.advise(0, PAGES * PAGE, libc::MADV_NOHUGEPAGE)?;
@@ -54,6 +61,7 @@ fn run(t: &Context) -> Outcome {
         check_eq!((owner.vm, owner.gpa, owner.page_shift), (id, gpa, 12), "page {page}");
         check_eq!((owner.pid, owner.flags), (std::process::id(), found.flags), "page {page}");
         check_eq!((frame.node, frame.kind), (found.node, found.kind), "page {page}");
+        check!(owner.mode == found.mode && modes.contains(&owner.mode), "page {page}: {owner:x?}");
         frames.push(found.hpa);
     }
     // Some of them go.

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A linear address is followed level by level: the guest's entries as they are in its memory, then the nested ones to the host's page.
+//! A linear address is followed level by level: the guest's entries as they are in its memory, then the nested or the shadow ones to the host's page.
 
+use crate::device::PAGING;
 use crate::host;
 use crate::memory::PAGE;
 use crate::prelude::*;
 use crate::rusthv::*;
+use std::sync::atomic::Ordering;
 
 pub const TEST: Test = Test::new(30, run);
 
@@ -16,6 +18,13 @@ const AT: u64 = 0x1_5678;
 fn run(t: &Context) -> Outcome {
     let device = t.rusthv()?;
     let machine = Machine::long(&device, walk_levels())?;
+    let table = match PAGING.load(Ordering::Relaxed) {
+        PAGING_NESTED => RUSTHV_TABLE_NESTED,
+        _ => RUSTHV_TABLE_SHADOW,
+    };
+    // It has not run yet.
+    let walk = machine.vcpu.walk(AT, 0)?;
+    check_eq!((walk.result, walk.gpa), (RUSTHV_WALK_NOT_MAPPED, AT), "{walk:x?}");
     machine.change_regs(|regs| regs.rbx = AT)?;
     check_eq!(machine.run()?, Exit::Hlt);
     for access in 0..3 {
@@ -23,7 +32,8 @@ fn run(t: &Context) -> Outcome {
         check_eq!((walk.result, walk.gpa), (RUSTHV_WALK_DONE, AT), "{walk:x?}");
         let entries = &walk.entries[..walk.count as usize];
         let (guest, nested): (Vec<WalkEntry>, Vec<WalkEntry>) =
-            entries.iter().partition(|entry| entry.table == 0);
+            entries.iter().partition(|entry| entry.table == RUSTHV_TABLE_GUEST);
+        check!(nested.iter().all(|entry| entry.table == table), "{walk:x?}");
         check!(guest.len() >= 2 && nested.len() >= 2, "{walk:x?}");
         check!(guest[0].level == 4 && nested[0].level >= 4, "{walk:x?}");
         check!(guest[0].address >> 12 == machine.vcpu.sregs()?.cr3 >> 12, "{walk:x?}");

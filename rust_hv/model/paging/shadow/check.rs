@@ -4,16 +4,17 @@
 
 use super::chain::{Node, TableId};
 use super::entry;
-use super::{Shadow, Slot};
+use super::{Census, Shadow, Slot};
 use crate::model::arch::addr::Hpa;
 use crate::model::paging::frames::TableMemory;
 use crate::model::paging::state::PRESENT;
 use core::ops::DerefMut;
 
-impl<S, W> Shadow<S, W>
+impl<S, W, C> Shadow<S, W, C>
 where
     S: DerefMut<Target = [Slot]>,
     W: DerefMut<Target = [u32]>,
+    C: Census,
 {
     /// What is wrong, if anything is. `page` tells where the host has a frame of the guest's, as far
     /// as it can be known.

@@ -2,10 +2,11 @@
 
 //! Making and dropping entries.
 
+use super::census::Place;
 use super::chain::{Links, Node, TableId};
 use super::entry::{self, Cause, Grant};
 use super::route::{self, Role, Route, Target};
-use super::{Lack, Policy, Shadow, Slot};
+use super::{Census, Lack, Policy, Shadow, Slot};
 use crate::model::arch::addr::{Gfn, Gpa, Gva, Hpa};
 use crate::model::paging::frames::{Gather, TableMemory};
 use crate::model::paging::state::{PagingState, Rights, ACCESSED, DIRTY, PRESENT};
@@ -46,10 +47,11 @@ pub struct HostPage {
     pub large: bool,
 }
 
-impl<S, W> Shadow<S, W>
+impl<S, W, C> Shadow<S, W, C>
 where
     S: DerefMut<Target = [Slot]>,
     W: DerefMut<Target = [u32]>,
+    C: Census,
 {
     /// The frame that an entry maps, and whether it maps 2 MiB from there on.
     pub(super) fn mapped<M: TableMemory>(&self, memory: &M, at: Node) -> (u64, bool) {
@@ -68,18 +70,16 @@ where
         (route::piece(&slot.role, source, at.index()), true)
     }
 
-    /// Puts an entry at the head of a chain.
-    fn chain_in<M: TableMemory>(&mut self, memory: &M, at: Node, first: Node, child: TableId) {
+    /// Puts an entry into a chain, between two others.
+    fn chain_in<M: TableMemory>(&self, memory: &M, at: Node, new: Links) {
         if let Some(links) = self.links(memory, at) {
-            let new = Links {
-                next: first,
-                prev: Node::NONE,
-                child,
-            };
             links.store(new.pack(), Ordering::Relaxed);
         }
-        if let Some(first) = first.get() {
-            self.relink(memory, first, |links| links.prev = at);
+        if let Some(prev) = new.prev.get() {
+            self.relink(memory, prev, |links| links.next = at);
+        }
+        if let Some(next) = new.next.get() {
+            self.relink(memory, next, |links| links.prev = at);
         }
     }
 
@@ -129,6 +129,10 @@ where
             }
             None => {
                 let (frame, large) = self.mapped(memory, at);
+                let beside = (links.prev, links.next);
+                if self.is_alone(memory, beside, raw, (frame, large)) {
+                    self.tell_unmapped(raw, (frame, large));
+                }
                 if first {
                     *self.chain_of(frame) = links.next.raw();
                 }
@@ -160,8 +164,12 @@ where
         };
         self.drop_entry(memory, at);
         self.set_source(memory, at, source);
-        let first = self.slot(child).parents;
-        self.chain_in(memory, at, first, child);
+        let links = Links {
+            next: self.slot(child).parents,
+            prev: Node::NONE,
+            child,
+        };
+        self.chain_in(memory, at, links);
         self.slot_mut(child).parents = at;
         self.judge(child);
         let role = self.slot(at.table()).role;
@@ -169,7 +177,8 @@ where
         self.put(memory, at, entry::table(hpa, pointer));
     }
 
-    /// Makes an entry map a page.
+    /// Makes an entry map a page. It does not where the page is in a chain that is too long; the
+    /// chain is shorter then, and an access that needs the page comes again.
     pub(super) fn map<M: TableMemory>(&mut self, memory: &M, at: Node, raw: u64, source: u64) {
         let old = self.raw(memory, at);
         let is_page = self.read_links(memory, at).child == TableId::NONE;
@@ -178,7 +187,7 @@ where
             let kept = self.source(memory, at);
             let kept = kept.map_or(0, |kept| kept.load(Ordering::Relaxed));
             self.set_source(memory, at, source);
-            if self.mapped(memory, at) == before {
+            if self.mapped(memory, at) == before && entry::is_same_page(old, raw) {
                 // The same page: it stays in its chain.
                 if entry::weakens(old, raw) {
                     self.stale = self.stale.wrapping_add(1);
@@ -193,9 +202,18 @@ where
         self.drop_entry(memory, at);
         self.set_source(memory, at, source);
         let (frame, large) = self.mapped(memory, at);
-        let head = self.chain_of(frame);
-        let first = Node::from_raw(core::mem::replace(head, at.raw()));
-        self.chain_in(memory, at, first, TableId::NONE);
+        let (prev, next) = match self.place(memory, raw, (frame, large)) {
+            // Entries of the same page are beside each other.
+            Place::Behind(node) => (node, self.read_links(memory, node).next),
+            Place::First(first) => {
+                *self.chain_of(frame) = at.raw();
+                self.tell_mapped(raw, (frame, large));
+                (Node::NONE, first)
+            }
+            Place::TooFar(node) => return self.cut_chain(memory, node),
+        };
+        let child = TableId::NONE;
+        self.chain_in(memory, at, Links { next, prev, child });
         self.put(memory, at, raw);
         let count = &mut self.counts.leaves[usize::from(large)];
         *count = count.wrapping_add(1);
@@ -403,8 +421,12 @@ where
         }
     }
 
-    /// The end of all tables. Nothing runs on them any more, and nothing is in a TLB.
-    pub fn destroy<M: TableMemory>(mut self, memory: &mut M) {
+    /// The end of all tables. Nothing runs on them any more, and nothing is in a TLB. What was
+    /// mapped is not, the census is told.
+    pub fn destroy<M: TableMemory>(mut self, memory: &mut M) -> C {
+        for number in 0..self.unused {
+            self.empty(memory, TableId(number as u16));
+        }
         for slot in self.slots.iter_mut() {
             if let Some(frames) = slot.frames.take() {
                 for frame in [frames.table, frames.sources, frames.links] {
@@ -412,6 +434,7 @@ where
                 }
             }
         }
+        self.census
     }
 }
 

@@ -6,6 +6,8 @@
 use super::super::state::{Rights, ACCESSED, DIRTY, LARGE, NO_EXECUTE, PRESENT, USER, WRITABLE};
 use super::route::Regime;
 use crate::model::arch::addr::Hpa;
+use crate::model::paging::format::Leaf;
+use crate::model::paging::{PageSize, Permissions};
 
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
@@ -93,6 +95,31 @@ pub(super) const fn table(hpa: Hpa, pointer: bool) -> u64 {
 /// The same entry without the right to write.
 pub(super) const fn read_only(raw: u64) -> u64 {
     raw & !(WRITABLE | DIRTY)
+}
+
+/// Two entries that map pages: the same one of the host's.
+pub(super) const fn is_same_page(one: u64, other: u64) -> bool {
+    (one ^ other) & (ADDRESS | LARGE) == 0
+}
+
+/// What an entry for a page maps.
+pub(super) const fn page(raw: u64) -> Hpa {
+    Hpa::new(raw & ADDRESS)
+}
+
+/// The same with what it allows, to anybody.
+pub(super) const fn leaf_of(raw: u64, size: PageSize) -> Leaf {
+    let mut perms = Permissions::R;
+    if raw & WRITABLE != 0 {
+        perms = perms.union(Permissions::W);
+    }
+    if raw & NO_EXECUTE == 0 {
+        perms = perms.union(Permissions::X);
+    }
+    let mut leaf = Leaf::new(page(raw), size, perms);
+    leaf.accessed = raw & ACCESSED != 0;
+    leaf.dirty = raw & DIRTY != 0;
+    leaf
 }
 
 /// True when the page can be written.

@@ -5,7 +5,7 @@
 use super::chain::{Node, TableId};
 use super::entry::{self, Cause, Grant};
 use super::route;
-use super::{List, Policy, Shadow, Slot, Spot};
+use super::{Census, List, Policy, Shadow, Slot, Spot};
 use crate::model::arch::addr::{Gfn, GfnRange, Gva};
 use crate::model::paging::frames::TableMemory;
 use crate::model::paging::state::{ACCESSED, DIRTY};
@@ -15,7 +15,7 @@ use core::ops::DerefMut;
 use core::sync::atomic::Ordering;
 
 /// Entries of a chain that are looked at in one step.
-const CHAIN: usize = 4096;
+pub(super) const CHAIN: usize = 4096;
 
 /// What is done with the entries that map a frame.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub const fn is_noted(old: u64, now: u64) -> bool {
 
 /// Where a long change stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Cursor(usize);
+pub struct Cursor(pub(super) usize);
 
 /// A table that is being compared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,10 +61,11 @@ impl Syncing {
     }
 }
 
-impl<S, W> Shadow<S, W>
+impl<S, W, C> Shadow<S, W, C>
 where
     S: DerefMut<Target = [Slot]>,
     W: DerefMut<Target = [u32]>,
+    C: Census,
 {
     fn obsolete(&mut self) {
         self.sequence = self.sequence.wrapping_add(1);

@@ -12,6 +12,7 @@
 //! | `edit` | making and dropping entries |
 //! | `release` | giving up tables that are none of the guest's any more |
 //! | `follow` | following the guest's changes of its tables, and the host's of its memory |
+//! | `census` | which frames are mapped: for the inverted page table |
 //! | `check` | whether all of it is consistent |
 //!
 //! # A table of ours for each of the guest's
@@ -66,6 +67,7 @@
 //! nothing refers to go first, then the least recently used root that no vCPU runs on, and in the
 //! end what is below roots in use. No method loops over more than a few tables.
 
+mod census;
 mod chain;
 mod check;
 mod edit;
@@ -76,6 +78,7 @@ pub mod route;
 
 use super::frames::{Gather, TableFrame, TableMemory, TableRef};
 use super::Level;
+pub use census::Census;
 use chain::Node;
 pub use chain::TableId;
 use core::ops::DerefMut;
@@ -256,7 +259,7 @@ pub struct ShadowCounts {
 }
 
 /// All shadow tables of a VM. Give it to [`Shadow::destroy`]: its frames are lost otherwise.
-pub struct Shadow<S, W> {
+pub struct Shadow<S, W, C> {
     policy: Policy,
     slots: S,
     /// Heads of the chains of frames, heads of the hash of tables, and how many watched tables
@@ -275,6 +278,8 @@ pub struct Shadow<S, W> {
     flushed: u64,
     /// How much there is, and what has happened.
     pub counts: ShadowCounts,
+    /// Hears which of the guest's frames are mapped.
+    pub census: C,
 }
 
 /// No room, or no frames, for a table.
@@ -302,10 +307,11 @@ const fn scatter(key: u64, size: usize) -> usize {
     (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (size - 1)
 }
 
-impl<S, W> Shadow<S, W>
+impl<S, W, C> Shadow<S, W, C>
 where
     S: DerefMut<Target = [Slot]>,
     W: DerefMut<Target = [u32]>,
+    C: Census,
 {
     /// What words are before they are used.
     pub const WORD: u32 = u32::MAX;
@@ -317,7 +323,7 @@ where
 
     /// Without a table. The slots are [`Slot::new`], the words [`Shadow::WORD`], all of them.
     /// `None` for no slots, too many of them, or another number of words than [`Shadow::words`].
-    pub fn new(policy: Policy, slots: S, words: W) -> Option<Self> {
+    pub fn new(policy: Policy, slots: S, words: W, census: C) -> Option<Self> {
         let count = slots.len();
         if count == 0 || count > TableId::LIMIT || words.len() != Self::words(count) {
             return None;
@@ -335,6 +341,7 @@ where
             stale: 0,
             flushed: 0,
             counts: ShadowCounts::default(),
+            census,
         })
     }
 
@@ -396,6 +403,11 @@ where
     fn chain_of(&mut self, frame: u64) -> &mut u32 {
         let size = chain_words(self.slots.len());
         &mut self.words[scatter(frame, size)]
+    }
+
+    fn first_in_chain(&self, frame: u64) -> Node {
+        let size = chain_words(self.slots.len());
+        Node::from_raw(self.words[scatter(frame, size)])
     }
 
     fn hash_place(&self, gfn: u64) -> usize {

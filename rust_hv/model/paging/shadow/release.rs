@@ -3,7 +3,7 @@
 //! Giving up tables: for want of room, or since they are none of the guest's any more.
 
 use super::chain::{Node, TableId};
-use super::{List, Shadow, Slot};
+use super::{Census, List, Shadow, Slot};
 use crate::model::paging::frames::{Gather, TableMemory};
 use core::ops::DerefMut;
 
@@ -14,10 +14,11 @@ const IDLE_WRITES: u8 = 3;
 /// Tables above one that are looked at to find out whether a vCPU can use it.
 const ABOVE: u32 = 64;
 
-impl<S, W> Shadow<S, W>
+impl<S, W, C> Shadow<S, W, C>
 where
     S: DerefMut<Target = [Slot]>,
     W: DerefMut<Target = [u32]>,
+    C: Census,
 {
     /// The guest writes to a watched frame: gives up the tables there that seem to be none any more.
     /// True when the frame is watched for others.

@@ -4,10 +4,24 @@
 use std::process;
 use std::ptr;
 
-use kvm_bindings::{kvm_regs, kvm_segment, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
+use clap::ValueEnum;
+use kvm_bindings::{kvm_enable_cap, kvm_regs, kvm_segment, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
 use crate::{draw, files, locate, owner, uapi, Options, Result};
+
+/// How the guest's memory is virtualized, with the numbers of RUSTHV_CAP_PAGING.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Paging {
+    /// By the CPU: nested page tables
+    Nested = 0,
+    /// Shadow page tables that follow the guest's when it invalidates translations
+    Shadow = 1,
+    /// Shadow page tables that follow each write to the guest's
+    Trap = 2,
+}
+
+const RUSTHV_CAP_PAGING: u32 = 0x5248_0001;
 
 /// Guest memory: its tables and code, and in the middle of it what it writes to.
 const SIZE: usize = 8 << 20;
@@ -80,15 +94,47 @@ fn start(vcpu: &mut VcpuFd, gva: u64) -> Result<()> {
     vcpu.set_regs(&regs).map_err(failed)
 }
 
+/// The entries of a walk, a line for each: the guest's, then the nested ones. Where the CPU walks shadow
+/// tables instead of the guest's, what they have stands beside the guest's entry of the same level.
+fn lines(entries: &[uapi::WalkEntry]) -> Vec<String> {
+    let said =
+        |entry: &uapi::WalkEntry| format!("{:#14x} has {:#018x}", entry.address, entry.entry);
+    if !entries
+        .iter()
+        .any(|entry| entry.table == uapi::TABLE_SHADOW)
+    {
+        let line = |entry: &uapi::WalkEntry| {
+            let (whose, what) = match entry.table {
+                0 => ("guest ", "guest-physical"),
+                _ => ("nested", "host-physical "),
+            };
+            format!("{whose} level {}: {what} {}", entry.level, said(entry))
+        };
+        return entries.iter().map(line).collect();
+    }
+    let at = |table: u32, level: u32| {
+        let found = entries
+            .iter()
+            .find(|entry| (entry.table, entry.level) == (table, level));
+        found.map_or(format!("{:>14} {:22}", "-", ""), said)
+    };
+    let levels = (1..=uapi::LEVELS).rev();
+    levels
+        .filter(|&level| entries.iter().any(|entry| entry.level == level))
+        .map(|level| {
+            let (guest, shadow) = (at(0, level), at(uapi::TABLE_SHADOW, level));
+            format!("level {level}: guest {guest}   shadow {shadow}")
+                .trim_end()
+                .to_owned()
+        })
+        .collect()
+}
+
 /// Prints what came of an access, entry by entry.
 fn show(walk: &uapi::Walk) {
-    for entry in walk.entries.iter().take(walk.count as usize) {
-        let (whose, what) = match entry.table {
-            0 => ("guest ", "guest-physical"),
-            _ => ("nested", "host-physical "),
-        };
-        let (level, at, word) = (entry.level, entry.address, entry.entry);
-        println!("  {whose} level {level}: {what} {at:#14x} has {word:#018x}");
+    let entries = walk.entries.get(..walk.count as usize);
+    for line in lines(entries.unwrap_or(&walk.entries)) {
+        println!("  {line}");
     }
     match walk.result {
         0 => println!(
@@ -108,7 +154,21 @@ fn show(walk: &uapi::Walk) {
     }
 }
 
-pub fn run(options: &Options, gva: u64, style: &draw::Style) -> Result<bool> {
+/// Chooses how the VM's memory is virtualized.
+fn choose(vm: &VmFd, paging: Paging) -> Result<()> {
+    if paging == Paging::Nested {
+        return Ok(());
+    }
+    let cap = kvm_enable_cap {
+        cap: RUSTHV_CAP_PAGING,
+        args: [paging as u64, 0, 0, 0],
+        ..Default::default()
+    };
+    vm.enable_cap(&cap)
+        .map_err(|error| format!("the paging mode: {error}"))
+}
+
+pub fn run(options: &Options, gva: u64, paging: Paging, style: &draw::Style) -> Result<bool> {
     let path = options
         .device
         .to_str()
@@ -118,6 +178,7 @@ pub fn run(options: &Options, gva: u64, style: &draw::Style) -> Result<bool> {
     let memory = Memory::new()?;
     let kvm = Kvm::new_with_path(path).map_err(failed)?;
     let vm = kvm.create_vm().map_err(failed)?;
+    choose(&vm, paging)?;
     let region = kvm_userspace_memory_region {
         slot: 0,
         flags: 0,
@@ -173,4 +234,52 @@ pub fn run(options: &Options, gva: u64, style: &draw::Style) -> Result<bool> {
     let files = files::Vm::open(&options.debugfs, &name)?;
     draw::draw(&files.slots()?, &files.stretches()?, style);
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(table: u32, level: u32, address: u64, entry: u64) -> uapi::WalkEntry {
+        uapi::WalkEntry {
+            table,
+            level,
+            address,
+            entry,
+        }
+    }
+
+    #[test]
+    fn nested_entries_follow_the_guests() {
+        let lines = lines(&[entry(0, 2, 0x1000, 0x2003), entry(1, 4, 0x5000, 7)]);
+        assert_eq!(
+            lines,
+            [
+                "guest  level 2: guest-physical         0x1000 has 0x0000000000002003",
+                "nested level 4: host-physical          0x5000 has 0x0000000000000007",
+            ]
+        );
+    }
+
+    #[test]
+    fn shadow_entries_stand_beside_the_guests() {
+        let lines = lines(&[
+            entry(0, 3, 0x1000, 0x2003),
+            entry(0, 2, 0x2000, 0x83),
+            entry(2, 3, 0x5000, 0x6023),
+            entry(2, 2, 0x6000, 0x7023),
+            entry(2, 1, 0x7008, 0x9063),
+        ]);
+        assert_eq!(
+            lines,
+            [
+                "level 3: guest         0x1000 has 0x0000000000002003   \
+                 shadow         0x5000 has 0x0000000000006023",
+                "level 2: guest         0x2000 has 0x0000000000000083   \
+                 shadow         0x6000 has 0x0000000000007023",
+                "level 1: guest              -                          \
+                 shadow         0x7008 has 0x0000000000009063",
+            ]
+        );
+    }
 }

@@ -15,6 +15,9 @@ const CAP_INVERTED: u64 = 0x5248_000b;
 pub const OWNERS: usize = 8;
 pub const ENTRIES: usize = 12;
 pub const ZERO: u32 = 3;
+pub const TABLE_SHADOW: u32 = 2;
+/// Levels that a table can be of.
+pub const LEVELS: u32 = 5;
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
