@@ -114,19 +114,3 @@ pub fn pages_out(memory: &Memory) -> std::io::Result<usize> {
     let words = entries.chunks_exact(8).filter_map(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
     Ok(words.filter(|entry| entry & SWAPPED != 0).count())
 }
-
-/// Makes the host take so many bytes of anonymous memory of every node back, as it does when it is
-/// short of memory. False where it cannot be told to.
-pub fn press(bytes: usize) -> bool {
-    let mut told = false;
-    let nodes = fs::read_dir("/sys/devices/system/node").into_iter().flatten().flatten();
-    for node in nodes {
-        let file = node.path().join("reclaim");
-        if file.exists() {
-            told = true;
-            // EAGAIN says that it was less.
-            let _ = fs::write(file, format!("{bytes} swappiness=max"));
-        }
-    }
-    told
-}

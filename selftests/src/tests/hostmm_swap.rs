@@ -55,18 +55,6 @@ fn anonymous(t: &Context, device: &Device, swap: &Swap, memory: &Memory) -> Outc
             check!(after.0 > before.0 && after.1 > before.1, "round {round}: {before:?}, {after:?}");
         }
         running.look_only(false)?;
-        if !swap::press(0) {
-            println!("# the host cannot be told to reclaim");
-            return Ok(());
-        }
-        // Under pressure, the accessed flags of the guest's mappings say what goes.
-        for _ in 0..t.repetitions(3) {
-            until_out(memory, 1, || {
-                swap::press(SIZE);
-                Ok(())
-            })?;
-            running.sweeps(1)?;
-        }
         Ok(())
     })?;
     // With nobody in the way, all of them; and in the device they are smaller.
