@@ -110,18 +110,6 @@ bool rhv_svm_load(void)
 }
 
 /*
- * VMRUN writes the host's state to wherever the MSR says. Checked where time does
- * not matter.
- */
-static void rhv_svm_check_hsave(const struct rhv_svm_cpu *cpu, u64 vmcb)
-{
-	if (!IS_ENABLED(CONFIG_DEBUG_VM))
-		return;
-	WARN_ON_ONCE(rhv_rdmsr(MSR_VM_HSAVE_PA) != cpu->hsave);
-	WARN_ON_ONCE(cpu->hsave == vmcb || cpu->host == vmcb);
-}
-
-/*
  * Drop the translations of an ASID. There is an instruction for single pages
  * only; VMRUN does it for all. The VMCB has a virtual interrupt pending that
  * is intercepted: it exits before the first instruction.
@@ -135,7 +123,6 @@ static void rhv_svm_purge(struct rhv_svm_cpu *cpu, u32 asid)
 		TLB_CONTROL_FLUSH_ASID : TLB_CONTROL_FLUSH_ALL_ASID;
 	vmcb->control.int_ctl |= V_IRQ_MASK;
 	vmcb->control.clean = 0;
-	rhv_svm_check_hsave(cpu, cpu->purge);
 	if (!rhv_clgi())
 		return;
 	asm volatile("1:	vmrun	%0\n"
@@ -221,7 +208,6 @@ int rhv_svm_enter(struct rhv_regs *regs, u64 vmcb, u32 asid, u64 host_debugctl)
 	struct rhv_svm_cpu *cpu = this_cpu_ptr(&rhv_svm_cpus);
 	int ret;
 
-	rhv_svm_check_hsave(cpu, vmcb);
 	rhv_reduce_speculation(cpu);
 	cpu->used_asid = asid;
 	guest_timing_enter_irqoff();
