@@ -11,6 +11,7 @@ pub const TEST: Test = Test::new(240, run);
 
 const SIZE: usize = LARGE_PAGE;
 const PAGES: usize = SIZE / PAGE;
+const MOST: usize = PAGES / 8 * 7;
 
 fn run(t: &Context) -> Outcome {
     t.exclusive()?;
@@ -57,16 +58,17 @@ fn anonymous(t: &Context, device: &Device, swap: &Swap, memory: &Memory) -> Outc
         running.look_only(false)?;
         Ok(())
     })?;
-    // With nobody in the way, all of them; and in the device they are smaller.
+    // With nobody in the way, nearly all of them (the host may have some on lists of its own); and in
+    // the device they are smaller.
     let before = swap::counts();
-    until_out(memory, PAGES, page_out)?;
+    until_out(memory, MOST, page_out)?;
     let (contents, taken) = swap.compressed();
-    check!(contents >= SIZE as u64 && taken < contents / 2, "{contents} bytes take {taken}");
+    check!(contents >= (MOST * PAGE) as u64 && taken < contents / 2, "{contents} bytes take {taken}");
     guest.while_running(|running| running.sweeps(1))?;
     check_eq!(swap::pages_out(memory)?, 0, "pages that are out after the guest has seen all");
     let after = swap::counts();
     let came = after.1 - before.1;
-    check!(came >= PAGES as u64, "{came} of {PAGES} pages came back from the device");
+    check!(came >= MOST as u64, "{came} of {PAGES} pages came back from the device");
     Ok(())
 }
 
