@@ -166,7 +166,7 @@ fn info(arg: usize) -> Result<isize> {
         present: caps.present,
         missing: caps.missing,
         revision: caps.revision,
-        phys_bits: cpu::phys_bits(),
+        phys_bits: caps.phys_bits,
         reserved: [0; 5],
     };
     user::write(arg, &info).map(|()| 0)

@@ -34,6 +34,7 @@
 //! size; CPUs without such flags, and tables of other modes, need nothing else. The figures are in
 //! `Documentation/architecture.md`.
 
+use super::choice::PagingMode;
 use super::paging::{Mode, Paging, Steps};
 use super::{Mmu, State, STEP};
 use crate::host::supply::Supply;
@@ -52,7 +53,6 @@ use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 
 /// Words of a bitmap that go to user space at once.
 const CHUNK: usize = 512;
-const LARGE: u64 = PageSize::Size2M.pages();
 
 type Bitmap = DirtyBitmap<KVVec<AtomicU64>>;
 
@@ -303,16 +303,19 @@ impl Mmu {
         self.sweep(slot.gfns(), |mode, memory, steps| {
             mode.untrack(memory, steps)
         });
-        if !self.large_pages {
+        if self.format.largest() == PageSize::Size4K {
             return;
         }
         // Small pages are in the way of large ones: the next fault finds the place empty.
         let mut run: Option<GfnRange> = None;
         let mut next = slot.base;
         while next < slot.gfns().end {
-            let start = Gfn::new(next.raw() & !(LARGE - 1));
-            let end = Gfn::new(start.raw().saturating_add(LARGE));
-            if self.is_cut(slot, next) {
+            let size = self.wanted_size(slot, next);
+            // No less than one page table at a time.
+            let pages = size.pages().max(PageSize::Size2M.pages());
+            let start = Gfn::new(next.raw() & !(pages - 1));
+            let end = Gfn::new(start.raw().saturating_add(pages));
+            if self.is_cut(next, size) {
                 let first = run.map_or(start, |run| run.start);
                 run = Some(GfnRange::new(first, end));
             } else if let Some(run) = run.take() {
@@ -326,16 +329,26 @@ impl Mmu {
         }
     }
 
-    /// True where a large page could be mapped, and is not.
-    fn is_cut(&self, slot: &Slot, gfn: Gfn) -> bool {
-        let large_in_host = |hva| self.mm.mapping_shift(hva) >= PageSize::Size2M.level().shift();
-        if !slot.fits_large(gfn, LARGE) || !slot.hva_of(gfn).is_some_and(large_in_host) {
+    /// The largest page that could be mapped at a frame of the slot.
+    fn wanted_size(&self, slot: &Slot, gfn: Gfn) -> PageSize {
+        let shift = |hva| self.mm.mapping_shift(hva);
+        let size = self.page_size(slot, gfn, || slot.hva_of(gfn).map_or(0, shift));
+        match self.paging_mode() {
+            PagingMode::Nested => size,
+            // Shadow tables have none that are larger.
+            PagingMode::Shadow | PagingMode::Trap => size.min(PageSize::Size2M),
+        }
+    }
+
+    /// True where a page of this size cannot be mapped as it is.
+    fn is_cut(&self, gfn: Gfn, size: PageSize) -> bool {
+        if size == PageSize::Size4K {
             return false;
         }
         let memory = Tables::existing(&self.supply);
         let state = self.state.read();
         let mode = state.tree.mode.as_ref();
-        mode.is_some_and(|mode| mode.is_cut(&memory, gfn))
+        mode.is_some_and(|mode| mode.is_cut(&memory, gfn, size))
     }
 
     /// Does something to the tables of a range, in steps with the lock held.

@@ -9,13 +9,14 @@
 
 use super::mapper::Mapper;
 use super::owners::Notes;
+use super::size::host_page;
 use super::{Mmu, Moment, State, Unlinked};
 use crate::host::notifier::HvaRange;
 use crate::host::pool::Reserve;
 use crate::host::tables::Tables;
 use crate::host::task;
 use crate::host::user::{PageRun, Reach, UserPages, Wanted, BATCH, LARGE_BATCH};
-use crate::model::arch::addr::{Gfn, Gpa, Hpa, Hva, PAGE_SIZE};
+use crate::model::arch::addr::{Gfn, GfnRange, Gpa, Hpa, Hva, PAGE_SIZE};
 use crate::model::emulate::Backing;
 use crate::model::exit::NestedFault;
 use crate::model::memory::slots::{Slot, SlotFlags};
@@ -85,23 +86,30 @@ struct Found<'a> {
     hva: Hva,
     slot: Slot,
     moment: Moment,
-    /// As one large page.
-    large: bool,
+    /// In one page, large or small.
+    size: PageSize,
     /// What the page of the fault is to be mapped as, and what its neighbours.
     like: [Leaf; 2],
 }
 
 impl Found<'_> {
+    /// Host addresses of the pages of 2 MiB that are mapped together, the fault's first; none where it
+    /// is alone.
+    fn large_pages(&self) -> &[u64] {
+        match self.size {
+            PageSize::Size2M => self.pages.large_pages(),
+            PageSize::Size4K | PageSize::Size1G => &[],
+        }
+    }
+
     /// First frame behind what a fault at `gfn` maps.
     fn next(&self, gfn: Gfn) -> Gfn {
-        let (first, pages) = match self.large {
-            false => (gfn.raw(), self.pages.count() as u64),
-            true => {
-                let large = self.pages.large_pages().len().max(1) as u64;
-                (gfn.raw() & !(PAGES_2M - 1), large * PAGES_2M)
-            }
+        let pages = match self.size {
+            PageSize::Size4K => self.pages.count(),
+            PageSize::Size2M | PageSize::Size1G => self.large_pages().len().max(1),
         };
-        Gfn::new(first.wrapping_add(pages))
+        let first = gfn.raw() & !(self.size.pages() - 1);
+        Gfn::new(first.wrapping_add(pages as u64 * self.size.pages()))
     }
 }
 
@@ -239,14 +247,17 @@ impl Mmu {
         };
         // Writes are logged page by page.
         let logged = slot.flags.log_dirty();
-        let fits = self.large_pages && !logged && slot.fits_large(gfn, PAGES_2M);
+        let fits =
+            !logged && self.format.largest() >= PageSize::Size2M && slot.fits_large(gfn, PAGES_2M);
         let reach = reach(&slot, gfn, window, fits);
         let pages = UserPages::get_ahead(run, &self.mm, hva, wanted, reach)?;
-        let large = fits
-            && pages
-                .mapping_shift()
-                .unwrap_or_else(|| self.mm.mapping_shift(hva))
-                >= PageSize::Size2M.level().shift();
+        let size = match fits {
+            false => PageSize::Size4K,
+            true => self.page_size(&slot, gfn, || {
+                let known = pages.mapping_shift();
+                known.unwrap_or_else(|| self.mm.mapping_shift(hva))
+            }),
+        };
         let like = self.leaf(pages.writable() && !read_only);
         let others = if logged { like.to_be_noticed() } else { like };
         let first = if fault.write { like } else { others };
@@ -255,7 +266,7 @@ impl Mmu {
             hva,
             slot,
             moment,
-            large,
+            size,
             like: [first, others],
         })
     }
@@ -287,7 +298,7 @@ impl Mmu {
         }
         let mut grow = state.tree.walked().ok_or(EIO)?.grow();
         notes.resume(mapper);
-        let mapped = if found.large {
+        let mapped = if found.size != PageSize::Size4K {
             add_large(&mut grow, &mut memory, &mut notes, fault.gpa, found)
         } else {
             add_small(&mut grow, &mut memory, &mut notes, fault.gpa, found)
@@ -326,6 +337,13 @@ impl Mmu {
             ..
         } = &mut *state;
         let table = tree.nested().ok_or(EIO)?;
+        let (gfn, size) = (fault.gpa.gfn(), found.size);
+        if size == PageSize::Size1G && table.end_of_walk(&memory, gfn) < size.level() {
+            // Tables from before. To clear all of them takes steps, between which others run.
+            drop(state);
+            self.zap(covered(gfn, size), true);
+            return Ok(Attempt::Late);
+        }
         unlinked.notes.begin(mappers);
         let mapped = put(table, &mut memory, &mut unlinked, fault.gpa, found);
         unlinked.notes.end();
@@ -365,19 +383,28 @@ fn attempt(mapped: Result<(), MapError>) -> Result<Attempt> {
 
 /// The host range whose pages are about to be mapped.
 fn looked_up(found: &Found<'_>) -> HvaRange {
-    let (start, bytes) = if found.large {
-        let size = PageSize::Size2M.bytes();
-        let start = Hva::new(found.hva.raw() & !(size - 1));
-        let pages = found.pages.large_pages().len().max(1) as u64;
-        (start, pages.wrapping_mul(size))
-    } else {
-        let pages = found.pages.count() as u64;
-        (found.hva, pages.wrapping_mul(PAGE_SIZE))
-    };
-    HvaRange {
-        start,
-        end: start.wrapping_add(bytes),
+    if found.size != PageSize::Size4K {
+        let HvaRange { start, .. } = host_page(found.hva, found.size);
+        let pages = found.large_pages().len().max(1) as u64;
+        return HvaRange {
+            start,
+            end: start.wrapping_add(pages.wrapping_mul(found.size.bytes())),
+        };
     }
+    let pages = found.pages.count() as u64;
+    HvaRange {
+        start: found.hva,
+        end: found.hva.wrapping_add(pages.wrapping_mul(PAGE_SIZE)),
+    }
+}
+
+/// The guest frames of the page of a size that holds one.
+fn covered(gfn: Gfn, size: PageSize) -> GfnRange {
+    let start = gfn.raw() & !(size.pages() - 1);
+    GfnRange::new(
+        Gfn::new(start),
+        Gfn::new(start.saturating_add(size.pages())),
+    )
 }
 
 /// How many pages from a fault on may be mapped with it: to the end of the slot and, unless they are
@@ -404,12 +431,12 @@ fn reach(slot: &Slot, gfn: Gfn, window: usize, large: bool) -> Reach {
 
 /// The large page that holds the page of a fault: where, and how it is mapped.
 fn large_page(gpa: Gpa, found: &Found<'_>) -> Result<(Gpa, Leaf), MapError> {
-    let mask = PageSize::Size2M.bytes() - 1;
+    let mask = found.size.bytes() - 1;
     let first = found.pages.iter().next().ok_or(MapError::OutOfRange)?;
     let [like, _] = found.like;
     let leaf = Leaf {
         hpa: Hpa::new(first.raw() & !mask),
-        size: PageSize::Size2M,
+        size: found.size,
         ..like
     };
     Ok((Gpa::new(gpa.raw() & !mask), leaf))
@@ -426,7 +453,7 @@ fn add_large(
     let (base, leaf) = large_page(gpa, found)?;
     let mut set = u64::from(grow.map(memory, base, leaf)? == Grown::Fresh);
     let alone = [leaf.hpa.raw()];
-    let all = match found.pages.large_pages() {
+    let all = match found.large_pages() {
         [] => &alone[..],
         pages => pages,
     };
@@ -487,7 +514,7 @@ fn put(
     gpa: Gpa,
     found: &Found<'_>,
 ) -> Result<(), MapError> {
-    let (base, leaf) = if found.large {
+    let (base, leaf) = if found.size != PageSize::Size4K {
         large_page(gpa, found)?
     } else {
         let hpa = found.pages.iter().next().ok_or(MapError::OutOfRange)?;
@@ -501,8 +528,9 @@ fn put(
             Ok(())
         }
         Ok(Mapped::Unchanged | Mapped::Relaxed) => Ok(()),
-        // A large page is mapped where the host, by now, has small ones: cut ours, too, and let
-        // the guest try again. Other CPUs must not go on using the large one.
+        // A large page is mapped where the host, by now, has smaller ones, or where smaller ones are
+        // wanted: cut ours, too, into those of the next size, and let the guest try again. Other CPUs
+        // must not go on using the large one.
         Err(MapError::LargePage) => {
             let large = table.lookup(memory, base);
             if table.split(memory, base)? {

@@ -9,6 +9,7 @@
 //! | `choice` | how a VM's memory is virtualized |
 //! | `paging` | what the tables of every paging mode can do |
 //! | `fault` | from a nested fault to a mapping |
+//! | `size` | how large a page may be mapped |
 //! | `mapper` | what faults have mapped and not told of yet |
 //! | `shadow` | the same, and the rest, where the tables stand in place of the guest's |
 //! | `tlb` | which CPU must forget what, and when a frame may be freed |
@@ -51,6 +52,7 @@ mod paging;
 pub mod query;
 pub mod shadow;
 pub mod show;
+mod size;
 pub mod tlb;
 pub mod verify;
 
@@ -69,7 +71,6 @@ use crate::model::paging::frames::{Counts, Gather, TableFrame};
 use crate::model::paging::nested::Nested;
 use crate::model::paging::sweep::Progress;
 use crate::model::paging::table::Table;
-use crate::model::paging::PageSize;
 use crate::vendor::flush::Flushes;
 use crate::vendor::{KeepAlive, NestedRoot};
 use choice::Choice;
@@ -253,7 +254,6 @@ pub struct Mmu {
     mm: UserMm,
     supply: Arc<Supply>,
     format: Nested,
-    large_pages: bool,
     overrules_pat: bool,
     /// How memory is virtualized.
     choice: Choice,
@@ -368,7 +368,6 @@ impl Mmu {
         mm: UserMm,
         supply: Arc<Supply>,
     ) -> Result<impl PinInit<Self, Error>> {
-        let top = format.levels();
         let (inverted, owner) = (INVERTED.get()?, OwnerId::new()?);
         let table = empty_table(&supply, format)?;
         let tree = Tree {
@@ -387,9 +386,8 @@ impl Mmu {
             range: None,
             sequence: 0,
         };
-        // 4-level tables map 48 bits.
-        let mapped_bits = top.shift() + 9;
-        let limits = Limits::new(phys_bits.min(mapped_bits), user::max_user_address());
+        let bits = phys_bits.min(format.address_bits());
+        let limits = Limits::new(bits, user::max_user_address());
         Ok(try_pin_init!(Self {
             tlb,
             slots_lock <- new_mutex!(()),
@@ -403,7 +401,6 @@ impl Mmu {
             mm,
             supply,
             format,
-            large_pages: format.largest() >= PageSize::Size2M,
             overrules_pat: format.overrules_pat(),
             choice: Choice::new(),
             inverted,
@@ -647,6 +644,7 @@ mod tests {
     use crate::model::emulate::Backing;
     use crate::model::exit::{NestedFault, Origin};
     use crate::model::paging::ept::Ept;
+    use crate::model::paging::PageSize;
 
     const READ_ONLY: u32 = 1 << 1;
     /// Where the tests put their memory.
@@ -663,6 +661,7 @@ mod tests {
             accessed_dirty: true,
             execute_only: false,
             largest: PageSize::Size4K,
+            five_level: false,
         });
         let mm = UserMm::current()?;
         let supply = Arc::new(Supply::new(POOLS.get()?), GFP_KERNEL)?;

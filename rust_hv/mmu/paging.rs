@@ -67,8 +67,8 @@ pub(super) trait Paging {
     /// flushed.
     fn track_pages(&mut self, memory: &Tables<'_>, first: Gfn, bits: u64) -> bool;
 
-    /// Small pages are mapped here, which are in the way of a large one.
-    fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn) -> bool;
+    /// Tables are in the way of a page of this size, whatever they map.
+    fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn, size: PageSize) -> bool;
 
     /// Whether some of a range was used since the last time, if `clear`.
     fn young(&mut self, memory: &Tables<'_>, steps: &mut Steps, clear: bool) -> (Progress, bool);
@@ -117,8 +117,8 @@ impl Paging for Table<Nested> {
         Table::track_pages(self, memory, first, bits)
     }
 
-    fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn) -> bool {
-        !self.is_large(memory, gfn)
+    fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn, size: PageSize) -> bool {
+        self.end_of_walk(memory, gfn) < size.level()
     }
 
     fn young(&mut self, memory: &Tables<'_>, steps: &mut Steps, clear: bool) -> (Progress, bool) {
@@ -201,8 +201,9 @@ impl Paging for Shadows {
         self.stale().is_some()
     }
 
-    /// Where the guest has a large page. Its own small ones are in the way of nothing.
-    fn is_cut(&self, _memory: &Tables<'_>, gfn: Gfn) -> bool {
+    /// Where the guest has a large page. Its own small ones are in the way of nothing, and none is larger
+    /// than 2 MiB.
+    fn is_cut(&self, _memory: &Tables<'_>, gfn: Gfn, _size: PageSize) -> bool {
         self.is_in_pieces(gfn)
     }
 
@@ -296,8 +297,8 @@ impl Paging for Mode {
         either!(self, tables => Paging::track_pages(tables, memory, first, bits))
     }
 
-    fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn) -> bool {
-        either!(self, tables => tables.is_cut(memory, gfn))
+    fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn, size: PageSize) -> bool {
+        either!(self, tables => tables.is_cut(memory, gfn, size))
     }
 
     fn young(&mut self, memory: &Tables<'_>, steps: &mut Steps, clear: bool) -> (Progress, bool) {

@@ -434,10 +434,10 @@ impl Mmu {
         if old.is_some_and(|old| shadow::is_noted(old, now)) {
             return Ok(true);
         }
-        if shadow::is_used(now, paging.reserved_in_small()) {
-            // Without room in the inverted page table the next fault looks after that.
-            let room = !self.inverted.is_short();
-            if room && self.fill_used(cpu, run, paging, spot, now)? {
+        // Without room in the inverted page table nothing is mapped here: a fault looks after that.
+        let room = !self.inverted.is_short();
+        if room && shadow::is_used(now, paging.reserved_in_small()) {
+            if self.fill_used(cpu, run, paging, spot, now)? {
                 return Ok(true);
             }
         } else if old.is_none() {
@@ -544,9 +544,7 @@ impl Mmu {
     ) -> Result<ShadowFault> {
         self.stats.shadow_faults.add(1, Relaxed);
         let access = access_of(fault.code, fault.cpl, fault.ac);
-        if !self.inverted.is_short()
-            && self.quick_fault(cpu, run, memory, paging, fault, access)?
-        {
+        if !self.inverted.is_short() && self.quick_fault(cpu, run, memory, paging, fault, access)? {
             return Ok(ShadowFault::Mapped);
         }
         let key = RootKey::of(paging, paging.pointers()).ok_or_else(unsupported)?;

@@ -322,6 +322,10 @@ impl Content for Pages {
         let memory = Tables::existing(&mmu.supply);
         if let Some(mode) = &mmu.state.read().tree.mode {
             mode.for_each_page(&memory, range, |gfn, leaf| {
+                // A page of 1 GiB is in the record where it begins, and in no other.
+                if gfn < range.start {
+                    return;
+                }
                 // Within the capacity. While it is mapped, what the host says holds.
                 let found = Stretch::new(gfn, leaf, PageKind::of(leaf.hpa));
                 drop(leaves.push_within_capacity(found));

@@ -112,11 +112,16 @@ impl Caps {
                 pr_info!("the CPU lacks {}; going on without\n", optional.name);
             }
         }
-        for (instruction, name, feature) in [
+        for (optional, name, feature) in [
             (Feature::RDTSCP, "RDTSCP", bindings::RUSTHV_FEAT_RDTSCP),
             (Feature::INVPCID, "INVPCID", bindings::RUSTHV_FEAT_INVPCID),
+            (
+                Feature::PAGES_1G,
+                "1 GiB pages",
+                bindings::RUSTHV_FEAT_NPT_1G,
+            ),
         ] {
-            if instruction.is_in(&cpuid(instruction.leaf, 0)) {
+            if optional.is_in(&cpuid(optional.leaf, 0)) {
                 present |= feature;
             } else {
                 missing |= feature;
@@ -138,6 +143,8 @@ impl Caps {
                 present: present.into(),
                 missing: missing.into(),
                 revision: revision & 0xff,
+                // Until the tables are known.
+                phys_bits: 0,
                 // VMRUN lets paging be on there (APM Vol. 2, "Paged Real Mode").
                 software_real_mode: true,
             },
@@ -373,6 +380,9 @@ mod tests {
         assert_eq!(caps.present & caps.missing, 0);
         assert!(caps.has(bindings::RUSTHV_FEAT_NPT));
         assert!(!caps.has(bindings::RUSTHV_FEAT_EPT));
+        // EDX bit 26 of CPUID 0x8000_0001.
+        let large = cpuid(0x8000_0001, 0).edx >> 26 & 1 != 0;
+        assert_eq!(caps.has(bindings::RUSTHV_FEAT_NPT_1G), large);
         Ok(())
     }
 }

@@ -32,13 +32,12 @@ pub mod segment;
 pub mod vmcb;
 pub mod window;
 
-use crate::host::cpu::{current_node, IrqsOff};
-use crate::host::cpuid::cpuid;
+use crate::host::bindings;
+use crate::host::cpu::{self, current_node, IrqsOff};
 use crate::host::errno::unsupported;
 use crate::host::frame::Place;
 use crate::host::global::Global;
 use crate::host::switch::{host_cr4, Leaves};
-use crate::model::arch::cpuid::Feature;
 use crate::model::arch::regs::Cr4;
 use crate::model::paging::nested::Nested;
 use crate::model::paging::npt::Npt;
@@ -73,27 +72,28 @@ impl Svm {
         if !caps::is_usable() {
             return Err(unsupported());
         }
-        let caps = Caps::read()?;
+        let mut caps = Caps::read()?;
+        let npt = npt(caps.common.has(bindings::RUSTHV_FEAT_NPT_1G));
+        caps.common.phys_bits = cpu::phys_bits().min(Nested::Npt(npt).address_bits());
         let node = current_node();
         let maps = Permissions::new(node)?;
         let frames = AllFrames::new(&maps, node)?;
         Ok(Self {
             caps,
             maps,
-            npt: npt(),
+            npt,
             _frames: frames,
         })
     }
 }
 
 /// The nested tables' format: that of the host's own tables.
-fn npt() -> Npt {
+fn npt(pages_1g: bool) -> Npt {
     let irqs = IrqsOff::new();
     let five_level = Cr4::from_raw(host_cr4(&irqs)).contains(Cr4::LA57);
     drop(irqs);
-    let large = Feature::PAGES_1G.is_in(&cpuid(Feature::PAGES_1G.leaf, 0));
     Npt {
-        largest: if large {
+        largest: if pages_1g {
             PageSize::Size1G
         } else {
             PageSize::Size2M
@@ -140,3 +140,25 @@ macro_rules! svm_or_skip {
     };
 }
 pub(crate) use svm_or_skip;
+
+#[kunit_tests(rusthv_npt)]
+mod tests {
+    use super::*;
+
+    /// The CPU walks nested tables in the mode of the host's own.
+    #[test]
+    fn the_format_is_the_hosts() -> Result {
+        const LA57: u64 = 1 << 12;
+        let svm = svm_or_skip!();
+        let irqs = IrqsOff::new();
+        let five = host_cr4(&irqs) & LA57 != 0;
+        drop(irqs);
+        assert_eq!(svm.npt.five_level, five);
+        let bits = if five { 57 } else { 48 };
+        assert_eq!(Nested::Npt(svm.npt).address_bits(), bits);
+        assert_eq!(svm.caps.common.phys_bits, cpu::phys_bits().min(bits));
+        let pages_1g = svm.caps.common.has(bindings::RUSTHV_FEAT_NPT_1G);
+        assert_eq!((svm.npt.largest == PageSize::Size1G), pages_1g);
+        Ok(())
+    }
+}

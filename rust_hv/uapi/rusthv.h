@@ -26,6 +26,7 @@
 #define RUSTHV_FEAT_VPID		(1U << 1)
 #define RUSTHV_FEAT_UNRESTRICTED_GUEST	(1U << 2)
 #define RUSTHV_FEAT_EPT_2M		(1U << 3)
+#define RUSTHV_FEAT_EPT_1G		(1U << 4)
 #define RUSTHV_FEAT_EPT_AD		(1U << 5)
 #define RUSTHV_FEAT_EPT_EXEC_ONLY	(1U << 6)
 #define RUSTHV_FEAT_MSR_BITMAP		(1U << 7)
@@ -33,11 +34,13 @@
 #define RUSTHV_FEAT_INVPCID		(1U << 9)
 #define RUSTHV_FEAT_LOAD_EFER		(1U << 10)
 #define RUSTHV_FEAT_LOAD_PAT		(1U << 11)
+#define RUSTHV_FEAT_EPT_5L		(1U << 12)	/* 5 levels; used above 48 bits */
 #define RUSTHV_FEAT_NPT			(1U << 16)
 #define RUSTHV_FEAT_ASID_FLUSH		(1U << 17)
 #define RUSTHV_FEAT_NRIPS		(1U << 18)
 #define RUSTHV_FEAT_DECODE_ASSISTS	(1U << 19)
 #define RUSTHV_FEAT_VMCB_CLEAN		(1U << 20)
+#define RUSTHV_FEAT_NPT_1G		(1U << 21)
 
 /* On the device: what the CPU offers of the features above, and what it lacks. */
 struct rusthv_info {
@@ -87,7 +90,8 @@ struct rusthv_vm_stats {
 	__u64 unmap_notifications; /* MMU-notifier ranges that met a slot */
 	__u64 fault_retries;	/* faults repeated since the host changed the range */
 	__u64 id;		/* the VM's own number, from version 3: debugfs rust_hv/PID-id */
-	__u64 reserved[7];
+	__u64 mapped_1g;	/* from version 3 */
+	__u64 reserved[6];
 };
 
 #define RUSTHV_GET_VM_STATS	_IOR(RUSTHV_IO, 0x40, struct rusthv_vm_stats)

@@ -3,7 +3,6 @@
 //! CPUID: what we can offer, and what a VMM has chosen.
 
 use crate::host::bindings::{self, kvm_cpuid_entry2};
-use crate::host::cpu;
 use crate::host::cpuid::{cpuid, host_features};
 use crate::host::msr;
 use crate::model::arch::cpuid::*;
@@ -267,8 +266,8 @@ fn extended(caps: &Caps, list: &mut List) -> Result {
     }
     if last >= LEAF_ADDRESS_SIZES {
         let host = cpuid(LEAF_ADDRESS_SIZES, 0);
-        // Physical and linear address widths; the tables under a guest map 48 bits.
-        let phys = (host.eax & 0xff).min(48).min(cpu::phys_bits());
+        // Physical and linear address widths.
+        let phys = (host.eax & 0xff).min(caps.phys_bits);
         let ours = Registers {
             eax: host.eax & 0xff00 | phys,
             ..Registers::default()
@@ -486,6 +485,7 @@ mod tests {
     fn everything() -> Caps {
         Caps {
             present: u64::MAX,
+            phys_bits: 52,
             ..Caps::default()
         }
     }

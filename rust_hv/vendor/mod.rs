@@ -90,6 +90,8 @@ pub struct Caps {
     pub missing: u64,
     /// What the CPU calls the layout of its guest states.
     pub revision: u32,
+    /// Width of a guest-physical address, in bits: what CPU and nested tables both have.
+    pub phys_bits: u32,
     /// Guests without nested tables can be in real mode.
     pub software_real_mode: bool,
 }

@@ -26,7 +26,7 @@ use crate::host::notifier::Notifier;
 use crate::host::supply::{Policy, Supply};
 use crate::host::tsc;
 use crate::host::user::{ClearLog, UserMm};
-use crate::host::{bindings, cpu, task};
+use crate::host::{bindings, task};
 use crate::mmu::choice::PagingMode;
 use crate::mmu::owners::Listed;
 use crate::mmu::Mmu;
@@ -115,7 +115,7 @@ impl<V: Vendor> Vm<V> {
         let mm = UserMm::current()?;
         let mmu = Mmu::new(
             machine.vendor.format(),
-            cpu::phys_bits(),
+            machine.vendor.caps().phys_bits,
             mm.clone(),
             Arc::new(Supply::new(machine.pools), GFP_KERNEL_ACCOUNT)?,
         )?;
@@ -364,7 +364,7 @@ impl<V: Vendor> Vm<V> {
     pub fn stats(&self) -> rusthv_vm_stats {
         let counts = self.mmu.counts();
         let stats = &self.mmu.stats;
-        let [mapped_4k, mapped_2m, _] = counts.leaves;
+        let [mapped_4k, mapped_2m, mapped_1g] = counts.leaves;
         rusthv_vm_stats {
             table_frames: counts.tables,
             mapped_4k,
@@ -376,7 +376,8 @@ impl<V: Vendor> Vm<V> {
             unmap_notifications: stats.notifications.load(Relaxed),
             fault_retries: stats.retries.load(Relaxed),
             id: self.id,
-            reserved: [0; 7],
+            mapped_1g,
+            reserved: [0; 6],
         }
     }
 

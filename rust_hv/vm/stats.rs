@@ -20,9 +20,9 @@ impl Counts {
     }
 
     /// All of them as they are now. Nothing has to be stopped for it: each is right by itself.
-    pub fn read(&self) -> [Stat; 25] {
+    pub fn read(&self) -> [Stat; 26] {
         let (stats, tables) = (&self.mmu.stats, self.mmu.counts());
-        let [small, large, _] = tables.leaves;
+        let [small, large, huge] = tables.leaves;
         let [address, tag, all_tags, nested, all_nested] = stats.hardware.read();
         let shadow = self.mmu.shadow_counts();
         let (hits, misses) = self.mmu.supply().hits_and_misses();
@@ -52,6 +52,7 @@ impl Counts {
             Stat("table_pages", Instant, tables.tables),
             Stat("pages_4k", Instant, small),
             Stat("pages_2m", Instant, large),
+            Stat("pages_1g", Instant, huge),
             Stat(
                 "shadow_page_faults",
                 Cumulative,

@@ -156,11 +156,21 @@ const EPT_VPID: &[Control] = &[
         Optional(bindings::RUSTHV_FEAT_EPT_EXEC_ONLY as u64),
     ),
     control(6, "4-level EPT", Required),
+    control(
+        7,
+        "5-level EPT",
+        Optional(bindings::RUSTHV_FEAT_EPT_5L as u64),
+    ),
     control(14, "write-back EPT tables", Required),
     control(
         16,
         "2 MiB EPT pages",
         Optional(bindings::RUSTHV_FEAT_EPT_2M as u64),
+    ),
+    control(
+        17,
+        "1 GiB EPT pages",
+        Optional(bindings::RUSTHV_FEAT_EPT_1G as u64),
     ),
     control(20, "INVEPT", Required),
     control(
@@ -309,6 +319,8 @@ impl Caps {
                 present: reader.present,
                 missing: reader.missing,
                 revision: basic as u32 & 0x7fff_ffff,
+                // Until the tables are known.
+                phys_bits: 0,
                 // Unrestricted guests need EPT.
                 software_real_mode: false,
             },

@@ -16,7 +16,6 @@ use crate::host::frame::{Frame, Place};
 use crate::host::msr;
 use crate::host::switch::{self, Running};
 use crate::model::arch::segment::AccessRights;
-use crate::model::paging::Level;
 use crate::vendor::flush::FlushKind;
 use crate::vendor::{self, Guest as _, HwError, ResetRights, Translation};
 use kernel::prelude::*;
@@ -124,7 +123,7 @@ impl Guest {
             primary_controls |= primary::IO_BITMAPS;
         }
         let (eptp, software) = match &translation {
-            Translation::Nested(root) => (vmx.ept().pointer(root.table(), Level::Pml4), None),
+            Translation::Nested(root) => (vmx.ept.pointer(root.table()), None),
             Translation::Software(_) => {
                 secondary_controls &= !secondary::NESTED;
                 primary_controls |= primary::TRANSLATION;

@@ -55,6 +55,7 @@ pub static VMX: Global<Vmx> = Global::new();
 pub struct Vmx {
     /// The control words, and the facts behind them.
     pub caps: Caps,
+    ept: Ept,
     bitmap: MsrBitmap,
     _cache: CacheGuard,
 }
@@ -69,23 +70,38 @@ impl Vmx {
         if !caps::is_usable() {
             return Err(unsupported());
         }
+        let mut caps = Caps::read()?;
+        let ept = ept(&caps.common, cpu::phys_bits());
+        caps.common.phys_bits = cpu::phys_bits().min(Nested::Ept(ept).address_bits());
         Ok(Self {
-            caps: Caps::read()?,
+            caps,
+            ept,
             bitmap: MsrBitmap::new(cpu::current_node())?,
             _cache: CacheGuard::new()?,
         })
     }
+}
 
-    fn ept(&self) -> Ept {
-        Ept {
-            accessed_dirty: self.caps.has(bindings::RUSTHV_FEAT_EPT_AD),
-            execute_only: self.caps.has(bindings::RUSTHV_FEAT_EPT_EXEC_ONLY),
-            largest: if self.caps.has(bindings::RUSTHV_FEAT_EPT_2M) {
-                PageSize::Size2M
-            } else {
-                PageSize::Size4K
-            },
-        }
+/// The EPT format of CPUs with these features and so many bits in a physical address. Five levels
+/// cost every walk one more access: they are for addresses that four do not reach.
+fn ept(caps: &vendor::Caps, phys_bits: u32) -> Ept {
+    let four = Ept {
+        accessed_dirty: caps.has(bindings::RUSTHV_FEAT_EPT_AD),
+        execute_only: caps.has(bindings::RUSTHV_FEAT_EPT_EXEC_ONLY),
+        largest: match (
+            caps.has(bindings::RUSTHV_FEAT_EPT_2M),
+            caps.has(bindings::RUSTHV_FEAT_EPT_1G),
+        ) {
+            (true, true) => PageSize::Size1G,
+            (true, false) => PageSize::Size2M,
+            (false, _) => PageSize::Size4K,
+        },
+        five_level: false,
+    };
+    let too_narrow = phys_bits > Nested::Ept(four).address_bits();
+    Ept {
+        five_level: too_narrow && caps.has(bindings::RUSTHV_FEAT_EPT_5L),
+        ..four
     }
 }
 
@@ -102,7 +118,7 @@ impl Vendor for Vmx {
     }
 
     fn format(&self) -> Nested {
-        Nested::Ept(self.ept())
+        Nested::Ept(self.ept)
     }
 
     fn intercepts(&self, place: Place) -> Result<Intercepts> {
@@ -150,3 +166,68 @@ macro_rules! vmx_or_skip {
     };
 }
 pub(crate) use vmx_or_skip;
+
+#[kunit_tests(rusthv_ept)]
+mod tests {
+    use super::*;
+    use crate::host::msr;
+    use crate::model::arch::addr::Hpa;
+    use crate::model::paging::Level;
+
+    fn format(features: u32, phys_bits: u32) -> Ept {
+        let caps = vendor::Caps {
+            present: features.into(),
+            ..Default::default()
+        };
+        ept(&caps, phys_bits)
+    }
+
+    #[test]
+    fn pages_are_as_large_as_the_cpu_can() {
+        let (m2, g1) = (bindings::RUSTHV_FEAT_EPT_2M, bindings::RUSTHV_FEAT_EPT_1G);
+        for (features, largest) in [
+            (0, PageSize::Size4K),
+            (m2, PageSize::Size2M),
+            (m2 | g1, PageSize::Size1G),
+            // What a large page is cut into must be there, too.
+            (g1, PageSize::Size4K),
+        ] {
+            assert_eq!(format(features, 39).largest, largest);
+        }
+    }
+
+    /// Bits 5:3 of the EPT pointer are the length of the walk, less one.
+    #[test]
+    fn five_levels_are_for_wide_addresses() {
+        let five = bindings::RUSTHV_FEAT_EPT_5L;
+        for (features, phys_bits, levels, bits) in [
+            (0, 46, Level::Pml4, 46),
+            (0, 52, Level::Pml4, 48),
+            (five, 46, Level::Pml4, 46),
+            (five, 48, Level::Pml4, 48),
+            (five, 49, Level::Pml5, 49),
+            (five, 52, Level::Pml5, 52),
+        ] {
+            let ept = format(features, phys_bits);
+            assert_eq!(Nested::Ept(ept).levels(), levels);
+            assert_eq!(phys_bits.min(Nested::Ept(ept).address_bits()), bits);
+            let pointer = ept.pointer(Hpa::new(0x5000));
+            assert_eq!(pointer >> 3 & 7, levels as u64 - 1);
+            assert_eq!((pointer & 7, pointer & !0xfff), (6, 0x5000));
+        }
+    }
+
+    /// By the numbers of IA32_VMX_EPT_VPID_CAP (SDM Vol. 3D, appendix "VMX Capability Reporting").
+    #[test]
+    fn the_format_is_the_cpus() -> Result {
+        let vmx = vmx_or_skip!();
+        let can = |bit: u32| msr::read(0x48c) >> bit & 1 != 0;
+        assert_eq!(vmx.ept.execute_only, can(0));
+        assert_eq!(vmx.ept.accessed_dirty, can(21));
+        let huge = vmx.ept.largest == PageSize::Size1G;
+        assert_eq!(huge, (can(16) && can(17)));
+        assert!(!vmx.ept.five_level || can(7));
+        assert!(vmx.caps.common.phys_bits <= cpu::phys_bits());
+        Ok(())
+    }
+}

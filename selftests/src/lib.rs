@@ -16,6 +16,7 @@ pub mod errno;
 pub mod faults;
 pub mod fuzz;
 pub mod garbage;
+pub mod gigantic;
 pub mod guest;
 pub mod harness;
 pub mod host;

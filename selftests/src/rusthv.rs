@@ -85,7 +85,8 @@ pub struct VmStats {
     pub unmap_notifications: u64,
     pub fault_retries: u64,
     pub id: u64,
-    pub reserved: [u64; 7],
+    pub mapped_1g: u64,
+    pub reserved: [u64; 6],
 }
 
 #[repr(C)]
@@ -314,6 +315,8 @@ pub struct Walk {
     pub reserved: [u64; 4],
 }
 
+/// 1 GiB pages in nested tables, of either vendor: RUSTHV_FEAT_EPT_1G, RUSTHV_FEAT_NPT_1G.
+pub const FEAT_1G: u64 = 1 << 4 | 1 << 21;
 pub const RUSTHV_CAP_INVERTED: u32 = 0x5248_000b;
 pub const RUSTHV_MAP_WRITE: u32 = 1 << 1;
 pub const RUSTHV_PAGE_PRIVATE: u32 = 0;

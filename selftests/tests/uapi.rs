@@ -67,6 +67,7 @@ fn mirror_matches_the_header() {
         unmap_notifications,
         fault_retries,
         id,
+        mapped_1g,
         reserved
     );
     layout!(
@@ -127,6 +128,7 @@ fn mirror_matches_the_header() {
     layout!(text, "rusthv_walk_entry", WalkEntry, table, level, address, entry);
     layout!(text, "rusthv_walk", Walk, gva, access, result, gpa, hpa, error_code, count, entries, reserved);
     for (name, value) in [
+        ("(RUSTHV_FEAT_EPT_1G | RUSTHV_FEAT_NPT_1G)", FEAT_1G),
         ("RUSTHV_CAP_INVERTED", u64::from(RUSTHV_CAP_INVERTED)),
         ("RUSTHV_CAP_EXTENSIONS", u64::from(RUSTHV_CAP_EXTENSIONS)),
         ("RUSTHV_EXTENSIONS_VERSION", RUSTHV_EXTENSIONS_VERSION as u64),

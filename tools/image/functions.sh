@@ -58,6 +58,11 @@ no_kunit() {
 	[ ! -e $filter ] || echo 'none.*' >$filter
 }
 
+# has_gigantic_page: hugepagesz=1G hugepages=1 has found the memory for it.
+has_gigantic_page() {
+	grep -v '^0$' /sys/kernel/mm/hugepages/hugepages-1048576kB/free_hugepages
+}
+
 # Once is enough for a run: not in each machine, nor in tests that load it again.
 load_with_kunit() {
 	load_rusthv && no_kunit

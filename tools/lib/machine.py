@@ -50,6 +50,10 @@ CMDLINE_TCG = "maxcpus=1 noreplace-smp no_timer_check"
 BOCHS_IPS = 100_000_000
 
 
+# How much of a machine's memory Bochs keeps in its own, in MiB: it takes no larger number. What is
+# touched beyond that is swapped out to a file.
+BOCHS_MEMORY = 2048
+
 # The emulators that stand in for hardware, in the order in which tests run in them.
 EMULATORS = ("qemu", "bochs")
 
@@ -357,7 +361,7 @@ display_library: term
 config_interface: textconfig
 romimage: file={bios}
 vgaromimage: file={vga}
-megs: {self.memory}
+memory: guest={self.memory}, host={min(self.memory, BOCHS_MEMORY)}
 cpu: model={self.cpu or "corei7_haswell_4770"}, count={self.cpus}, ips={BOCHS_IPS}, quantum=16, \
 ignore_bad_msrs=1, reset_on_triple_fault=0
 clock: sync=none, time0=utc

@@ -33,13 +33,24 @@ pub struct Ept {
     pub execute_only: bool,
     /// Largest page that an entry may map (IA32_VMX_EPT_VPID_CAP bits 16 and 17).
     pub largest: PageSize,
+    /// The EPT pointer asks for a walk of five levels (bits 5:3; IA32_VMX_EPT_VPID_CAP bit 7).
+    pub five_level: bool,
 }
 
 impl Ept {
+    /// Level of the root table.
+    #[inline]
+    pub const fn levels(&self) -> Level {
+        match self.five_level {
+            true => Level::Pml5,
+            false => Level::Pml4,
+        }
+    }
+
     /// The value of the EPT pointer for a root table (SDM Vol. 3C, "Extended-Page-Table Pointer
     /// (EPTP)"): write-back tables, walk length and accessed/dirty flags.
-    pub const fn pointer(&self, root: Hpa, top: Level) -> u64 {
-        let walk = (top as u64 - 1) << 3;
+    pub const fn pointer(&self, root: Hpa) -> u64 {
+        let walk = (self.levels() as u64 - 1) << 3;
         let flags = if self.accessed_dirty { 1 << 6 } else { 0 };
         (root.raw() & ADDRESS) | flags | walk | MemoryType::WriteBack as u64
     }

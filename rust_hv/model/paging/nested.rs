@@ -25,11 +25,15 @@ impl Nested {
     #[inline]
     pub const fn levels(&self) -> Level {
         match self {
-            Self::Npt(Npt {
-                five_level: true, ..
-            }) => Level::Pml5,
-            Self::Ept(_) | Self::Npt(_) => Level::Pml4,
+            Self::Ept(ept) => ept.levels(),
+            Self::Npt(npt) => npt.levels(),
         }
+    }
+
+    /// Width of the guest-physical addresses that the tables map, in bits.
+    #[inline]
+    pub const fn address_bits(&self) -> u32 {
+        self.levels().shift() + 9
     }
 
     /// True when an entry can overrule the guest's PAT; see [`Leaf::ignore_pat`].

@@ -44,6 +44,17 @@ pub struct Npt {
     pub five_level: bool,
 }
 
+impl Npt {
+    /// Level of the root table.
+    #[inline]
+    pub const fn levels(&self) -> Level {
+        match self.five_level {
+            true => Level::Pml5,
+            false => Level::Pml4,
+        }
+    }
+}
+
 /// The memory type of a leaf. What [`Npt::leaf`] does not write is nothing to be cached.
 const fn memory_type(raw: u64, pat: u64) -> MemoryType {
     if raw & (PAT_INDEX | pat) == 0 {

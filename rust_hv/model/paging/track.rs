@@ -152,9 +152,11 @@ impl<F: Format> Table<F> {
         }
     }
 
-    /// True when a large page is mapped at `gfn`.
-    pub fn is_large<M: TableMemory>(&self, memory: &M, gfn: Gfn) -> bool {
-        matches!(self.region(memory, gfn), Region::Large(_))
+    /// The level of the entry where a walk for `gfn` ends: it maps a page of that level, or nothing.
+    pub fn end_of_walk<M: TableMemory>(&self, memory: &M, gfn: Gfn) -> Level {
+        let mut end = self.top;
+        self.path(memory, Gpa::new(gfn.raw() << 12), |level, _, _| end = level);
+        end
     }
 }
 

@@ -18,6 +18,7 @@ const EPT: Ept = Ept {
     accessed_dirty: true,
     execute_only: true,
     largest: PageSize::Size2M,
+    five_level: false,
 };
 const LEVELS: [Level; 5] = [Level::Pt, Level::Pd, Level::Pdpt, Level::Pml4, Level::Pml5];
 const NX: u64 = 1 << 63;
@@ -179,6 +180,13 @@ fn the_walk_starts_where_the_host_does() {
     assert_eq!(Nested::Npt(NPT).levels(), Level::Pml4);
     assert_eq!(Nested::Npt(five).levels(), Level::Pml5);
     assert_eq!(Nested::Ept(EPT).levels(), Level::Pml4);
+    let five = Ept {
+        five_level: true,
+        ..EPT
+    };
+    assert_eq!(Nested::Ept(five).levels(), Level::Pml5);
+    assert_eq!(Nested::Ept(EPT).address_bits(), 48);
+    assert_eq!(Nested::Ept(five).address_bits(), 57);
     assert_eq!(Nested::Npt(NPT).largest(), PageSize::Size1G);
     assert_eq!(Nested::Ept(EPT).largest(), PageSize::Size2M);
 }

@@ -24,11 +24,12 @@ use rusthv_model::paging::{Level, PageSize, Permissions};
 const EPT: Ept = Ept {
     accessed_dirty: true,
     execute_only: false,
-    largest: PageSize::Size2M,
+    largest: PageSize::Size1G,
+    five_level: false,
 };
 
 const NPT: Npt = Npt {
-    largest: PageSize::Size2M,
+    largest: PageSize::Size1G,
     five_level: false,
 };
 
@@ -49,7 +50,7 @@ struct Host {
 /// What the CPU did.
 #[derive(Default, Debug)]
 struct Cpu {
-    /// Dirty flags turned on in 4 KiB and in 2 MiB entries.
+    /// Dirty flags turned on in 4 KiB entries, and in those of larger pages.
     small: u32,
     large: u32,
     faults: u32,
@@ -159,13 +160,13 @@ impl Format for Interrupted<'_> {
     }
 }
 
-/// How often each page was reported dirty.
+/// How often each of the first pages was reported dirty.
 struct Seen([u32; ENTRIES]);
 
 impl Seen {
     fn see(&mut self, gfn: Gfn, leaf: Leaf) {
-        let first = gfn.raw() as usize;
-        for times in &mut self.0[first..first + leaf.size.pages() as usize] {
+        let (first, pages) = (gfn.raw() as usize, leaf.size.pages() as usize);
+        for times in self.0.iter_mut().skip(first).take(pages) {
             *times += u32::from(leaf.dirty);
         }
     }
@@ -247,9 +248,10 @@ fn whole() -> Sweep {
 }
 
 const BUDGET: usize = usize::MAX;
+const SIZES: [PageSize; 3] = [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G];
 
 fn zap_reports_the_last_state(format: Nested) {
-    for size in [PageSize::Size4K, PageSize::Size2M] {
+    for size in SIZES {
         let (hits, faults) = at_every_point(format, size, |memory, table, seen| {
             let done = table.zap(memory, &mut whole(), BUDGET, seen);
             assert_eq!(done, Progress::Done);
@@ -259,7 +261,7 @@ fn zap_reports_the_last_state(format: Nested) {
 }
 
 fn cleared_flags_are_reported(format: Nested) {
-    for size in [PageSize::Size4K, PageSize::Size2M] {
+    for size in SIZES {
         let (hits, _) = at_every_point(format, size, |memory, table, seen| {
             let on_leaf = |gfn, leaf| seen.see(gfn, leaf);
             let done = table.test_and_clear_dirty(memory, &mut whole(), BUDGET, on_leaf);
@@ -270,7 +272,7 @@ fn cleared_flags_are_reported(format: Nested) {
 }
 
 fn flags_survive_a_change_of_rights(format: Nested) {
-    for size in [PageSize::Size4K, PageSize::Size2M] {
+    for size in SIZES {
         // The page gets a right more: the fault handler's way.
         let (hits, _) = if size == PageSize::Size4K {
             at_every_point(format, size, |memory, table, seen| {
@@ -280,7 +282,8 @@ fn flags_survive_a_change_of_rights(format: Nested) {
             })
         } else {
             at_every_point(format, size, |memory, table, seen| {
-                let more = leaf(0, PageSize::Size2M, Permissions::RWX);
+                let size = table.lookup(memory, Gpa::new(0)).unwrap().size;
+                let more = leaf(0, size, Permissions::RWX);
                 assert_eq!(map(memory, table, 0, more, seen), Ok(Mapped::Relaxed));
             })
         };
@@ -328,13 +331,16 @@ fn a_replaced_page_goes_with_its_flags(format: Nested) {
 }
 
 fn parts_of_a_large_page_inherit_its_flag(format: Nested) {
-    let (hits, _) = at_every_point(format, PageSize::Size2M, |memory, table, _| {
-        assert_eq!(table.split(memory, Gpa::new(0)), Ok(true));
-        let size = table.lookup(memory, Gpa::new(0)).map(|leaf| leaf.size);
-        assert_eq!(size, Some(PageSize::Size4K));
-    });
-    // Each of the 512 parts that is being written is a point.
-    assert!(hits > 512);
+    for size in [PageSize::Size2M, PageSize::Size1G] {
+        let (hits, _) = at_every_point(format, size, |memory, table, _| {
+            let before = table.lookup(memory, Gpa::new(0)).unwrap().size;
+            assert_eq!(table.split(memory, Gpa::new(0)), Ok(true));
+            let after = table.lookup(memory, Gpa::new(0)).map(|leaf| leaf.size);
+            assert_eq!(after, before.smaller());
+        });
+        // Each of the 512 parts that is being written is a point.
+        assert!(hits > 512);
+    }
 }
 
 /// Makes two tests of each function: with EPT entries and with NPT entries.

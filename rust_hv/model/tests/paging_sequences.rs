@@ -4,7 +4,7 @@
 //! what should be there, with every table frame accounted for.
 
 #[macro_use]
-pub mod paging_support;
+pub(crate) mod paging_support;
 
 use std::collections::BTreeMap;
 

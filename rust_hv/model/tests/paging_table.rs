@@ -8,7 +8,7 @@ mod paging_support;
 use std::sync::atomic::Ordering;
 
 use paging_support::*;
-use rusthv_model::arch::addr::{GfnRange, Gpa, Hpa};
+use rusthv_model::arch::addr::{Gfn, GfnRange, Gpa, Hpa};
 use rusthv_model::paging::ept::Ept;
 use rusthv_model::paging::format::Leaf;
 use rusthv_model::paging::grow::Grown;
@@ -16,6 +16,7 @@ use rusthv_model::paging::nested::Nested;
 use rusthv_model::paging::npt::Npt;
 use rusthv_model::paging::sweep::{Progress, Sweep};
 use rusthv_model::paging::table::{MapError, Mapped, Table};
+use rusthv_model::paging::track::Allowed;
 use rusthv_model::paging::{Level, MemoryType, PageSize, Permissions};
 
 #[test]
@@ -52,12 +53,14 @@ fn entry_bits_are_those_of_the_sdm() {
 fn ept_pointer() {
     let root = Hpa::new(0x7_0000_1000);
     // WB, walk length 4, accessed/dirty.
-    assert_eq!(EPT.pointer(root, Level::Pml4), 0x7_0000_105e);
+    assert_eq!(EPT.pointer(root), 0x7_0000_105e);
     let plain = Ept {
         accessed_dirty: false,
+        five_level: true,
         ..EPT
     };
-    assert_eq!(plain.pointer(root, Level::Pml5), 0x7_0000_1026);
+    // Walk length 5, less one as for 4.
+    assert_eq!(plain.pointer(root), 0x7_0000_1026);
 }
 
 fn bad_mappings_are_refused(format: Nested) {
@@ -105,6 +108,7 @@ fn what_the_cpu_lacks_is_not_used() {
         accessed_dirty: false,
         execute_only: false,
         largest: PageSize::Size2M,
+        five_level: false,
     };
     let mut table = Table::new(&mut arena, Nested::Ept(poor), Level::Pml4).unwrap();
     let cpu = Cpu::new(&table);
@@ -527,6 +531,161 @@ fn a_large_page_partly_in_the_range_goes_as_a_whole(format: Nested) {
     finish(table, arena);
 }
 
+const GIB: u64 = 1 << 30;
+const HUGE_PAGES: u64 = 1 << 18;
+
+/// A table with one page of 1 GiB, which the guest may write, at 1 GiB.
+fn with_huge_page(format: Nested) -> (Arena, Table<Nested>, Gathered, Leaf) {
+    let (mut arena, mut table, mut gather) = setup(format);
+    let huge = leaf(4 * GIB, PageSize::Size1G, Permissions::RWX);
+    let mapped = table.map(&mut arena, Gpa::new(GIB), huge, &mut gather);
+    assert_eq!(mapped, Ok(Mapped::Fresh));
+    (arena, table, gather, huge)
+}
+
+fn the_end_of_a_walk_is_known(format: Nested) {
+    let (mut arena, mut table, mut gather, _) = with_huge_page(format);
+    let small = leaf(0x1000, PageSize::Size4K, Permissions::RW);
+    let large = leaf(0x20_0000, PageSize::Size2M, Permissions::RW);
+    for (gpa, leaf) in [(0, small), (0x20_0000, large)] {
+        table
+            .map(&mut arena, Gpa::new(gpa), leaf, &mut gather)
+            .unwrap();
+    }
+    for (gpa, level) in [
+        (0, Level::Pt),
+        // Nothing is mapped, but a table is there.
+        (0x1000, Level::Pt),
+        (0x20_0000, Level::Pd),
+        (0x40_0000, Level::Pd),
+        (GIB, Level::Pdpt),
+        (2 * GIB - 1, Level::Pdpt),
+        (2 * GIB, Level::Pdpt),
+        (1 << 39, Level::Pml4),
+        (1 << 48, Level::Pml4),
+    ] {
+        let end = table.end_of_walk(&arena, Gpa::new(gpa).gfn());
+        assert_eq!(end, level, "{gpa:#x}");
+    }
+    finish(table, arena);
+}
+
+fn a_huge_page_is_tracked_as_a_whole_and_cut_by_the_first_write(format: Nested) {
+    let (mut arena, mut table, mut gather, huge) = with_huge_page(format);
+    let cpu = Cpu::new(&table);
+    let first = GIB >> 12;
+    let mut changed = false;
+    let mut sweep = Sweep::new(range(first + 5, first + 6));
+    let done = table.track(&arena, &mut sweep, 1, &mut changed);
+    assert_eq!((done, changed), (Progress::Done, true));
+    let at = Gpa::new(GIB + 0x1234_5000);
+    assert_eq!(cpu.access(&arena, at.raw(), true, false), Err(()));
+    assert_eq!(
+        cpu.access(&arena, at.raw(), false, true),
+        Ok(4 * GIB + 0x1234_5000)
+    );
+    assert!(!table.track_pages(&arena, Gfn::new(first), u64::MAX));
+
+    // 1 GiB to 2 MiB to 4 KiB, each waiting for a write as the whole did.
+    for size in [PageSize::Size2M, PageSize::Size4K] {
+        assert_eq!(table.allow_write(&arena, at), Allowed::No);
+        assert_eq!(table.split(&mut arena, at), Ok(true));
+        let part = table.lookup(&arena, at).unwrap();
+        assert_eq!((part.size, part.tracked), (size, true));
+        assert_eq!(part.perms, Permissions::RX);
+    }
+    assert_eq!(table.allow_write(&arena, at), Allowed::Yes);
+    assert_eq!(
+        cpu.access(&arena, at.raw(), true, false),
+        Ok(4 * GIB + 0x1234_5000)
+    );
+    assert_eq!(cpu.access(&arena, at.raw() + 0x1000, true, false), Err(()));
+    assert_eq!(table.counts().leaves, [512, 511, 0]);
+
+    // The log ends: in steps all may be written again, and in steps all is out of the way.
+    let all = range(first, first + HUGE_PAGES);
+    let mut sweep = Sweep::new(all);
+    while table.untrack(&arena, &mut sweep, 100) != Progress::Done {}
+    assert!(cpu.access(&arena, 2 * GIB - 1, true, false).is_ok());
+    let (mut sweep, mut steps) = (Sweep::new(all), 0);
+    while table.zap(&arena, &mut sweep, 100, &mut gather) != Progress::Done {
+        steps += 1;
+    }
+    assert_eq!(steps, (512 + 511) / 100);
+    assert_eq!(gather.leaves.len(), 512 + 511);
+    // The page directory and the one page table.
+    assert_eq!(gather.tables.len(), 2);
+    assert_eq!(table.end_of_walk(&arena, Gfn::new(first)), Level::Pdpt);
+    gather.flush(&mut arena);
+    let mapped = table.map(&mut arena, Gpa::new(GIB), huge, &mut gather);
+    assert_eq!(mapped, Ok(Mapped::Fresh));
+    assert!(cpu.access(&arena, at.raw(), true, false).is_ok());
+    finish(table, arena);
+}
+
+fn a_huge_page_goes_with_any_part_of_it(format: Nested) {
+    for part in [0, 77, HUGE_PAGES - 1] {
+        let (arena, mut table, mut gather, huge) = with_huge_page(format);
+        let first = GIB >> 12;
+        for beside in [range(0, first), range(first + HUGE_PAGES, u64::MAX >> 12)] {
+            let mut sweep = Sweep::new(beside);
+            let done = table.zap(&arena, &mut sweep, 1 << 20, &mut gather);
+            assert_eq!((done, gather.leaves.len()), (Progress::Done, 0));
+        }
+        let mut sweep = Sweep::new(range(first + part, first + part + 1));
+        let done = table.zap(&arena, &mut sweep, 1, &mut gather);
+        assert_eq!(done, Progress::Done);
+        assert_eq!(gather.leaves, [(first, huge)]);
+        finish(table, arena);
+    }
+}
+
+fn nothing_smaller_is_mapped_in_a_huge_page(format: Nested) {
+    let (mut arena, mut table, mut gather, huge) = with_huge_page(format);
+    let inside = GIB + 0x20_0000;
+    for size in [PageSize::Size4K, PageSize::Size2M] {
+        let part = leaf(0x4020_0000, size, Permissions::RW);
+        let mapped = table.map(&mut arena, Gpa::new(inside), part, &mut gather);
+        assert_eq!(mapped, Err(MapError::LargePage));
+    }
+    let mut grow = table.grow();
+    let region = grow.region(&mut arena, Gpa::new(inside)).map(|_| ());
+    assert_eq!(region, Err(MapError::LargePage));
+    let _ = grow.finish();
+    assert_eq!(table.lookup(&arena, Gpa::new(inside)), Some(huge));
+    finish(table, arena);
+}
+
+#[test]
+fn what_is_executed_only_cannot_be_read() {
+    for size in [PageSize::Size4K, PageSize::Size2M, PageSize::Size1G] {
+        let (mut arena, mut table, mut gather) = setup(Nested::Ept(EPT));
+        let cpu = Cpu::new(&table);
+        let hidden = leaf(GIB, size, Permissions::X);
+        table
+            .map(&mut arena, Gpa::new(0), hidden, &mut gather)
+            .unwrap();
+        assert_eq!(cpu.access(&arena, 0x10, false, true), Ok(GIB + 0x10));
+        assert_eq!(cpu.access(&arena, 0x10, false, false), Err(()));
+        assert_eq!(cpu.access(&arena, 0x10, true, false), Err(()));
+        // Its parts are what it was, and a right to read is one more.
+        if table.split(&mut arena, Gpa::new(0)).unwrap() {
+            assert_eq!(cpu.access(&arena, 0x10, false, true), Ok(GIB + 0x10));
+            assert_eq!(cpu.access(&arena, 0x10, false, false), Err(()));
+        }
+        let smaller = size.smaller().unwrap_or(size);
+        let mapped = table.map(
+            &mut arena,
+            Gpa::new(0),
+            leaf(GIB, smaller, Permissions::RX),
+            &mut gather,
+        );
+        assert_eq!(mapped, Ok(Mapped::Relaxed));
+        assert_eq!(cpu.access(&arena, 0x10, false, false), Ok(GIB + 0x10));
+        finish(table, arena);
+    }
+}
+
 fn flags_are_tested_and_cleared(format: Nested) {
     let (mut arena, mut table, mut gather) = setup(format);
     let cpu = Cpu::new(&table);
@@ -567,9 +726,13 @@ fn five_levels_reach_57_bits(format: Nested) {
             five_level: true,
             ..npt
         }),
-        ept => ept,
+        Nested::Ept(ept) => Nested::Ept(Ept {
+            five_level: true,
+            ..ept
+        }),
     };
-    let mut table = Table::new(&mut arena, format, Level::Pml5).unwrap();
+    assert_eq!(format.address_bits(), 57);
+    let mut table = Table::new(&mut arena, format, format.levels()).unwrap();
     let cpu = Cpu {
         top: Level::Pml5,
         ..Cpu::new(&table)
@@ -619,5 +782,9 @@ with_both_formats! {
     an_empty_terabyte_costs_little,
     a_large_page_partly_in_the_range_goes_as_a_whole,
     flags_are_tested_and_cleared,
+    the_end_of_a_walk_is_known,
+    a_huge_page_is_tracked_as_a_whole_and_cut_by_the_first_write,
+    a_huge_page_goes_with_any_part_of_it,
+    nothing_smaller_is_mapped_in_a_huge_page,
     five_levels_reach_57_bits,
 }

@@ -8,7 +8,7 @@ use crate::vendor::{vendor, Vendor};
 
 pub const TEST: Test = Test::new(10, run);
 
-const KNOWN: u64 = (1 << 21) - 1;
+const KNOWN: u64 = (1 << 22) - 1;
 const EPT: u64 = 1 << 0;
 const NPT: u64 = 1 << 16;
 

@@ -26,6 +26,7 @@ const EPT: Ept = Ept {
     accessed_dirty: true,
     execute_only: false,
     largest: PageSize::Size2M,
+    five_level: false,
 };
 
 /// Frames for tables, which everybody can reach.

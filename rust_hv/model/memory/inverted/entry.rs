@@ -265,7 +265,7 @@ impl Sought {
     /// difference is less by two: this is the one at the last frame of a cluster.
     #[inline]
     fn near(owner: Owner, sum: u64, last: u64) -> u64 {
-        (owner.0 as u64) << FRAME_BITS | sum.wrapping_sub(2 * last) & FRAME_MASK
+        u64::from(owner.0) << FRAME_BITS | sum.wrapping_sub(2 * last) & FRAME_MASK
     }
 
     /// By its first word: an entry of the same cluster.

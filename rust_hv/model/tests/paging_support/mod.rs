@@ -22,6 +22,7 @@ pub const EPT: Ept = Ept {
     accessed_dirty: true,
     execute_only: true,
     largest: PageSize::Size1G,
+    five_level: false,
 };
 
 pub const NPT: Npt = Npt {

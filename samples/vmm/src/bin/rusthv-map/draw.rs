@@ -150,6 +150,8 @@ mod tests {
         assert_eq!(text(&pages, PAGE, What::Node), "1111.11.");
         let large = [stretch(0, 1, 2 << 20, "rwxad", "private")];
         assert_eq!(text(&large, PAGE, What::Pages), "DDDDDDDD");
+        let huge = [stretch(0, 1, 1 << 30, "r-xa-", "private")];
+        assert_eq!(text(&huge, PAGE, What::Pages), "RRRRRRRR");
     }
 
     #[test]

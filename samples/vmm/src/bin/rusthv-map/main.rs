@@ -164,8 +164,8 @@ fn locate(options: &Options, vm: &str, gpa: u64) -> Result<bool> {
 fn list(options: &Options) -> Result<bool> {
     let names = files::list(&options.debugfs)?;
     println!(
-        "{:<16} {:>10} {:>10} {:>8} {:>8}",
-        "VM", "in slots", "mapped", "4K", "2M"
+        "{:<16} {:>10} {:>10} {:>8} {:>8} {:>8}",
+        "VM", "in slots", "mapped", "4K", "2M", "1G"
     );
     for name in &names {
         let vm = files::Vm::open(&options.debugfs, name)?;
@@ -178,11 +178,11 @@ fn list(options: &Options) -> Result<bool> {
                 .map(|s| s.count)
                 .sum()
         };
-        let (small, large) = (of(4 << 10), of(2 << 20));
+        let (small, large, huge) = (of(4 << 10), of(2 << 20), of(1 << 30));
         let mapped: u64 = stretches.iter().map(files::Stretch::bytes).sum();
         let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
         println!(
-            "{name:<16} {:>10} {:>10} {small:>8} {large:>8}",
+            "{name:<16} {:>10} {:>10} {small:>8} {large:>8} {huge:>8}",
             mib(bytes),
             mib(mapped)
         );
