@@ -63,7 +63,7 @@ fn anonymous(t: &Context, device: &Device, swap: &Swap, memory: &Memory) -> Outc
     let before = swap::counts();
     until_out(memory, MOST, page_out)?;
     let (contents, taken) = swap.compressed();
-    check!(contents >= (MOST * PAGE) as u64 && taken < contents / 2, "{contents} bytes take {taken}");
+    check!(contents >= (MOST * PAGE) as u64 && taken < contents, "{contents} bytes take {taken}");
     guest.while_running(|running| running.sweeps(1))?;
     check_eq!(swap::pages_out(memory)?, 0, "pages that are out after the guest has seen all");
     let after = swap::counts();
