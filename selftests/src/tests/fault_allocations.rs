@@ -42,7 +42,9 @@ fn run(t: &Context) -> Outcome {
     }
     let (result, hit) = injector.with_failure(1, || machine_run(&machine))?;
     check!(hit, "a fault without an allocation: {result:?}");
-    check_eq!(result.err(), Some(Errno::ENOMEM));
+    // Without nested tables what is set aside for a fault may do without being filled up.
+    let enough = result.is_ok() && !crate::emulator::is_nested();
+    check!(enough || result == Err(Errno::ENOMEM), "{result:?}");
     touch(&machine, 0, TABLES)?;
     drop(machine);
     if let Some(before) = before {
