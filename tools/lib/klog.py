@@ -54,8 +54,9 @@ class Scanner:
         text = strip(line)
         if not self.booted:
             self.booted = BOOTED in text
-            # Dying before init is a complaint whatever else happens.
-            if not re.search(r"Kernel panic|BUG:|\bOops\b", text):
+            # Dying before init is a complaint whatever else happens. KASAN's reports kill nobody,
+            # and before init no module of ours is there.
+            if not re.search(r"Kernel panic|BUG: (?!KASAN)|\bOops\b", text):
                 return False
         oom = OOM_EXPECTED.search(text)
         if oom:

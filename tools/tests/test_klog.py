@@ -59,6 +59,11 @@ class Complaints(unittest.TestCase):
     def test_boot_is_not_looked_at(self):
         self.assertEqual(complaints("[    0.1] WARNING: topology", booted=False), [])
 
+    def test_kasan_in_boot_is_not(self):
+        text = "BUG: KASAN: wild-memory-access in do_raw_spin_lock+0xc3/0x210"
+        self.assertEqual(complaints(text, booted=False), [])
+        self.assertEqual(len(complaints(text)), 1)
+
     def test_dying_in_boot_is(self):
         self.assertEqual(len(complaints("[    0.1] Kernel panic - not syncing: x", booted=False)), 1)
 
