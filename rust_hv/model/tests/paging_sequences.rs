@@ -69,6 +69,15 @@ fn untracked(leaf: Leaf) -> Leaf {
     }
 }
 
+/// What an operation maps.
+fn wanted(hpa: u64, size: PageSize, perms: Permissions, noticed: bool) -> Leaf {
+    let plain = leaf((hpa + 1) << 30, size, perms);
+    match noticed {
+        true => plain.to_be_noticed(),
+        false => plain,
+    }
+}
+
 #[derive(Clone, Debug)]
 pub enum Op {
     Map {
@@ -320,12 +329,7 @@ impl Machine {
                 perms,
                 noticed,
             } => {
-                let plain = leaf((hpa + 1) << 30, size, perms);
-                let new = if noticed {
-                    plain.to_be_noticed()
-                } else {
-                    plain
-                };
+                let new = wanted(hpa, size, perms, noticed);
                 self.map(gfn & !(size.pages() - 1), new, &mut gather);
             }
             Op::Add {
@@ -335,12 +339,7 @@ impl Machine {
                 perms,
                 noticed,
             } => {
-                let plain = leaf((hpa + 1) << 30, size, perms);
-                let new = if noticed {
-                    plain.to_be_noticed()
-                } else {
-                    plain
-                };
+                let new = wanted(hpa, size, perms, noticed);
                 self.add(gfn & !(size.pages() - 1), new);
             }
             Op::Run { gfn, ref pages } => {

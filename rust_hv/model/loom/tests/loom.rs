@@ -98,6 +98,19 @@ fn add<R>(world: &World, change: impl FnOnce(&mut Grow<'_, Ept>) -> R) -> (R, Co
     (result, grow.finish())
 }
 
+/// A fault of somebody who has set these frames aside: what came of it, what is counted, and what is
+/// left of the frames.
+fn fault(
+    world: &World,
+    mine: &[u64],
+    number: u64,
+    leaf: Leaf,
+) -> (Result<Grown, MapError>, Counts, Vec<u64>) {
+    let mut memory = Memory::new(&world.frames, mine);
+    let (result, counts) = add(world, |grow| grow.map(&mut memory, gpa(number), leaf));
+    (result, counts, memory.mine)
+}
+
 impl Clone for World {
     fn clone(&self) -> Self {
         Self {
@@ -171,22 +184,13 @@ fn two_faults_map_one_page_once() {
     loom::model(|| {
         let world = world(2);
         let other = world.clone();
-        let thread = thread::spawn(move || {
-            let mut memory = Memory::new(&other.frames, &[2]);
-            let done = add(&other, |grow| {
-                grow.map(&mut memory, gpa(1), page(1, Permissions::RW))
-            });
-            (done, memory.mine)
-        });
-        let mut memory = Memory::new(&world.frames, &[1]);
-        let (here, counts) = add(&world, |grow| {
-            grow.map(&mut memory, gpa(1), page(1, Permissions::RW))
-        });
-        let ((there, others), left) = thread.join().unwrap();
+        let thread = thread::spawn(move || fault(&other, &[2], 1, page(1, Permissions::RW)));
+        let (here, counts, mine) = fault(&world, &[1], 1, page(1, Permissions::RW));
+        let (there, others, left) = thread.join().unwrap();
         let fresh = [here, there].map(|result| u32::from(result == Ok(Grown::Fresh)));
         let present = [here, there].map(|result| u32::from(result == Ok(Grown::Present)));
         assert_eq!((fresh.iter().sum::<u32>(), present.iter().sum()), (1, 1));
-        balanced(&world, &[memory.mine, left], &[counts, others]);
+        balanced(&world, &[mine, left], &[counts, others]);
     });
 }
 
@@ -225,25 +229,18 @@ fn a_large_and_a_small_page_do_not_mix() {
     loom::model(|| {
         let world = world(2);
         let other = world.clone();
-        let thread = thread::spawn(move || {
-            let mut memory = Memory::new(&other.frames, &[2]);
-            let done = add(&other, |grow| {
-                grow.map(&mut memory, gpa(1), page(1, Permissions::RW))
-            });
-            (done, memory.mine)
-        });
+        let thread = thread::spawn(move || fault(&other, &[2], 1, page(1, Permissions::RW)));
         let large = Leaf::new(Hpa::new(0x4000_0000), PageSize::Size2M, Permissions::RW);
-        let mut memory = Memory::new(&world.frames, &[1]);
-        let (here, counts) = add(&world, |grow| grow.map(&mut memory, gpa(0), large));
-        let ((there, others), left) = thread.join().unwrap();
+        let (here, counts, mine) = fault(&world, &[1], 0, large);
+        let (there, others, left) = thread.join().unwrap();
         match (here, there) {
             (Ok(Grown::Fresh), Err(MapError::LargePage)) => {
                 assert_eq!(lookup(&world, 1), Some(large));
                 assert_eq!((counts.leaves, others.leaves), ([0, 1, 0], [0; 3]));
-                assert_eq!((memory.mine.len(), left.len()), (1, 1));
+                assert_eq!((mine.len(), left.len()), (1, 1));
             }
             (Err(MapError::Occupied), Ok(Grown::Fresh)) => {
-                balanced(&world, &[memory.mine, left], &[counts, others]);
+                balanced(&world, &[mine, left], &[counts, others]);
             }
             other => panic!("{other:?}"),
         }
