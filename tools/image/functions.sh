@@ -38,7 +38,10 @@ load_kvm() {
 alone() {
 	cpus 0 && "$@"
 	code=$?
-	cpus 1 && return $code
+	cpus 1 || return
+	# The last of the CPUs that programs may use took that choice with it (init).
+	[ -z "$program_cpus" ] || taskset -pc "$program_cpus" $$ >/dev/null || return
+	return $code
 }
 
 cpus() {

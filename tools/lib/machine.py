@@ -45,6 +45,13 @@ CMDLINE = f"{CONSOLE} quiet panic=-1 oops=panic rdinit=/init idle=halt"
 # is busy too few ticks come while the kernel looks whether there are any, and it panics.
 CMDLINE_TCG = "maxcpus=1 noreplace-smp no_timer_check"
 
+# In QEMU's TCG (7.2; `cpu_clear_ignne()`) every FXRSTOR and XRSTOR, of any CPU, takes a bit out of the
+# *first* CPU's word of flags, without a lock and not in one step. When that one changes flags
+# itself in that moment (VMRUN, a VM exit, STGI, CLGI), its change can get lost: with a second CPU, guests
+# ended with the host's state in their VMCB. So there is one CPU more than was asked for, and programs stay
+# off the first one: init takes this word from its environment.
+CMDLINE_SPARE = "program_cpus=1-{last}"
+
 # `sync=none` in Bochs makes its TSC count instructions, and this is how many make
 # one emulated second.
 BOCHS_IPS = 100_000_000
@@ -199,6 +206,11 @@ class Result:
         self.firmware_again = False  # Bochs only: firmware had the CPU a second time
 
 
+def all_cpus(kind, cpus, counting=False):
+    """How many a machine really has when it is to have `cpus` for programs (CMDLINE_SPARE)."""
+    return cpus + 1 if kind == "qemu" and cpus > 1 and not counting else cpus
+
+
 class Machine:
     def __init__(self, work, kernel, initramfs, machine, *, cpus=1, memory=1024, append="",
                  counting=False, nodes=1, cpu=None):
@@ -213,9 +225,11 @@ class Machine:
         self.kernel, self.initramfs = kernel, initramfs
         self.cpus, self.memory, self.nodes = cpus, memory, nodes
         self.kind, self.reason = machine
+        spare = all_cpus(self.kind, cpus, counting) - cpus
         # Bochs has only one node; the kernel divides it, and the CPUs as well.
         fake = f"numa=fake={nodes}" if nodes > 1 and self.kind == "bochs" else ""
-        words = [CMDLINE, CMDLINE_TCG if self.kind == "qemu" else "", fake, append]
+        words = [CMDLINE, CMDLINE_TCG if self.kind == "qemu" else "",
+                 CMDLINE_SPARE.format(last=cpus) if spare else "", fake, append]
         self.cmdline = " ".join(word for word in words if word)
         self.counting = counting
         self.cpu = cpu
@@ -307,6 +321,9 @@ class Machine:
 
     # The emulators
 
+    def _all_cpus(self):
+        return all_cpus(self.kind, self.cpus, self.counting)
+
     def _command(self):
         if self.kind == "bochs":
             return self._bochs(), True
@@ -322,9 +339,11 @@ class Machine:
                 # One nanosecond of its clock for each instruction; when the CPU is idle
                 # the clock goes on to the next timer at once.
                 accel += ["-icount", "shift=0,sleep=off"]
+        # A cache for each: the scheduler patches its code when some share one and others do not.
+        cpus = self._all_cpus()
         return [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
-            "-machine", "q35", *accel, "-smp", str(self.cpus), "-m", str(self.memory),
+            "-machine", "q35", *accel, "-smp", f"{cpus},sockets={cpus}", "-m", str(self.memory),
             *self._qemu_nodes(),
             "-no-reboot", "-kernel", str(self.kernel), "-initrd", str(self.initramfs),
             "-append", self.cmdline,
@@ -338,7 +357,7 @@ class Machine:
         options = []
         for node in range(self.nodes):
             size = self.memory // self.nodes
-            cpus = [f"cpus={cpu}" for cpu in range(node, self.cpus, self.nodes)]
+            cpus = [f"cpus={cpu}" for cpu in range(node, self._all_cpus(), self.nodes)]
             options += ["-object", f"memory-backend-ram,id=node{node},size={size}M",
                         "-numa", ",".join(["node", f"nodeid={node}", f"memdev=node{node}", *cpus])]
         return options

@@ -18,6 +18,31 @@ def cpuid(*entries):
         struct.pack("7I12x", function, 0, 0, 0, 0, ecx, 0) for function, ecx in entries)
 
 
+class SpareCpu(unittest.TestCase):
+    """With QEMU's TCG programs stay off the first CPU where there are others."""
+
+    def command(self, kind, **what):
+        with tempfile.TemporaryDirectory() as work:
+            box = machine.Machine(work, "kernel", "initramfs", (kind, "as asked"), **what)
+            return box.cmdline.split(), box._qemu()
+
+    def test_one_more(self):
+        words, command = self.command("qemu", cpus=2, nodes=2)
+        self.assertIn("program_cpus=1-2", words)
+        self.assertEqual(command[command.index("-smp") + 1], "3,sockets=3")
+        # Those that programs use are on different nodes.
+        nodes = [word for word in command if word.startswith("node,")]
+        self.assertEqual([word.count("cpus=1") for word in nodes], [0, 1])
+        self.assertEqual([word.count("cpus=2") for word in nodes], [1, 0])
+
+    def test_none_needed(self):
+        for kind, what in (("qemu", {"cpus": 1}), ("qemu", {"cpus": 2, "counting": True}),
+                           ("bochs", {"cpus": 2}), ("host", {"cpus": 2})):
+            words, command = self.command(kind, **what)
+            self.assertFalse([word for word in words if word.startswith("program_cpus")])
+            self.assertEqual(command[command.index("-smp") + 1].split(",")[0], str(what["cpus"]))
+
+
 class Choice(unittest.TestCase):
     def choose(self, nests, wanted=None, qemu="/usr/bin/qemu", emulators=("qemu", "bochs")):
         with mock.patch.object(machine, "host_nests", lambda: nests), \

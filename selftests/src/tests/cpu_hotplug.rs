@@ -49,7 +49,7 @@ fn run(t: &Context) -> Outcome {
             host::pin(cpu)?;
             running.run()
         });
-        let outcome = cycle(&device, &resting, &running, cpu, rounds);
+        let outcome = cycle(&device, &resting, &running, (cpu, cpus[0]), rounds);
         running.memory.write(layout::DATA + 8, &[1]);
         let exit = guest.join().unwrap_or(Err(Errno::EIO));
         outcome.map(|()| exit)
@@ -59,7 +59,14 @@ fn run(t: &Context) -> Outcome {
     Ok(())
 }
 
-fn cycle(device: &Device, resting: &Machine, running: &Machine, cpu: usize, rounds: u64) -> Outcome {
+/// `cpu` goes and comes, `other` stays.
+fn cycle(
+    device: &Device,
+    resting: &Machine,
+    running: &Machine,
+    (cpu, other): (usize, usize),
+    rounds: u64,
+) -> Outcome {
     let step = |cpu: usize| -> Outcome {
         host::pin(cpu)?;
         let exit = resting.run()?;
@@ -68,11 +75,11 @@ fn cycle(device: &Device, resting: &Machine, running: &Machine, cpu: usize, roun
     };
     for _ in 0..rounds {
         step(cpu)?;
-        host::pin(0)?;
+        host::pin(other)?;
         let before = running.memory.read_u64(layout::DATA);
         set(cpu, false)?;
         check!(!host::online_cpus().contains(&cpu));
-        step(0)?;
+        step(other)?;
         // A VM that is made, run and destroyed with the processor gone.
         let fresh = Machine::long(device, cpu_hotplug_step())?;
         check!(matches!(fresh.run()?, Exit::Io { .. }));
@@ -80,7 +87,7 @@ fn cycle(device: &Device, resting: &Machine, running: &Machine, cpu: usize, roun
         set(cpu, true)?;
         check!(host::online_cpus().contains(&cpu));
         step(cpu)?;
-        host::pin(0)?;
+        host::pin(other)?;
         // The debug kernel in an emulator has other things to do for a second and more.
         for _ in 0..20_000 {
             if running.memory.read_u64(layout::DATA) != before {

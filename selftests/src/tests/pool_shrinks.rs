@@ -3,7 +3,7 @@
 //! Frames of dead tables wait in a pool, serve the next VM, and go when the host wants its memory back.
 
 use crate::debugfs;
-use crate::host::pin;
+use crate::host::{online_cpus, pin};
 use crate::numa::{machine, touch};
 use crate::prelude::*;
 use crate::rusthv::*;
@@ -19,7 +19,7 @@ fn run(t: &Context) -> Outcome {
     t.nested()?;
     t.exclusive()?;
     // Each node has a pool of its own.
-    pin(0)?;
+    pin(online_cpus()[0])?;
     let device = t.rusthv()?;
     let all = || -> Result<NodeStats, Errno> {
         let mut sum = NodeStats::default();
