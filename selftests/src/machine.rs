@@ -62,6 +62,7 @@ pub const EFER_NXE: u64 = 1 << 11;
 pub const PTE_PRESENT: u64 = 1 << 0;
 pub const PTE_WRITE: u64 = 1 << 1;
 pub const PTE_USER: u64 = 1 << 2;
+pub const PTE_ACCESSED: u64 = 1 << 5;
 pub const PTE_LARGE: u64 = 1 << 7;
 pub const PTE_NX: u64 = 1 << 63;
 /// What everything is mapped with: user mode may do all, too.

@@ -42,7 +42,9 @@ fn run(t: &Context) -> Outcome {
     }
     let (failures, survived) = outcome?;
     println!("# {failures} failed allocations kept the module out, {survived} did not");
-    check!(failures > 20, "only {failures} allocations kept the module out");
+    // The last ones are debugfs' and the like: fewer where not all are tried.
+    let least = if t.repetitions(ENOUGH) < ENOUGH { 1 } else { 21 };
+    check!(failures >= least, "only {failures} allocations kept the module out");
     works(t)
 }
 
