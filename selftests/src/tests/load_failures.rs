@@ -18,6 +18,8 @@ const TRACING: &str = "/sys/kernel/debug/tracing";
 const ENOUGH: u64 = 500;
 /// By so much one load differs from the next.
 const SLACK: u64 = 8;
+/// About as many as the module has at most.
+const OURS: u64 = 100;
 
 fn run(t: &Context) -> Outcome {
     t.exclusive()?;
@@ -42,8 +44,7 @@ fn run(t: &Context) -> Outcome {
     }
     let (failures, survived) = outcome?;
     println!("# {failures} failed allocations kept the module out, {survived} did not");
-    // The last ones are debugfs' and the like: fewer where not all are tried.
-    let least = if t.repetitions(ENOUGH) < ENOUGH { 1 } else { 21 };
+    let least = if t.repetitions(ENOUGH) < OURS { 3 } else { 21 };
     check!(failures >= least, "only {failures} allocations kept the module out");
     works(t)
 }
@@ -54,9 +55,12 @@ fn each(t: &Context, injector: &Injector, path: &str) -> Result<(u64, u64), Fail
     let (result, last) = injector.count(|| module::load(path))?;
     result?;
     module::unload()?;
-    let first = last.saturating_sub(t.repetitions(ENOUGH)).max(1);
+    // Where few are tried, they are from all of them.
+    let tries = t.repetitions(ENOUGH);
+    let step = (OURS / tries).max(1);
+    let first = last.saturating_sub(tries * step).max(1);
     let (mut failures, mut survived) = (0, 0);
-    for n in (first..=last + SLACK).rev() {
+    for n in (first..=last + SLACK).rev().step_by(step as usize) {
         fs::write(format!("{TRACING}/trace"), "")?;
         let (result, hit) = injector.with_failure(n, || module::load(path))?;
         match result {
