@@ -15,7 +15,8 @@ use std::time::Duration;
 
 /// Binds this thread to one processor.
 pub fn pin(cpu: usize) -> Result<(), Errno> {
-    allowed(cpu);
+    // Before this thread may go nowhere else.
+    let _ = allowed();
     // SAFETY: an all-zero set is valid; the macros only write inside of it.
     unsafe {
         let mut set: libc::cpu_set_t = mem::zeroed();
@@ -49,21 +50,23 @@ pub fn drop_capability(number: u32) -> Result<(), Errno> {
 /// The processors that are online and that programs may use, in order.
 pub fn online_cpus() -> Vec<usize> {
     let text = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
-    parse_list(&text).into_iter().filter(|cpu| allowed(*cpu)).collect()
+    let set = allowed();
+    let room = 8 * mem::size_of_val(set);
+    // SAFETY: The macro reads inside of the set.
+    parse_list(&text).into_iter().filter(|&cpu| cpu < room && unsafe { libc::CPU_ISSET(cpu, set) }).collect()
 }
 
-/// Whether the first thread that asked was free to go to a processor: before any is bound to one.
-fn allowed(cpu: usize) -> bool {
+/// Where the first thread that asked was free to go: before any is bound to a processor.
+fn allowed() -> &'static libc::cpu_set_t {
     static ALLOWED: OnceLock<libc::cpu_set_t> = OnceLock::new();
-    // SAFETY: An all-zero set is valid, and the call writes no more than its size; the macro reads inside of it.
-    unsafe {
-        let set = ALLOWED.get_or_init(|| {
+    ALLOWED.get_or_init(|| {
+        // SAFETY: An all-zero set is valid, and the call writes no more than its size.
+        unsafe {
             let mut set = mem::zeroed();
             libc::sched_getaffinity(0, mem::size_of_val(&set), &mut set);
             set
-        });
-        cpu < 8 * mem::size_of_val(set) && libc::CPU_ISSET(cpu, set)
-    }
+        }
+    })
 }
 
 /// The NUMA node of a processor.

@@ -225,11 +225,11 @@ class Machine:
         self.kernel, self.initramfs = kernel, initramfs
         self.cpus, self.memory, self.nodes = cpus, memory, nodes
         self.kind, self.reason = machine
-        spare = all_cpus(self.kind, cpus, counting) - cpus
+        self.all_cpus = all_cpus(self.kind, cpus, counting)
         # Bochs has only one node; the kernel divides it, and the CPUs as well.
         fake = f"numa=fake={nodes}" if nodes > 1 and self.kind == "bochs" else ""
         words = [CMDLINE, CMDLINE_TCG if self.kind == "qemu" else "",
-                 CMDLINE_SPARE.format(last=cpus) if spare else "", fake, append]
+                 CMDLINE_SPARE.format(last=cpus) if self.all_cpus != cpus else "", fake, append]
         self.cmdline = " ".join(word for word in words if word)
         self.counting = counting
         self.cpu = cpu
@@ -321,9 +321,6 @@ class Machine:
 
     # The emulators
 
-    def _all_cpus(self):
-        return all_cpus(self.kind, self.cpus, self.counting)
-
     def _command(self):
         if self.kind == "bochs":
             return self._bochs(), True
@@ -340,10 +337,10 @@ class Machine:
                 # the clock goes on to the next timer at once.
                 accel += ["-icount", "shift=0,sleep=off"]
         # A cache for each: the scheduler patches its code when some share one and others do not.
-        cpus = self._all_cpus()
+        topology = f"{self.all_cpus},sockets={self.all_cpus}"
         return [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
-            "-machine", "q35", *accel, "-smp", f"{cpus},sockets={cpus}", "-m", str(self.memory),
+            "-machine", "q35", *accel, "-smp", topology, "-m", str(self.memory),
             *self._qemu_nodes(),
             "-no-reboot", "-kernel", str(self.kernel), "-initrd", str(self.initramfs),
             "-append", self.cmdline,
@@ -357,7 +354,7 @@ class Machine:
         options = []
         for node in range(self.nodes):
             size = self.memory // self.nodes
-            cpus = [f"cpus={cpu}" for cpu in range(node, self._all_cpus(), self.nodes)]
+            cpus = [f"cpus={cpu}" for cpu in range(node, self.all_cpus, self.nodes)]
             options += ["-object", f"memory-backend-ram,id=node{node},size={size}M",
                         "-numa", ",".join(["node", f"nodeid={node}", f"memdev=node{node}", *cpus])]
         return options
