@@ -35,11 +35,13 @@ class Deal(unittest.TestCase):
 class Machines(unittest.TestCase):
     """With machines that run so many of their selftests and then die."""
 
-    def run_all(self, lives, names, checks=(), kind="bochs"):
+    def run_all(self, lives, names, checks=(), kind="bochs", several=(), hands=1):
         boots = []
+        self.cpus = []
 
         def run(box):
             boots.append([s.name for s in box.sections])
+            self.cpus.append(box.cpus)
             box.result = types.SimpleNamespace(ready_after=1.0)
             tests = lives[len(boots) - 1] if len(boots) <= len(lives) else None
             for section in box.sections:
@@ -64,9 +66,9 @@ class Machines(unittest.TestCase):
             results = Results(logs)
             built = {"rusthv-selftests": Path("s"), "rusthv-fuzz": Path("f"),
                      "rusthv-spin": Path("spin")}
-            bench = tools_test.Bench(arguments, [], Path("k"), logs, "m", built, [], [])
+            bench = tools_test.Bench(arguments, [], Path("k"), logs, "m", built, [], [], set(several))
             machines = tools_test.Machines(bench, (kind, ""), results)
-            for job in machines.jobs(names, [], checks, 1):
+            for job in machines.jobs(names, [], checks, hands):
                 job()
         return machines.part, boots
 
@@ -79,6 +81,21 @@ class Machines(unittest.TestCase):
         _, boots = self.run_all([], ["a"], ["power_off", "reboot"])
         self.assertEqual(boots, [["kvm", "load", "selftests", "unload", "power_off"],
                                  ["kvm", "load", "unload", "reboot"]])
+
+    def test_a_lone_cpu_where_one_will_do(self):
+        names = [f"t{i}" for i in range(40)]
+        part, _ = self.run_all([], names, several=names[:4], hands=2)
+        self.assertEqual(self.cpus, [1, 2])
+        self.assertEqual(part.reported, set(names))
+        # A machine that goes on where another one died has as many as that.
+        self.run_all([None, 0], names, several=names[:4], hands=2)
+        self.assertEqual(self.cpus, [1, 2, 2])
+        for several, hands, cpus in ((names[:1], 1, [2]), ([], 1, [1]), ([], 2, [1, 1]), (names, 2, [2, 2]),
+                                     (names[:20], 4, [1, 2, 2, 2])):
+            self.run_all([], names, several=several, hands=hands)
+            self.assertEqual(self.cpus, cpus)
+        self.run_all([], names, several=names[:4], hands=2, kind="qemu")
+        self.assertEqual(self.cpus, [2, 2])
 
     def test_refusals_have_machines_of_their_own(self):
         _, boots = self.run_all([], ["a"], ["refuse_no_svm", "refuse_no_vmx"], kind="qemu")

@@ -49,15 +49,21 @@ impl From<std::io::Error> for Failure {
 
 pub type Outcome = Result<(), Failure>;
 
-/// A test: what it runs, and how long that may take.
+/// A test: what it runs, how long that may take, and the number of CPUs from which on it shows all that it can.
 pub struct Test {
     pub run: fn(&Context) -> Outcome,
     pub limit: Duration,
+    pub cpus: usize,
 }
 
 impl Test {
     pub const fn new(seconds: u64, run: fn(&Context) -> Outcome) -> Self {
-        Self { run, limit: Duration::from_secs(seconds) }
+        Self { run, limit: Duration::from_secs(seconds), cpus: 1 }
+    }
+
+    /// A test of what CPUs do at the same time, or to each other.
+    pub const fn with_several_cpus(self) -> Self {
+        Self { cpus: 2, ..self }
     }
 }
 

@@ -12,7 +12,8 @@ word that is a test's whole name means that test alone), and prints TAP.
 
   --device PATH    the device under test (default /dev/rusthv)
   --skip WORD      leave out the tests whose names contain it (again for more)
-  --list           print the names and what each shows, run nothing
+  --list           print the names, how many CPUs each is made for and what it
+                   shows; run nothing
   --scale N        run N percent of the repetitions (for slow kernels)
   --seconds N      how long the tests that go on for some time do so
   --limit N        multiply every time limit by N percent (default 100)

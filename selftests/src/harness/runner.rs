@@ -31,7 +31,7 @@ pub fn run(options: &Options) -> Result<bool, String> {
     }
     if options.list {
         for entry in selected {
-            println!("{:32} {}", entry.name, entry.shows);
+            println!("{:32} {} {}", entry.name, entry.test.cpus, entry.shows);
         }
         return Ok(true);
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub const TEST: Test = Test::new(60, run);
+pub const TEST: Test = Test::new(60, run).with_several_cpus();
 
 guest!(calls_wait, code16, "2: inc dword ptr [0x2000]", "jmp 2b");
 

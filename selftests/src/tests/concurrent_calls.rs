@@ -13,7 +13,7 @@ use crate::traps;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-pub const TEST: Test = Test::new(240, run);
+pub const TEST: Test = Test::new(240, run).with_several_cpus();
 
 guest!(
     concurrent_calls,

@@ -7,11 +7,12 @@ use crate::prelude::*;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-pub const TEST: Test = Test::new(60, run);
+pub const TEST: Test = Test::new(60, run).with_several_cpus();
 
 guest!(concurrent_run, code16, "2: inc eax", "out 0x10, al", "jmp 2b");
 
 fn run(t: &Context) -> Outcome {
+    t.real_mode()?;
     let machine = Machine::real(&t.device()?, concurrent_run())?;
     let turns = t.repetitions(2000);
     let exits = AtomicU64::new(0);

@@ -7,7 +7,7 @@ use crate::prelude::*;
 use std::fs;
 use std::thread;
 
-pub const TEST: Test = Test::new(240, run);
+pub const TEST: Test = Test::new(240, run).with_several_cpus();
 
 guest!(cpu_hotplug, code64, "2: inc rbx", "mov [0x20000], rbx", "cmp byte ptr [0x20008], 0", "je 2b", "hlt");
 guest!(cpu_hotplug_step, code64, "2: inc rbx", "out 0x10, al", "jmp 2b");

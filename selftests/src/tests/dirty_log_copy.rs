@@ -9,7 +9,7 @@ use crate::prelude::*;
 use std::thread;
 use std::time::Duration;
 
-pub const TEST: Test = Test::new(240, run);
+pub const TEST: Test = Test::new(240, run).with_several_cpus();
 
 const GPA: u64 = 0x4000_0000;
 pub const SIZE: usize = 2 * LARGE_PAGE;

@@ -9,7 +9,7 @@ use crate::random::Random;
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub const TEST: Test = Test::new(120, run);
+pub const TEST: Test = Test::new(120, run).with_several_cpus();
 
 pub const PLACES: [u64; 2] = [0x4000_0000, 0x5000_0000];
 pub const PAGES: usize = 230;

@@ -9,7 +9,7 @@ use crate::random::Random;
 use std::thread;
 use std::time::Duration;
 
-pub const TEST: Test = Test::new(120, run);
+pub const TEST: Test = Test::new(120, run).with_several_cpus();
 
 fn run(t: &Context) -> Outcome {
     let device = t.device()?;

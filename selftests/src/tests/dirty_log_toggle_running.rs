@@ -6,7 +6,7 @@ use crate::memory::{LARGE_PAGE, PAGE};
 use crate::prelude::*;
 use crate::verifier::{Running, Verifier, GPA, SLOT};
 
-pub const TEST: Test = Test::new(120, run);
+pub const TEST: Test = Test::new(120, run).with_several_cpus();
 
 const LOG: u32 = KVM_MEM_LOG_DIRTY_PAGES;
 /// A large page, and no whole word of the bitmap behind it.

@@ -8,7 +8,7 @@ use crate::vendor::{self, Vendor};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-pub const TEST: Test = Test::new(60, run);
+pub const TEST: Test = Test::new(60, run).with_several_cpus();
 
 guest!(
     flush_counters,

@@ -8,7 +8,7 @@ use core::arch::x86_64::__rdtscp;
 use std::cell::Cell;
 use std::thread;
 
-pub const TEST: Test = Test::new(60, run);
+pub const TEST: Test = Test::new(60, run).with_several_cpus();
 
 guest!(
     host_msrs_kept,

@@ -8,7 +8,7 @@ use crate::random::Random;
 use crate::verifier::{Running, Verifier};
 use std::thread;
 
-pub const TEST: Test = Test::new(120, run);
+pub const TEST: Test = Test::new(120, run).with_several_cpus();
 
 /// Some of it in a large page, some not.
 const SIZE: usize = LARGE_PAGE + 40 * PAGE;

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub const TEST: Test = Test::new(240, run);
+pub const TEST: Test = Test::new(240, run).with_several_cpus();
 
 const SIZE: usize = 2 * LARGE_PAGE;
 const PAGES: usize = SIZE / PAGE;

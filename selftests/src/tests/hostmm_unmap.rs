@@ -8,7 +8,7 @@ use crate::prelude::*;
 use crate::random::Random;
 use crate::verifier::Verifier;
 
-pub const TEST: Test = Test::new(120, run);
+pub const TEST: Test = Test::new(120, run).with_several_cpus();
 
 const SIZE: usize = 2 * LARGE_PAGE;
 const PAGES: usize = SIZE / PAGE;

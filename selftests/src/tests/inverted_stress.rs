@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub const TEST: Test = Test::new(240, run);
+pub const TEST: Test = Test::new(240, run).with_several_cpus();
 
 guest!(
     inverted_stress,

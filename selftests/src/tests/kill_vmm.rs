@@ -10,7 +10,7 @@ use crate::random::Random;
 use std::thread;
 use std::time::Duration;
 
-pub const TEST: Test = Test::new(900, run);
+pub const TEST: Test = Test::new(900, run).with_several_cpus();
 
 guest!(
     kill_vmm,

@@ -9,7 +9,7 @@ use crate::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-pub const TEST: Test = Test::new(180, run);
+pub const TEST: Test = Test::new(180, run).with_several_cpus();
 
 const GPA: u64 = 0x4000_0000;
 const SIZE: usize = 2 * LARGE_PAGE;

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub const TEST: Test = Test::new(240, run);
+pub const TEST: Test = Test::new(240, run).with_several_cpus();
 
 const VCPUS: usize = 4;
 /// Each vCPU's own pages: nobody else writes there, nothing is taken away.

@@ -7,7 +7,7 @@ use crate::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-pub const TEST: Test = Test::new(120, run);
+pub const TEST: Test = Test::new(120, run).with_several_cpus();
 
 guest!(mmio_whole_word, code64, "2: mov rdi, r8", "mov rsi, rbx", "movsw", "jmp 2b");
 guest!(mmio_whole_dword, code64, "2: mov rdi, r8", "mov rsi, rbx", "movsd", "jmp 2b");

@@ -5,7 +5,7 @@
 use crate::module;
 use crate::prelude::*;
 
-pub const TEST: Test = Test::new(120, run);
+pub const TEST: Test = Test::new(120, run).with_several_cpus();
 
 guest!(module_reload, code16, "out 0x10, al", "hlt");
 

@@ -7,7 +7,7 @@ use crate::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-pub const TEST: Test = Test::new(120, run);
+pub const TEST: Test = Test::new(120, run).with_several_cpus();
 
 const PAGES: usize = 8;
 

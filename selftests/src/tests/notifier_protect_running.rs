@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub const TEST: Test = Test::new(120, run);
+pub const TEST: Test = Test::new(120, run).with_several_cpus();
 
 guest!(protect_running, code64, "2: inc qword ptr [0x400000]", "cmp byte ptr [0x20000], 0", "je 2b", "hlt");
 

@@ -8,7 +8,7 @@ use crate::prelude::*;
 use crate::rusthv::*;
 use std::fs;
 
-pub const TEST: Test = Test::new(180, run);
+pub const TEST: Test = Test::new(180, run).with_several_cpus();
 
 const TABLES: u64 = 64;
 

@@ -8,7 +8,7 @@ use crate::prelude::*;
 use crate::rusthv::*;
 use std::ptr;
 
-pub const TEST: Test = Test::new(60, run);
+pub const TEST: Test = Test::new(60, run).with_several_cpus();
 
 const TABLES: u64 = 32;
 

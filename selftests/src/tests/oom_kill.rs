@@ -148,7 +148,7 @@ fn run(t: &Context) -> Outcome {
         balance::restored(&device, before)?;
     }
     // Others go on.
-    check_eq!(Machine::real(&device, &[0xF4])?.run()?, Exit::Hlt);
+    check_eq!(Machine::long(&device, &[0xF4])?.run()?, Exit::Hlt);
     drop(kept);
     let lost = free - free_memory()?;
     check!(lost < SLACK_KIB, "{lost} KiB of {free} are no longer there");

@@ -7,7 +7,7 @@ use crate::machine::enter_protected;
 use crate::prelude::*;
 use std::thread;
 
-pub const TEST: Test = Test::new(120, run);
+pub const TEST: Test = Test::new(120, run).with_several_cpus();
 
 guest!(
     several_vcpus,

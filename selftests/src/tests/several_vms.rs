@@ -6,7 +6,7 @@ use crate::host;
 use crate::prelude::*;
 use std::thread;
 
-pub const TEST: Test = Test::new(120, run);
+pub const TEST: Test = Test::new(120, run).with_several_cpus();
 
 guest!(
     several_vms,

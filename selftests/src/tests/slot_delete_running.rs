@@ -6,7 +6,7 @@ use crate::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-pub const TEST: Test = Test::new(120, run);
+pub const TEST: Test = Test::new(120, run).with_several_cpus();
 
 const GPA: u64 = 0x40_0000;
 const SIZE: usize = 0x4000;

@@ -5,7 +5,7 @@
 use crate::prelude::*;
 use std::thread;
 
-pub const TEST: Test = Test::new(120, run);
+pub const TEST: Test = Test::new(120, run).with_several_cpus();
 
 const FIRST: u64 = 0x40_0000;
 const SECOND: u64 = 0x60_0000;

@@ -6,7 +6,7 @@ use crate::host;
 use crate::prelude::*;
 use core::arch::x86_64::_rdtsc;
 
-pub const TEST: Test = Test::new(60, run);
+pub const TEST: Test = Test::new(60, run).with_several_cpus();
 
 guest!(tsc, code64, "2: rdtsc", "shl rdx, 32", "or rax, rdx", "out 0x10, al", "jmp 2b",);
 guest!(
