@@ -22,8 +22,8 @@
 //!
 //! # Locks
 //!
-//! `slots_lock` (mutex, sleeps) → `state` (reader/writer lock, spins) → the inverted page table's
-//! and the frame pools' (spinlocks).
+//! `slots_lock` (mutex, sleeps) → `state` (reader/writer lock, spins) → the inverted page table's,
+//! the frame pools' and `tlb`'s (spinlocks).
 //!
 //! * `slots_lock`: one change of the slots at a time.
 //! * `state`: slots, tables, and what the host has told us of changes under way. Taken inside the
@@ -249,6 +249,7 @@ pub struct Mmu {
     logged: Atomic<u64>,
     /// Who clears the logs.
     manual_log: Manual,
+    #[pin]
     tlb: Tlb,
     limits: Limits,
     mm: UserMm,
@@ -389,7 +390,7 @@ impl Mmu {
         let bits = phys_bits.min(format.address_bits());
         let limits = Limits::new(bits, user::max_user_address());
         Ok(try_pin_init!(Self {
-            tlb,
+            tlb <- tlb,
             slots_lock <- new_mutex!(()),
             state <- RwLock::new(state, c"Mmu::state", kernel::static_lock_class!()),
             // A cache that was never filled is never current.

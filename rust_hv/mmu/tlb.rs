@@ -5,19 +5,30 @@
 //! Each CPU is current or stale, see `model/paging/tlb.rs`. When [`Tlb::flush`] returns, no CPU
 //! uses a translation from before the change: frames may be freed. An entry without changes costs
 //! one load of a line that is not written.
+//!
+//! # Locks
+//!
+//! `interrupting` (a spinlock, after `Mmu::state`; none comes after it): changes make CPUs stale and
+//! interrupt them one after the other. Without it one that meets a CPU which another has made stale,
+//! and not interrupted yet, would be done while the guest is still running there. It waits for no
+//! longer than its own interrupts would take, and sends none.
 
 use super::MmuStats;
 use crate::host::cpu::{self, Cpu};
 use crate::model::paging::tlb::{CpuState, Visit};
 use kernel::prelude::*;
 use kernel::sync::atomic::ordering::Relaxed;
+use kernel::sync::{new_spinlock, SpinLock};
 
 /// CPUs that one call interrupts: a bitmap of this many words.
 const WORDS: usize = 8;
 
 /// The states of all CPUs.
+#[pin_data]
 pub struct Tlb {
     cpus: KVec<CpuState>,
+    #[pin]
+    interrupting: SpinLock<()>,
 }
 
 impl Tlb {
@@ -26,13 +37,16 @@ impl Tlb {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub fn new() -> Result<Self> {
+    pub fn new() -> Result<impl PinInit<Self>> {
         let count = cpu::max_cpus();
         let mut cpus = KVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
         for _ in 0..count {
             cpus.push(CpuState::new(), GFP_KERNEL_ACCOUNT)?;
         }
-        Ok(Self { cpus })
+        Ok(pin_init!(Self {
+            cpus,
+            interrupting <- new_spinlock!((), "Tlb::interrupting"),
+        }))
     }
 
     /// What the VM finds on the CPU where it is about to run. Interrupts are off, and stay off
@@ -58,6 +72,7 @@ impl Tlb {
     /// Waits until no CPU uses a translation from before this call. The tables have been written.
     pub fn flush(&self, stats: &MmuStats) {
         stats.flushes.add(1, Relaxed);
+        let _one_at_a_time = self.interrupting.lock();
         // The change of the tables comes before the look at the states.
         cpu::smp_mb();
         for (round, states) in self.cpus.chunks(WORDS * 64).enumerate() {
@@ -95,13 +110,17 @@ mod tests {
         )
     }
 
+    fn new() -> Result<Pin<KBox<Tlb>>> {
+        Ok(KBox::pin_init(Tlb::new()?, GFP_KERNEL)?)
+    }
+
     fn cpus() -> impl Iterator<Item = Cpu> {
         0..cpu::max_cpus() as Cpu
     }
 
     #[test]
     fn new_cpus_flush_once() -> Result {
-        let tlb = Tlb::new()?;
+        let tlb = new()?;
         for cpu in cpus() {
             assert!(tlb.visit(cpu).stale);
             assert!(!tlb.visit(cpu).stale);
@@ -112,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_cpu_that_is_not_there_always_flushes() -> Result {
-        let tlb = Tlb::new()?;
+        let tlb = new()?;
         let beyond = cpu::max_cpus() as Cpu;
         assert!(tlb.visit(beyond).stale);
         assert!(tlb.visit(beyond).stale);
@@ -123,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_flush_makes_every_cpu_stale() -> Result {
-        let (tlb, stats) = (Tlb::new()?, MmuStats::new());
+        let (tlb, stats) = (new()?, MmuStats::new());
         for turn in 1..4u64 {
             for cpu in cpus() {
                 tlb.visit(cpu);
@@ -147,7 +166,7 @@ mod tests {
 
     #[test]
     fn only_current_cpus_are_interrupted() -> Result {
-        let (tlb, stats) = (Tlb::new()?, MmuStats::new());
+        let (tlb, stats) = (new()?, MmuStats::new());
         tlb.flush(&stats);
         let nobody = told(&stats);
         let pinned = Pinned::new();
@@ -175,7 +194,7 @@ mod tests {
     /// A flush that failed has to be done again, and its CPU need not be interrupted.
     #[test]
     fn a_spoilt_cpu_is_stale() -> Result {
-        let (tlb, stats) = (Tlb::new()?, MmuStats::new());
+        let (tlb, stats) = (new()?, MmuStats::new());
         tlb.visit(0);
         tlb.spoil(0);
         tlb.flush(&stats);
@@ -187,7 +206,7 @@ mod tests {
     /// Each time a CPU becomes current is an epoch of its own there, and of no other CPU's.
     #[test]
     fn epochs_follow_the_flushes() -> Result {
-        let (tlb, stats) = (Tlb::new()?, MmuStats::new());
+        let (tlb, stats) = (new()?, MmuStats::new());
         let first = tlb.visit(0);
         assert!(first.stale);
         for turn in 1..5 {

@@ -10,14 +10,15 @@
 //! * An entry on a stale CPU makes it current (a full barrier), then flushes.
 //! * A change first writes the tables, then makes every current CPU stale (a full barrier each)
 //!   and interrupts it. A guest that was running exits for the interrupt, and its next entry
-//!   finds the CPU stale.
+//!   finds the CPU stale. From the first CPU to the last interrupt the change holds a lock: who
+//!   finds a CPU stale knows that nobody is still about to interrupt it.
 //!
 //! Whichever of the two exchanges comes first, the guest does not run on with an old translation:
 //! if the entry's does, the change sees the CPU current and interrupts it; if the change's does,
 //! the entry sees the CPU stale and flushes after the tables were written. The check is made with
 //! interrupts off, so that the interrupt cannot slip in between check and entry.
 //!
-//! Model-checked: `no_translation_outlives_a_flush` in `loom/tests/loom.rs`.
+//! Model-checked: `no_translation_outlives_a_flush` and `..._beside_another` in `loom/tests/loom.rs`.
 
 use crate::model::sync::{fence, AtomicU64, Ordering};
 
@@ -67,8 +68,8 @@ impl CpuState {
         }
     }
 
-    /// Makes the CPU stale, and tells whether it was current: then it is to be interrupted. What
-    /// has changed was written before, with a full barrier in between.
+    /// Makes the CPU stale, and tells whether it was current: then it is to be interrupted, before the
+    /// next one calls this. What has changed was written before, with a full barrier in between.
     #[inline]
     pub fn make_stale(&self) -> bool {
         let mut now = self.0.load(Ordering::Relaxed);

@@ -455,3 +455,46 @@ fn no_translation_outlives_a_flush() {
         guest.join().unwrap();
     });
 }
+
+/// Two changes at once: the one that finds the CPU stale already must not go on before the other has
+/// interrupted it.
+#[test]
+fn no_translation_outlives_a_flush_beside_another() {
+    loom::model(|| {
+        let entry = Arc::new(AtomicU64::new(1));
+        let freed = Arc::new(AtomicBool::new(false));
+        let state = Arc::new(CpuState::new());
+        let cpu = Arc::new(Mutex::new(()));
+        let interrupting = Arc::new(Mutex::new(()));
+        let flush = |state: &CpuState, cpu: &Mutex<()>, interrupting: &Mutex<()>| {
+            let one_at_a_time = interrupting.lock().unwrap();
+            fence(Ordering::SeqCst);
+            if state.make_stale() {
+                drop(cpu.lock().unwrap());
+            }
+            drop(one_at_a_time);
+        };
+        let other = {
+            let (state, cpu, interrupting) = (state.clone(), cpu.clone(), interrupting.clone());
+            // Its own change is of no matter here.
+            thread::spawn(move || flush(&state, &cpu, &interrupting))
+        };
+        let guest = {
+            let (entry, freed) = (entry.clone(), freed.clone());
+            let (state, cpu) = (state.clone(), cpu.clone());
+            thread::spawn(move || {
+                let off = cpu.lock().unwrap();
+                state.visit();
+                if entry.load(Ordering::Acquire) != 0 {
+                    assert!(!freed.load(Ordering::Acquire), "a freed page was used");
+                }
+                drop(off);
+            })
+        };
+        entry.store(0, Ordering::Release);
+        flush(&state, &cpu, &interrupting);
+        freed.store(true, Ordering::Release);
+        guest.join().unwrap();
+        other.join().unwrap();
+    });
+}
