@@ -23,6 +23,7 @@ guest!(
 const GPA: u64 = 0x4000_0000;
 const LARGE: usize = 7;
 const SMALL: usize = LARGE_PAGE / PAGE;
+const HUGE_TABLE: u64 = 512;
 
 fn run(t: &Context) -> Outcome {
     let device = t.device()?;
@@ -61,7 +62,9 @@ fn with_slot_of(device: &Device, end: usize) -> Result<bool, Failure> {
     memory.advise(4 * LARGE_PAGE + 3 * PAGE, PAGE, libc::MADV_DONTNEED)?;
     machine.vm.set_slot(1, 0, GPA, (end * PAGE) as u64, memory.address())?;
     check_eq!(sweep(&machine, 5, 1, 1)?, 6);
-    let large = (end / SMALL).min(4) as u64;
+    // A fault looks into one of the host's tables of huge pages, which is for 1 GiB.
+    let in_table = HUGE_TABLE - memory.address() / LARGE_PAGE as u64 % HUGE_TABLE;
+    let large = ((end / SMALL).min(4) as u64).min(in_table);
     if device.has_extensions() {
         let stats = machine.vm.stats()?;
         check!(stats.mapped_2m <= large + 1, "a slot of {end} pages: {stats:?}");
