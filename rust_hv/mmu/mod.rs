@@ -660,6 +660,7 @@ mod tests {
     pub(super) fn space() -> Result<Space> {
         let format = Nested::Ept(Ept {
             accessed_dirty: true,
+            logs_writes: false,
             execute_only: false,
             largest: PageSize::Size4K,
             five_level: false,

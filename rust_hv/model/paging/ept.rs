@@ -3,7 +3,7 @@
 //! Extended page tables: SDM Vol. 3C, "The Extended Page Table Mechanism (EPT)" (section 30.3 of
 //! recent editions), tables "Format of an EPT ... Entry".
 
-use super::format::{Entry, Format, Leaf};
+use super::format::{exchange, Entry, Format, Leaf};
 use super::{Level, MemoryType, PageSize, Permissions};
 use crate::model::arch::addr::Hpa;
 
@@ -18,17 +18,24 @@ const ACCESSED: u64 = 1 << 8;
 const DIRTY: u64 = 1 << 9;
 /// Bits 51:12. Hardware with a smaller physical-address width reserves the upper ones.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-/// [`Leaf::tracked`]; the CPU ignores bits 56:52 of an entry that maps a page.
+/// [`Leaf::tracked`], where the CPU does not log; it ignores bits 56:52 of an entry that maps a page.
 const TRACKED: u64 = 1 << 52;
 
 /// The EPT entry format, as far as the CPU at hand has it.
 ///
 /// A leaf without any flag in the CPU's place cannot be said to be untouched: with
 /// `accessed_dirty` off every leaf reads as accessed, and every writable one as dirty.
+///
+/// Where the CPU logs writes, a page of 4 KiB is tracked by its dirty flag: it is clear, and the CPU
+/// itself takes notice of the first write when it sets it. Every other page that can be written has
+/// the flag set from the start, so that nothing else gets into the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ept {
     /// The EPT pointer turns accessed and dirty flags on (bit 6; IA32_VMX_EPT_VPID_CAP bit 21).
     pub accessed_dirty: bool,
+    /// Page-modification logging is on: the address of each page whose dirty flag the CPU sets goes
+    /// into a log (SDM Vol. 3C, "Page-Modification Logging"). Needs `accessed_dirty`.
+    pub logs_writes: bool,
     /// Execute-only entries are allowed (IA32_VMX_EPT_VPID_CAP bit 0).
     pub execute_only: bool,
     /// Largest page that an entry may map (IA32_VMX_EPT_VPID_CAP bits 16 and 17).
@@ -56,6 +63,14 @@ impl Ept {
     }
 }
 
+impl Ept {
+    /// True where the dirty flag, and not the right to write, says if a page is tracked.
+    #[inline(always)]
+    const fn tracks_by_dirty(&self, level: Level) -> bool {
+        self.logs_writes && matches!(level, Level::Pt)
+    }
+}
+
 impl Format for Ept {
     #[inline(always)]
     fn decode(&self, raw: u64, level: Level) -> Entry {
@@ -66,7 +81,12 @@ impl Format for Ept {
             Some(size) if level == Level::Pt || raw & LARGE != 0 => size,
             _ => return Entry::Table(Hpa::new(raw & ADDRESS)),
         };
-        let perms = Permissions::from_bits((raw & RIGHTS) as u8);
+        let mut perms = Permissions::from_bits((raw & RIGHTS) as u8);
+        let mut tracked = raw & TRACKED != 0;
+        if self.tracks_by_dirty(level) && raw & (WRITE | DIRTY) == WRITE {
+            perms = perms.without(Permissions::W);
+            tracked = true;
+        }
         let memory_type = MemoryType::from_raw(((raw >> TYPE_SHIFT) & 0b111) as u8)
             .unwrap_or(MemoryType::Uncacheable);
         Entry::Leaf(Leaf {
@@ -81,7 +101,7 @@ impl Format for Ept {
             } else {
                 perms.contains(Permissions::W)
             },
-            tracked: raw & TRACKED != 0,
+            tracked,
         })
     }
 
@@ -103,10 +123,17 @@ impl Format for Ept {
         if leaf.size != PageSize::Size4K {
             raw |= LARGE;
         }
-        raw |= if leaf.tracked { TRACKED } else { 0 };
         if self.accessed_dirty {
             raw |= if leaf.accessed { ACCESSED } else { 0 };
             raw |= if leaf.dirty { DIRTY } else { 0 };
+        }
+        if leaf.tracked {
+            match self.tracks_by_dirty(leaf.size.level()) {
+                true => raw = raw & !DIRTY | WRITE,
+                false => raw |= TRACKED,
+            }
+        } else if self.logs_writes && perms.contains(Permissions::W) {
+            raw |= DIRTY;
         }
         Some(raw)
     }
@@ -135,13 +162,31 @@ impl Format for Ept {
     }
 
     #[inline(always)]
-    fn write_mask(&self) -> u64 {
-        WRITE
+    fn kept_flags(&self, leaf: &Leaf) -> u64 {
+        match leaf.tracked && self.tracks_by_dirty(leaf.size.level()) {
+            true => self.accessed_mask(),
+            false => self.accessed_mask() | self.dirty_mask(),
+        }
     }
 
     #[inline(always)]
-    fn tracked_mask(&self) -> u64 {
-        TRACKED
+    fn withhold(&self, raw: u64, level: Level) -> Option<u64> {
+        if self.tracks_by_dirty(level) {
+            return match raw & WRITE {
+                0 => None,
+                _ => exchange(raw, DIRTY, 0),
+            };
+        }
+        exchange(raw, WRITE, TRACKED)
+    }
+
+    #[inline(always)]
+    fn give_back(&self, raw: u64, level: Level) -> Option<u64> {
+        if self.tracks_by_dirty(level) {
+            return (raw & (WRITE | DIRTY) == WRITE).then_some(raw | DIRTY);
+        }
+        let dirty = if self.logs_writes { DIRTY } else { 0 };
+        exchange(raw, TRACKED, WRITE | dirty)
     }
 
     #[inline(always)]

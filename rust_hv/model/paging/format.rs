@@ -71,6 +71,15 @@ impl Leaf {
     }
 }
 
+/// One bit of an entry in place of another, if that one is set.
+#[inline(always)]
+pub(super) const fn exchange(raw: u64, from: u64, to: u64) -> Option<u64> {
+    match raw & from {
+        0 => None,
+        _ => Some(raw & !from | to),
+    }
+}
+
 /// What an entry says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Entry {
@@ -103,13 +112,18 @@ pub trait Format: Copy {
     /// The bits that hardware sets in a leaf when the page is written; 0 when it sets none.
     fn dirty_mask(&self) -> u64;
 
-    /// The bits whose absence makes a leaf read-only.
-    fn write_mask(&self) -> u64;
-
-    /// The bit, ignored by hardware, that says [`Leaf::tracked`]; 0 when the format has none.
-    fn tracked_mask(&self) -> u64 {
-        0
+    /// The flags of hardware that a page keeps when it gets the rights of `leaf`.
+    fn kept_flags(&self, _leaf: &Leaf) -> u64 {
+        self.accessed_mask() | self.dirty_mask()
     }
+
+    /// The entry of a page of this level without the right to write, and with the notice in its place
+    /// ([`Leaf::tracked`]); `None` when it has no such right. See [`super::track`].
+    fn withhold(&self, raw: u64, level: Level) -> Option<u64>;
+
+    /// The entry of a page of this level with the right in place of the notice, `None` when there is no
+    /// notice.
+    fn give_back(&self, raw: u64, level: Level) -> Option<u64>;
 
     /// The bits that hold an address in any entry.
     fn address_mask(&self) -> u64;

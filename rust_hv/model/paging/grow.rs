@@ -144,8 +144,7 @@ fn add<F: Format>(
                 return Ok(Grown::Present);
             }
             Entry::Leaf(was) if was.same_memory(leaf) && leaf.perms.contains(was.perms) => {
-                let flags = format.accessed_mask() | format.dirty_mask();
-                (new | old & flags, Grown::Relaxed)
+                (new | old & format.kept_flags(leaf), Grown::Relaxed)
             }
             Entry::Leaf(_) | Entry::Table(_) => return Err(MapError::Occupied),
         };

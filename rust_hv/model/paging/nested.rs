@@ -94,18 +94,26 @@ impl Format for Nested {
     }
 
     #[inline(always)]
-    fn write_mask(&self) -> u64 {
+    fn kept_flags(&self, leaf: &Leaf) -> u64 {
         match self {
-            Self::Ept(ept) => ept.write_mask(),
-            Self::Npt(npt) => npt.write_mask(),
+            Self::Ept(ept) => ept.kept_flags(leaf),
+            Self::Npt(npt) => npt.kept_flags(leaf),
         }
     }
 
     #[inline(always)]
-    fn tracked_mask(&self) -> u64 {
+    fn withhold(&self, raw: u64, level: Level) -> Option<u64> {
         match self {
-            Self::Ept(ept) => ept.tracked_mask(),
-            Self::Npt(npt) => npt.tracked_mask(),
+            Self::Ept(ept) => ept.withhold(raw, level),
+            Self::Npt(npt) => npt.withhold(raw, level),
+        }
+    }
+
+    #[inline(always)]
+    fn give_back(&self, raw: u64, level: Level) -> Option<u64> {
+        match self {
+            Self::Ept(ept) => ept.give_back(raw, level),
+            Self::Npt(npt) => npt.give_back(raw, level),
         }
     }
 

@@ -6,7 +6,7 @@
 //! The format is the host's own, and the CPU walks the tables in the host's paging mode, with the
 //! host's EFER.NXE (Linux always sets it) and the host's PAT.
 
-use super::format::{Entry, Format, Leaf};
+use super::format::{exchange, Entry, Format, Leaf};
 use super::{Level, MemoryType, PageSize, Permissions};
 use crate::model::arch::addr::Hpa;
 
@@ -140,13 +140,13 @@ impl Format for Npt {
     }
 
     #[inline(always)]
-    fn write_mask(&self) -> u64 {
-        WRITE
+    fn withhold(&self, raw: u64, _level: Level) -> Option<u64> {
+        exchange(raw, WRITE, TRACKED)
     }
 
     #[inline(always)]
-    fn tracked_mask(&self) -> u64 {
-        TRACKED
+    fn give_back(&self, raw: u64, _level: Level) -> Option<u64> {
+        exchange(raw, TRACKED, WRITE)
     }
 
     #[inline(always)]

@@ -164,18 +164,6 @@ impl<F: Format> Table<F> {
         progress
     }
 
-    /// Takes the right to write from every page of a range, and tells which pages had it.
-    /// TLBs must be flushed before anybody relies on it.
-    pub fn protect<M: TableMemory>(
-        &mut self,
-        memory: &M,
-        sweep: &mut Sweep,
-        budget: usize,
-        on_leaf: impl FnMut(Gfn, Leaf),
-    ) -> Progress {
-        self.clear(memory, sweep, budget, self.format.write_mask(), on_leaf)
-    }
-
     /// Clears the accessed flags of a range, and tells which pages had it set. Until TLBs are
     /// flushed, some uses will go unnoticed.
     pub fn test_and_clear_accessed<M: TableMemory>(
@@ -185,32 +173,9 @@ impl<F: Format> Table<F> {
         budget: usize,
         on_leaf: impl FnMut(Gfn, Leaf),
     ) -> Progress {
-        self.clear(memory, sweep, budget, self.format.accessed_mask(), on_leaf)
-    }
-
-    /// Clears the dirty flags of a range, and tells which pages had it set. TLBs must be flushed
-    /// before anybody relies on later writes being noticed.
-    pub fn test_and_clear_dirty<M: TableMemory>(
-        &mut self,
-        memory: &M,
-        sweep: &mut Sweep,
-        budget: usize,
-        on_leaf: impl FnMut(Gfn, Leaf),
-    ) -> Progress {
-        self.clear(memory, sweep, budget, self.format.dirty_mask(), on_leaf)
-    }
-
-    fn clear<M: TableMemory>(
-        &mut self,
-        memory: &M,
-        sweep: &mut Sweep,
-        budget: usize,
-        mask: u64,
-        on_leaf: impl FnMut(Gfn, Leaf),
-    ) -> Progress {
         let mut clear = Clear {
             format: self.format,
-            mask,
+            mask: self.format.accessed_mask(),
             on_leaf,
         };
         self.walk(memory, sweep, budget, &mut clear)
@@ -263,7 +228,7 @@ struct Clear<F, C> {
 
 impl<F: Format, C: FnMut(Gfn, Leaf), M: TableMemory> Visitor<M> for Clear<F, C> {
     fn leaf(&mut self, entry: &AtomicU64, leaf: Leaf, gfn: Gfn) {
-        // Without hardware flags every page counts as used and written.
+        // Without hardware flags every page counts as used.
         if self.mask == 0 {
             (self.on_leaf)(gfn, leaf);
         } else if entry.load(Ordering::Relaxed) & self.mask != 0 {

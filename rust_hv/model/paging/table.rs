@@ -409,7 +409,7 @@ fn install<F: Format, G: Gather>(
                 return (Mapped::Unchanged, None);
             }
             Entry::Leaf(was) if was.same_memory(leaf) && leaf.perms.contains(was.perms) => {
-                let raw = new | (old & (format.accessed_mask() | format.dirty_mask()));
+                let raw = new | old & format.kept_flags(leaf);
                 if raw == old {
                     return (Mapped::Unchanged, None);
                 }

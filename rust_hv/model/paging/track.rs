@@ -3,9 +3,12 @@
 //! Notice of writes: the right to write is withheld until somebody has been told.
 //!
 //! A *tracked* page is one that may be written, were it not that the first write is to be noticed:
-//! its entry has the bit [`Format::tracked_mask`] in place of the right. The write faults, the
+//! its entry has a notice in place of the right ([`Format::withhold`]). The write faults, the
 //! fault handler notes it and exchanges the two again with [`Table::allow_write`]; the host need
 //! not be asked about the page, as nothing else has changed.
+//!
+//! Hardware that logs writes takes the notice itself, exchanges the two, and goes on without a
+//! fault. For all others there is no difference: the right is withheld until the notice is taken.
 //!
 //! A large page is tracked as a whole. [`Table::allow_write`] leaves it alone: it has to be cut
 //! first ([`Table::split`]), and its parts are then tracked as it was.
@@ -31,16 +34,15 @@ pub enum Allowed {
 /// What is mapped in a region of 2 MiB.
 enum Region<'a> {
     Nothing,
-    Large(&'a AtomicU64),
+    Large(&'a AtomicU64, Level),
     Pages(&'a [AtomicU64; ENTRIES]),
 }
 
 /// Exchanges the right for the notice. Tells whether the page had the right.
 #[inline]
-fn withhold<F: Format>(format: &F, entry: &AtomicU64) -> bool {
-    let (write, tracked) = (format.write_mask(), format.tracked_mask());
+fn withhold<F: Format>(format: &F, entry: &AtomicU64, level: Level) -> bool {
     // Hardware sets flags at the same time.
-    let change = |raw| (raw & write != 0).then_some(raw & !write | tracked);
+    let change = |raw| format.withhold(raw, level);
     entry
         .fetch_update(Ordering::AcqRel, Ordering::Relaxed, change)
         .is_ok()
@@ -48,9 +50,8 @@ fn withhold<F: Format>(format: &F, entry: &AtomicU64) -> bool {
 
 /// Exchanges the notice for the right, and sets some flags with it.
 #[inline]
-fn give_back<F: Format>(format: &F, entry: &AtomicU64, flags: u64) {
-    let (write, tracked) = (format.write_mask(), format.tracked_mask());
-    let change = |raw| (raw & tracked != 0).then_some(raw & !tracked | write | flags);
+fn give_back<F: Format>(format: &F, entry: &AtomicU64, level: Level, flags: u64) {
+    let change = |raw| format.give_back(raw, level).map(|raw| raw | flags);
     // Not tracked, nothing to do.
     let _ = entry.fetch_update(Ordering::AcqRel, Ordering::Relaxed, change);
 }
@@ -66,7 +67,7 @@ impl<F: Format> Table<F> {
             let entry = &memory.entries(table)[index(gfn.raw() << 12, level)];
             match self.format.decode(entry.load(Ordering::Acquire), level) {
                 Entry::Absent => return Region::Nothing,
-                Entry::Leaf(_) => return Region::Large(entry),
+                Entry::Leaf(_) => return Region::Large(entry, level),
                 Entry::Table(next) => table = TableRef::linked(next),
             }
             match level.lower() {
@@ -87,7 +88,7 @@ impl<F: Format> Table<F> {
         changed: &mut bool,
     ) -> Progress {
         let format = self.format;
-        let visit = |entry: &AtomicU64| *changed |= withhold(&format, entry);
+        let visit = |entry: &AtomicU64, level| *changed |= withhold(&format, entry, level);
         self.walk(memory, sweep, budget, &mut Each(visit))
     }
 
@@ -99,7 +100,7 @@ impl<F: Format> Table<F> {
         budget: usize,
     ) -> Progress {
         let format = self.format;
-        let visit = |entry: &AtomicU64| give_back(&format, entry, 0);
+        let visit = |entry: &AtomicU64, level| give_back(&format, entry, level, 0);
         self.walk(memory, sweep, budget, &mut Each(visit))
     }
 
@@ -120,13 +121,13 @@ impl<F: Format> Table<F> {
             left &= !here;
             match self.region(memory, Gfn::new(start)) {
                 Region::Nothing => {}
-                Region::Large(entry) => changed |= withhold(&self.format, entry),
+                Region::Large(entry, level) => changed |= withhold(&self.format, entry, level),
                 Region::Pages(entries) => {
                     let mut pages = here;
                     while pages != 0 {
                         let gfn = first.raw().wrapping_add(pages.trailing_zeros().into());
                         let entry = &entries[gfn as usize % ENTRIES];
-                        changed |= withhold(&self.format, entry);
+                        changed |= withhold(&self.format, entry, Level::Pt);
                         pages &= pages - 1;
                     }
                 }
@@ -145,7 +146,7 @@ impl<F: Format> Table<F> {
         let entry = &entries[index(gpa.raw(), Level::Pt)];
         // The write comes next: hardware need not set these.
         let flags = self.format.accessed_mask() | self.format.dirty_mask();
-        give_back(&self.format, entry, flags);
+        give_back(&self.format, entry, Level::Pt, flags);
         match self.format.decode(entry.load(Ordering::Acquire), Level::Pt) {
             Entry::Leaf(leaf) if leaf.perms.contains(Permissions::W) => Allowed::Yes,
             _ => Allowed::No,
@@ -162,8 +163,8 @@ impl<F: Format> Table<F> {
 
 struct Each<V>(V);
 
-impl<V: FnMut(&AtomicU64), M: TableMemory> Visitor<M> for Each<V> {
-    fn leaf(&mut self, entry: &AtomicU64, _leaf: Leaf, _gfn: Gfn) {
-        (self.0)(entry);
+impl<V: FnMut(&AtomicU64, Level), M: TableMemory> Visitor<M> for Each<V> {
+    fn leaf(&mut self, entry: &AtomicU64, leaf: Leaf, _gfn: Gfn) {
+        (self.0)(entry, leaf.size.level());
     }
 }

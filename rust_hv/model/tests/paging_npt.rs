@@ -16,6 +16,7 @@ const NPT: Npt = Npt {
 };
 const EPT: Ept = Ept {
     accessed_dirty: true,
+    logs_writes: false,
     execute_only: true,
     largest: PageSize::Size2M,
     five_level: false,
@@ -196,7 +197,6 @@ fn sayings(format: impl Format) -> Vec<String> {
     let mut said = vec![
         format!("{:#x}", format.accessed_mask()),
         format!("{:#x}", format.dirty_mask()),
-        format!("{:#x}", format.write_mask()),
         format!("{:#x}", format.address_mask()),
         format!("{:#x}", format.table(Hpa::new(0x7000))),
     ];
@@ -210,6 +210,8 @@ fn sayings(format: impl Format) -> Vec<String> {
         for bit in 0..64 {
             for word in [1 << bit, 7 | 1 << bit, 0x87 | 1 << bit] {
                 said.push(format!("{:x?}", format.decode(word, level)));
+                said.push(format!("{:x?}", format.withhold(word, level)));
+                said.push(format!("{:x?}", format.give_back(word, level)));
             }
         }
     }

@@ -12,6 +12,7 @@ use paging_support::*;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use rusthv_model::arch::addr::{Gfn, GfnRange, Gpa, Hpa};
+use rusthv_model::paging::ept::Ept;
 use rusthv_model::paging::format::Leaf;
 use rusthv_model::paging::grow::Grown;
 use rusthv_model::paging::nested::Nested;
@@ -20,9 +21,9 @@ use rusthv_model::paging::table::{MapError, Mapped, Table};
 use rusthv_model::paging::track::Allowed;
 use rusthv_model::paging::{PageSize, Permissions};
 
-/// The mappings as they should be: by first frame.
+/// The mappings as they should be, by first frame; and if the CPU logs writes.
 #[derive(Default)]
-struct Reference(BTreeMap<u64, Leaf>);
+struct Reference(BTreeMap<u64, Leaf>, bool);
 
 impl Reference {
     fn covering(&self, gfn: u64) -> Option<(u64, Leaf)> {
@@ -47,12 +48,39 @@ impl Reference {
 }
 
 impl Reference {
+    /// How a mapping is kept. Where the CPU logs writes, the dirty flag of a page says whether it
+    /// still has to: only the small ones that are tracked are clean.
+    fn kept(&self, leaf: Leaf) -> Leaf {
+        let Self(_, logs) = self;
+        let dirty = match (leaf.tracked, leaf.size) {
+            (true, PageSize::Size4K) => false,
+            (true, _) => leaf.dirty,
+            (false, _) => leaf.dirty || leaf.perms.contains(Permissions::W),
+        };
+        match logs {
+            true => Leaf { dirty, ..leaf },
+            false => leaf,
+        }
+    }
+
+    fn insert(&mut self, gfn: u64, leaf: Leaf) {
+        self.0.insert(gfn, self.kept(leaf));
+    }
+
+    /// A mapping as the CPU has it when it writes: with what it is to be told of on its own.
+    fn written(&self, leaf: Leaf) -> Leaf {
+        match leaf.size {
+            PageSize::Size4K if self.1 => untracked(leaf),
+            _ => leaf,
+        }
+    }
+
     /// Tells whether one of the pages could be written.
     fn track(&mut self, pages: Vec<(u64, Leaf)>) -> bool {
         let mut changed = false;
         for (gfn, leaf) in pages {
             changed |= leaf.perms.contains(Permissions::W);
-            self.0.insert(gfn, leaf.to_be_noticed());
+            self.insert(gfn, leaf.to_be_noticed());
         }
         changed
     }
@@ -104,11 +132,6 @@ pub enum Op {
         len: u64,
         budget: usize,
     },
-    Protect {
-        start: u64,
-        len: u64,
-        budget: usize,
-    },
     Track {
         start: u64,
         len: u64,
@@ -129,7 +152,6 @@ pub enum Op {
     Unmark {
         start: u64,
         len: u64,
-        dirty: bool,
     },
     Split {
         gfn: u64,
@@ -185,12 +207,11 @@ pub fn op() -> impl Strategy<Value = Op> {
         8 => (gfn(), 0..3u64, size(), perms(), any::<bool>()).prop_map(|(gfn, hpa, size, perms, noticed)| Op::Add { gfn, hpa, size, perms, noticed }),
         2 => (gfn(), prop::collection::vec(any::<bool>(), 0..20)).prop_map(|(gfn, pages)| Op::Run { gfn, pages }),
         3 => (gfn(), length(), budget()).prop_map(|(start, len, budget)| Op::Zap { start, len, budget }),
-        2 => (gfn(), length(), budget()).prop_map(|(start, len, budget)| Op::Protect { start, len, budget }),
-        2 => (gfn(), length(), budget()).prop_map(|(start, len, budget)| Op::Track { start, len, budget }),
+        3 => (gfn(), length(), budget()).prop_map(|(start, len, budget)| Op::Track { start, len, budget }),
         1 => (gfn(), length(), budget()).prop_map(|(start, len, budget)| Op::Untrack { start, len, budget }),
         2 => (gfn(), prop_oneof![any::<u64>(), Just(1), Just(u64::MAX)]).prop_map(|(first, bits)| Op::TrackPages { first, bits }),
         3 => gfn().prop_map(|gfn| Op::AllowWrite { gfn }),
-        1 => (gfn(), length(), any::<bool>()).prop_map(|(start, len, dirty)| Op::Unmark { start, len, dirty }),
+        1 => (gfn(), length()).prop_map(|(start, len)| Op::Unmark { start, len }),
         2 => gfn().prop_map(|gfn| Op::Split { gfn }),
         4 => (gfn(), any::<bool>()).prop_map(|(gfn, write)| Op::Access { gfn, write }),
         1 => prop_oneof![Just(usize::MAX), 0..4usize].prop_map(|left| Op::Starve { left }),
@@ -236,11 +257,11 @@ impl Machine {
                 (Mapped::Unchanged, leaf)
             }
             Some((_, leaf)) => {
-                let relaxed = Leaf {
+                let relaxed = self.reference.kept(Leaf {
                     perms: new.perms,
                     tracked: new.tracked,
                     ..leaf
-                };
+                });
                 (
                     if leaf == relaxed {
                         Mapped::Unchanged
@@ -262,7 +283,7 @@ impl Machine {
         for (gfn, _) in inside {
             self.reference.0.remove(&gfn);
         }
-        self.reference.0.insert(gfn, now);
+        self.reference.insert(gfn, now);
     }
 
     /// Adds a page: nothing that is there may change but to get more rights.
@@ -316,7 +337,7 @@ impl Machine {
             }
             other => panic!("{other:?}"),
         };
-        self.reference.0.insert(gfn, now);
+        self.reference.insert(gfn, now);
     }
 
     fn apply(&mut self, op: &Op) {
@@ -373,7 +394,7 @@ impl Machine {
                             perms: Permissions::RW,
                             ..like
                         };
-                        self.reference.0.insert(gfn + i, page);
+                        self.reference.insert(gfn + i, page);
                         expected += 1;
                     }
                 }
@@ -394,23 +415,6 @@ impl Machine {
                     self.reference.0.remove(&gfn);
                 }
             }
-            Op::Protect { start, len, budget } => {
-                let end = start.saturating_add(len);
-                let mut sweep = Sweep::new(range(start, end));
-                let mut seen = Vec::new();
-                let mut step = |sweep: &mut Sweep| {
-                    let on_leaf = |gfn: Gfn, leaf| seen.push((gfn.raw(), leaf));
-                    self.table.protect(&self.arena, sweep, budget, on_leaf)
-                };
-                while step(&mut sweep) != Progress::Done {}
-                let mut expected = self.reference.touching(start, end);
-                expected.retain(|(_, leaf)| leaf.perms.contains(Permissions::W));
-                assert_eq!(seen, expected);
-                for (gfn, leaf) in expected {
-                    let perms = leaf.perms.without(Permissions::W);
-                    self.reference.0.insert(gfn, Leaf { perms, ..leaf });
-                }
-            }
             Op::Track { start, len, budget } => {
                 let end = start.saturating_add(len);
                 let mut sweep = Sweep::new(range(start, end));
@@ -426,7 +430,7 @@ impl Machine {
                 let (table, arena) = (&mut self.table, &self.arena);
                 while table.untrack(arena, &mut sweep, budget) != Progress::Done {}
                 for (gfn, leaf) in self.reference.touching(start, end) {
-                    self.reference.0.insert(gfn, untracked(leaf));
+                    self.reference.insert(gfn, untracked(leaf));
                 }
             }
             Op::TrackPages { first, bits } => {
@@ -452,33 +456,24 @@ impl Machine {
                 let writable = now.is_some_and(|leaf| leaf.perms.contains(Permissions::W));
                 assert_eq!(allowed == Allowed::Yes, writable);
                 if let Some(now) = now {
-                    self.reference.0.insert(gfn, now);
+                    self.reference.insert(gfn, now);
                 }
             }
-            Op::Unmark { start, len, dirty } => {
+            Op::Unmark { start, len } => {
                 let end = start.saturating_add(len);
                 let mut sweep = Sweep::new(range(start, end));
                 let mut seen = Vec::new();
                 let on_leaf = |gfn: Gfn, leaf| seen.push((gfn.raw(), leaf));
-                let budget = usize::MAX;
-                let done = if dirty {
-                    self.table
-                        .test_and_clear_dirty(&self.arena, &mut sweep, budget, on_leaf)
-                } else {
-                    self.table
-                        .test_and_clear_accessed(&self.arena, &mut sweep, budget, on_leaf)
-                };
+                let (table, arena) = (&mut self.table, &self.arena);
+                let done =
+                    table.test_and_clear_accessed(arena, &mut sweep, usize::MAX, on_leaf);
                 assert_eq!(done, Progress::Done);
                 let mut expected = self.reference.touching(start, end);
-                expected.retain(|(_, leaf)| if dirty { leaf.dirty } else { leaf.accessed });
+                expected.retain(|(_, leaf)| leaf.accessed);
                 assert_eq!(seen, expected);
-                for (gfn, mut leaf) in expected {
-                    *(if dirty {
-                        &mut leaf.dirty
-                    } else {
-                        &mut leaf.accessed
-                    }) = false;
-                    self.reference.0.insert(gfn, leaf);
+                for (gfn, leaf) in expected {
+                    let accessed = false;
+                    self.reference.insert(gfn, Leaf { accessed, ..leaf });
                 }
             }
             Op::Split { gfn } => {
@@ -499,9 +494,7 @@ impl Machine {
                 let size = whole.size.smaller().unwrap();
                 for i in 0..512 {
                     let hpa = whole.hpa.wrapping_add(i * size.bytes());
-                    self.reference
-                        .0
-                        .insert(start + i * size.pages(), Leaf { hpa, size, ..whole });
+                    self.reference.insert(start + i * size.pages(), Leaf { hpa, size, ..whole });
                 }
             }
             Op::Access { gfn, write } => {
@@ -512,17 +505,18 @@ impl Machine {
                 } else {
                     Permissions::R
                 };
-                let page = self
-                    .reference
-                    .covering(gfn)
-                    .filter(|(_, leaf)| leaf.perms.contains(needed));
+                let page = self.reference.covering(gfn).map(|(start, leaf)| match write {
+                    true => (start, self.reference.written(leaf)),
+                    false => (start, leaf),
+                });
+                let page = page.filter(|(_, leaf)| leaf.perms.contains(needed));
                 match page {
                     None => assert_eq!(result, Err(())),
                     Some((start, mut leaf)) => {
                         assert_eq!(result, Ok(leaf.hpa.raw() + ((gfn - start) << 12)));
                         leaf.accessed = true;
                         leaf.dirty |= write;
-                        self.reference.0.insert(start, leaf);
+                        self.reference.insert(start, leaf);
                     }
                 }
             }
@@ -549,6 +543,14 @@ impl Machine {
         }
         assert_eq!(counts, self.table.counts().leaves);
         for (&gfn, &leaf) in &found {
+            if self.reference.1 {
+                // The CPU logs a write to those whose flag it has yet to set.
+                let mut entry = 0;
+                self.table
+                    .path(&self.arena, Gpa::new(gfn << 12), |_, _, raw| entry = raw);
+                let logged = entry & (1 << 1 | 1 << 9) == 1 << 1;
+                assert_eq!(logged, leaf.tracked && leaf.size == PageSize::Size4K);
+            }
             let last = Gpa::new((gfn + leaf.size.pages() - 1) << 12);
             assert_eq!(self.table.lookup(&self.arena, last), Some(leaf));
         }
@@ -560,7 +562,10 @@ pub fn run(format: Nested, ops: &[Op]) {
     let mut machine = Machine {
         arena,
         table,
-        reference: Reference::default(),
+        reference: Reference(
+            BTreeMap::new(),
+            matches!(format, Nested::Ept(ept) if ept.logs_writes),
+        ),
     };
     for op in ops {
         machine.apply(op);
@@ -592,4 +597,12 @@ fn any_sequence_agrees_with_the_reference(format: Nested) {
 
 with_both_formats! {
     any_sequence_agrees_with_the_reference,
+}
+
+#[test]
+fn any_sequence_agrees_where_the_cpu_logs_writes() {
+    any_sequence_agrees_with_the_reference(Nested::Ept(Ept {
+        logs_writes: true,
+        ..EPT
+    }));
 }

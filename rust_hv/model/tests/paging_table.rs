@@ -106,6 +106,7 @@ fn what_the_cpu_lacks_is_not_used() {
     let mut gather = Gathered::default();
     let poor = Ept {
         accessed_dirty: false,
+        logs_writes: false,
         execute_only: false,
         largest: PageSize::Size2M,
         five_level: false,
@@ -697,22 +698,17 @@ fn flags_are_tested_and_cleared(format: Nested) {
     }
     cpu.access(&arena, 0x1000, false, false).unwrap();
     cpu.access(&arena, 0x2000, true, false).unwrap();
-    for (accessed, dirty, writable) in [(vec![1, 2], vec![2], vec![0, 1, 2]), Default::default()] {
-        let (mut a, mut d, mut w) = (Vec::new(), Vec::new(), Vec::new());
+    for (accessed, writable) in [(vec![1, 2], true), (vec![], false)] {
+        let (mut found, mut changed) = (Vec::new(), false);
         let whole = Sweep::new(range(0, 3));
         let steps = [
             table.test_and_clear_accessed(&arena, &mut whole.clone(), 1 << 20, |gfn, _| {
-                a.push(gfn.raw());
+                found.push(gfn.raw());
             }),
-            table.test_and_clear_dirty(&arena, &mut whole.clone(), 1 << 20, |gfn, _| {
-                d.push(gfn.raw());
-            }),
-            table.protect(&arena, &mut whole.clone(), 1 << 20, |gfn, _| {
-                w.push(gfn.raw())
-            }),
+            table.track(&arena, &mut whole.clone(), 1 << 20, &mut changed),
         ];
-        assert_eq!(steps, [Progress::Done; 3]);
-        assert_eq!((a, d, w), (accessed, dirty, writable));
+        assert_eq!(steps, [Progress::Done; 2]);
+        assert_eq!((found, changed), (accessed, writable));
     }
     assert_eq!(cpu.access(&arena, 0x2000, true, false), Err(()));
     assert_eq!(cpu.access(&arena, 0x3000, true, false), Ok(0x3000));

@@ -24,6 +24,7 @@ use rusthv_model::paging::{Level, PageSize, Permissions};
 
 const EPT: Ept = Ept {
     accessed_dirty: true,
+    logs_writes: false,
     execute_only: false,
     largest: PageSize::Size2M,
     five_level: false,

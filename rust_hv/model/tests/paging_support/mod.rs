@@ -20,6 +20,7 @@ use rusthv_model::paging::{Level, PageSize, Permissions};
 
 pub const EPT: Ept = Ept {
     accessed_dirty: true,
+    logs_writes: false,
     execute_only: true,
     largest: PageSize::Size1G,
     five_level: false,
