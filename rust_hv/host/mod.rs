@@ -34,3 +34,4 @@ pub mod tables;
 pub mod task;
 pub mod tsc;
 pub mod user;
+pub mod write_log;

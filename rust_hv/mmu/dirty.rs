@@ -33,6 +33,9 @@
 //! write fault is paid once per page that is written between two readings, whatever the slot's
 //! size; CPUs without such flags, and tables of other modes, need nothing else. The figures are in
 //! `Documentation/architecture.md`.
+//!
+//! CPUs that log the pages whose flag they set spare the guest the fault, and nobody has to look:
+//! `cpu_log`.
 
 use super::choice::PagingMode;
 use super::paging::{Mode, Paging, Steps};
@@ -391,6 +394,7 @@ impl Mmu {
         let slot = self.logging_slot(number)?;
         let count = words_for(slot.pages) as usize;
         let mut buffer = KVec::from_elem(0u64, CHUNK.min(count), GFP_KERNEL_ACCOUNT)?;
+        self.gather_logs();
         if self.manual_log.enabled() {
             return self.show_log(&slot, count, &mut buffer, to);
         }
@@ -465,6 +469,7 @@ impl Mmu {
         let count = words_for(pages) as usize;
         let mut masks = KVVec::from_elem(0u64, count, GFP_KERNEL_ACCOUNT)?;
         user::copy_from(wanted.bitmap, masks.as_mut_bytes())?;
+        self.gather_logs();
         // Before `slots_lock` is dropped, and before the call returns.
         let mut flush = FlushLater::new(self);
         let mut word = (wanted.first / WORD_PAGES) as usize;

@@ -16,6 +16,7 @@ use crate::host::pool::Reserve;
 use crate::host::tables::Tables;
 use crate::host::task;
 use crate::host::user::{PageRun, Reach, UserPages, Wanted, BATCH, LARGE_BATCH};
+use crate::host::write_log::WriteLog;
 use crate::model::arch::addr::{Gfn, GfnRange, Gpa, Hpa, Hva, PAGE_SIZE};
 use crate::model::emulate::Backing;
 use crate::model::exit::NestedFault;
@@ -129,6 +130,16 @@ impl Faults {
             next: Gfn::new(0),
             window: FEWEST,
         })
+    }
+
+    /// Where the CPU is to log the vCPU's writes, if it does.
+    pub fn write_log(&self) -> Option<Arc<WriteLog>> {
+        self.mapper.log().cloned()
+    }
+
+    /// Makes room in that log, which is full. The vCPU is not in its guest.
+    pub fn empty_write_log(&self) {
+        self.mmu.empty_log(&self.mapper);
     }
 
     /// Room for the addresses of pages.

@@ -10,6 +10,7 @@
 //! for writing: never by two at once, and what one has written the next one sees. So loads and
 //! stores are relaxed and plain.
 
+use crate::host::write_log::WriteLog;
 use crate::model::arch::addr::{Gfn, Hpa};
 use crate::model::memory::inverted::Run;
 use crate::model::paging::frames::Counts;
@@ -27,6 +28,8 @@ pub(super) struct Mapper {
     shape: Atomic<u64>,
     gfn: Atomic<u64>,
     hpa: Atomic<u64>,
+    /// What the CPU has seen the vCPU write to.
+    log: Option<Arc<WriteLog>>,
 }
 
 /// In `Mapper::shape`.
@@ -34,14 +37,20 @@ const DOWN: u64 = 1 << 2;
 const COUNT_SHIFT: u32 = 3;
 
 impl Mapper {
-    fn new() -> Self {
+    fn new(log: Option<Arc<WriteLog>>) -> Self {
         Self {
             tables: Atomic::new(0),
             leaves: [const { Atomic::new(0) }; 3],
             shape: Atomic::new(0),
             gfn: Atomic::new(0),
             hpa: Atomic::new(0),
+            log,
         }
+    }
+
+    /// Where the CPU logs the vCPU's writes, if it does.
+    pub(super) fn log(&self) -> Option<&Arc<WriteLog>> {
+        self.log.as_ref()
     }
 
     /// The run that waits; none does afterwards.
@@ -154,7 +163,7 @@ impl super::Mmu {
     ///
     /// `ENOMEM`.
     pub(super) fn add_mapper(&self) -> Result<Arc<Mapper>> {
-        let mapper = Arc::new(Mapper::new(), GFP_KERNEL_ACCOUNT)?;
+        let mapper = Arc::new(Mapper::new(self.new_log()?), GFP_KERNEL_ACCOUNT)?;
         loop {
             let count = self.state.read().mappers.len();
             let mut room = KVec::with_capacity(count + 1, GFP_KERNEL_ACCOUNT)?;
@@ -168,6 +177,7 @@ impl super::Mmu {
     pub(super) fn remove_mapper(&self, mapper: &Arc<Mapper>) {
         let mut notes = super::Notes::new(self.inverted, &self.owner);
         let mut state = self.state.write();
+        state.gather_log(mapper);
         let added = state.mappers.remove(mapper);
         if let Some(table) = state.tree.nested() {
             table.count(&added);

@@ -15,6 +15,7 @@
 //! | `tlb` | which CPU must forget what, and when a frame may be freed |
 //! | `access` | reads and writes of guest memory by the hypervisor |
 //! | `dirty` | which pages of a slot were written: the dirty log |
+//! | `cpu_log` | what CPUs put into that themselves |
 //! | `owners` | which VM has a host frame mapped, and where: the inverted page table |
 //! | `verify` | the inverted page table compared with the VMs' own |
 //! | `query` | who has a frame, where an address is: for user space |
@@ -44,6 +45,7 @@
 
 pub mod access;
 pub mod choice;
+mod cpu_log;
 pub mod dirty;
 pub mod fault;
 mod mapper;
@@ -195,6 +197,8 @@ struct State {
     generation: u64,
     /// Those of the slots whose flag asks for one, and of no others.
     logs: Logs,
+    /// A slot that logs and has moved, as it was, until no CPU's log has pages of it.
+    moved: Option<Slot>,
     tree: Tree,
     /// What the vCPUs' faults have added to `tree` and not told of yet.
     mappers: Mappers,
@@ -381,6 +385,7 @@ impl Mmu {
             slots: KVec::new(),
             generation: 1,
             logs: Logs::new(),
+            moved: None,
             tree,
             mappers: Mappers::new(),
             invalidating: 0,
@@ -481,6 +486,7 @@ impl Mmu {
         let mut slots = KVec::with_capacity(count + 1, GFP_KERNEL_ACCOUNT)?;
         let all_dirty = self.manual_log.initially_set();
         let mut logs = Prepared::new(&change, logs, all_dirty)?;
+        self.begin_change(&change);
         {
             let mut state = self.state.write();
             for slot in change.applied(SlotView::new(&state.slots)) {
@@ -489,6 +495,7 @@ impl Mmu {
             }
             core::mem::swap(&mut state.slots, &mut slots);
             logs.install(&mut state.logs);
+            state.moved = cpu_log::moved(&change);
             self.logged.store(state.logs.len() as u64, Relaxed);
             state.generation = state.generation.wrapping_add(1);
             self.generation.store(state.generation, Release);
@@ -498,6 +505,7 @@ impl Mmu {
             self.zap(old.gfns(), true);
             // Tables of the guest's may have been in it.
             self.forget_shadows();
+            self.end_move();
         }
         // Here the bitmap of a log that was goes, after the lock.
         drop(logs);

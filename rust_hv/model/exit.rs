@@ -141,6 +141,8 @@ pub enum Exit {
     Memory(NestedFault),
     /// An entry of the nested tables that hardware does not understand.
     Misconfigured(Gpa),
+    /// The guest is about to write to a page, and there is no room left in the log for it.
+    LogFull,
     /// A hardware task switch.
     TaskSwitch,
     /// The entry failed: the guest's state is not valid.

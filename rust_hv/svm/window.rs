@@ -252,6 +252,11 @@ impl Window for GuestWindow<'_> {
         Ok(self.guest.asid.follow(visit))
     }
 
+    fn restart_log(&mut self) -> Result<(), HwError> {
+        // There is none.
+        Ok(())
+    }
+
     #[inline]
     fn enter(
         &mut self,

@@ -35,6 +35,7 @@
 #define RUSTHV_FEAT_LOAD_EFER		(1U << 10)
 #define RUSTHV_FEAT_LOAD_PAT		(1U << 11)
 #define RUSTHV_FEAT_EPT_5L		(1U << 12)	/* 5 levels; used above 48 bits */
+#define RUSTHV_FEAT_PML			(1U << 13)	/* page-modification logging */
 #define RUSTHV_FEAT_NPT			(1U << 16)
 #define RUSTHV_FEAT_ASID_FLUSH		(1U << 17)
 #define RUSTHV_FEAT_NRIPS		(1U << 18)

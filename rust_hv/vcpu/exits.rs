@@ -59,6 +59,8 @@ pub(super) enum Action {
     InvalidateContext,
     /// Close the window, and enter again.
     Leave,
+    /// Empty the log of writes.
+    EmptyLog,
     /// A write of CR0, CR3 or CR4 that loads the entries of PAE paging.
     Control {
         /// 0, 3 or 4.
@@ -244,6 +246,7 @@ impl Handler<'_> {
                 self.skip(state, window)?;
                 Action::Enter
             }
+            Exit::LogFull => Action::EmptyLog,
             Exit::Xsetbv => self.xsetbv(state, window)?,
             Exit::Rdpmc => self.fault(state, Fault::general_protection()),
             Exit::Undefined => self.fault(state, Fault::invalid_opcode()),

@@ -212,8 +212,13 @@ impl<V: Vendor> Vcpu<V> {
         tsc_offset: u64,
     ) -> Result<Arc<Self>> {
         let place = mmu.supply().place();
-        let (translation, software) = match mmu.settle() {
-            PagingMode::Nested => (Translation::Nested(Mmu::root(&mmu)), None),
+        let mode = mmu.settle();
+        let faults = Faults::new(mmu.clone())?;
+        let (translation, software) = match mode {
+            PagingMode::Nested => {
+                let root = Mmu::root(&mmu).with_log(faults.write_log());
+                (Translation::Nested(root), None)
+            }
             PagingMode::Shadow | PagingMode::Trap => {
                 let software = Software::new(mmu.clone())?;
                 (Translation::Software(mmu.clone()), Some(software))
@@ -225,7 +230,7 @@ impl<V: Vendor> Vcpu<V> {
             switch: KBox::pin_init(HostSwitch::new(V::LEAVES), GFP_KERNEL_ACCOUNT)?,
             guest,
             fpu: GuestFpu::new(place.wipe)?,
-            faults: Faults::new(mmu.clone())?,
+            faults,
             mmio: Mmio::new(),
             state: State {
                 cpuid: Cpuid::empty(),

@@ -244,6 +244,11 @@ impl<V: Vendor> Vcpu<V> {
                     .write_control(state, &mut window, register, value, pdptes)?;
                 Ok(Turn::Again)
             }
+            Action::EmptyLog => {
+                faults.empty_write_log();
+                guest.open()?.restart_log()?;
+                Ok(Turn::Again)
+            }
             Action::Enter
             | Action::Leave
             | Action::User(_)

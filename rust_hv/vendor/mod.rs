@@ -18,6 +18,7 @@ use crate::host::cpu::{CpuEvents, IrqsOff};
 use crate::host::fpu::FpuInUse;
 use crate::host::frame::Place;
 use crate::host::switch::{HostSwitch, Leaves, Running, UserMsr};
+use crate::host::write_log::WriteLog;
 use crate::model::arch::addr::{Gva, Hpa};
 use crate::model::arch::intercept::{Intercepted, Numbers, SwitchedMsr};
 use crate::model::arch::segment::{AccessRights, Segment};
@@ -163,13 +164,29 @@ pub trait KeepAlive: Send + Sync {
 pub struct NestedRoot {
     table: Hpa,
     keep: Arc<dyn KeepAlive>,
+    log: Option<Arc<WriteLog>>,
 }
 
 impl NestedRoot {
     /// `table` is the root of tables in the vendor's format that map memory of this guest alone,
     /// and that live as long as `keep`. Only the room that edits the tables makes one.
     pub fn new(table: Hpa, keep: Arc<dyn KeepAlive>) -> Self {
-        Self { table, keep }
+        Self {
+            table,
+            keep,
+            log: None,
+        }
+    }
+
+    /// The same, for a vCPU whose writes the CPU is to log: see [`Nested::logs_writes`].
+    pub fn with_log(mut self, log: Option<Arc<WriteLog>>) -> Self {
+        self.log = log;
+        self
+    }
+
+    /// Where the CPU is to log the vCPU's writes.
+    pub fn log(&self) -> Option<&WriteLog> {
+        self.log.as_deref()
     }
 
     /// Address of the root table.
@@ -323,6 +340,9 @@ pub trait Window {
         addresses: &[u64; 4],
         dr6: u64,
     ) -> Result<Exit, HwError>;
+
+    /// After [`Exit::LogFull`], when the log has been emptied: the CPU is to fill it again.
+    fn restart_log(&mut self) -> Result<(), HwError>;
 
     /// After [`Exit::Fetch`]: what the exit is, now that the instruction's bytes are there. `None`
     /// when they are not those of an instruction that could have made it: another CPU has changed

@@ -83,6 +83,8 @@ pub mod secondary {
     pub const VPID: u32 = 1 << 5;
     /// INVPCID works.
     pub const INVPCID: u32 = 1 << 12;
+    /// Pages whose dirty flag the CPU sets are logged.
+    pub const PML: u32 = 1 << 17;
     /// ENCLS exits as its bitmap says.
     pub const ENCLS_EXITING: u32 = 1 << 15;
 }
@@ -131,6 +133,11 @@ const SECONDARY: &[Control] = &[
     ),
     // CPUs with SGX have it, and there ENCLS would run for the guest.
     control(15, "ENCLS exiting", IfThere),
+    control(
+        17,
+        "page-modification logging",
+        Optional(bindings::RUSTHV_FEAT_PML as u64),
+    ),
 ];
 
 const EXIT: &[Control] = &[
@@ -181,6 +188,8 @@ const EPT_VPID: &[Control] = &[
     control(26, "all-context INVEPT", Required),
 ];
 
+/// EPT accessed and dirty flags.
+const EPT_DIRTY_FLAGS: u64 = 1 << 21;
 /// INVVPID with the two kinds that we use (bits 32, 41, 42).
 const INVVPID_BITS: u64 = 1 << 32 | 1 << 41 | 1 << 42;
 
@@ -228,6 +237,12 @@ impl Reader {
                 pr_err!("the CPU lacks {}, which is required\n", control.name);
             }
         }
+    }
+
+    /// A feature that is there and cannot be used.
+    fn lost(&mut self, feature: u32) {
+        self.present &= !u64::from(feature);
+        self.missing |= u64::from(feature);
     }
 
     /// One control word: `may_be_0` has a bit set where 0 is not allowed.
@@ -298,8 +313,12 @@ impl Caps {
         if secondary & secondary::VPID != 0 && ept_vpid & INVVPID_BITS != INVVPID_BITS {
             pr_info!("the CPU has VPID without a usable INVVPID; going on without\n");
             secondary &= !secondary::VPID;
-            reader.present &= !u64::from(bindings::RUSTHV_FEAT_VPID);
-            reader.missing |= u64::from(bindings::RUSTHV_FEAT_VPID);
+            reader.lost(bindings::RUSTHV_FEAT_VPID);
+        }
+        if secondary & secondary::PML != 0 && ept_vpid & EPT_DIRTY_FLAGS == 0 {
+            pr_info!("the CPU has page-modification logging without dirty flags; going on without\n");
+            secondary &= !secondary::PML;
+            reader.lost(bindings::RUSTHV_FEAT_PML);
         }
         if reader.refused {
             return Err(unsupported());

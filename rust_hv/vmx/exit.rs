@@ -49,6 +49,7 @@ mod reason {
     pub(super) const INVPCID: u16 = 58;
     pub(super) const VMFUNC: u16 = 59;
     pub(super) const ENCLS: u16 = 60;
+    pub(super) const LOG_FULL: u16 = 62;
 }
 
 const VALID: u32 = 1 << 31;
@@ -146,6 +147,7 @@ pub(super) fn decode(window: &Window<'_>, raw: u32) -> Result<Exit, HwError> {
         reason::EPT_MISCONFIGURATION => {
             Exit::Misconfigured(Gpa::new(window.read(GUEST_PHYSICAL_ADDRESS)?))
         }
+        reason::LOG_FULL => Exit::LogFull,
         reason::MACHINE_CHECK => Exit::MachineCheck,
         reason::TASK_SWITCH => Exit::TaskSwitch,
         reason::GETSEC

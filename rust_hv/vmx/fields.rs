@@ -83,6 +83,10 @@ fields! {
     /// Virtual-processor identifier.
     VPID: HostField<u16> = 0x0000;
 
+    /// Index of the next entry of the page-modification log; it goes down, and below 0 the log is
+    /// full.
+    PML_INDEX: Field<u16> = 0x0812;
+
     /// Host ES selector.
     HOST_ES_SELECTOR: HostField<u16> = 0x0c00;
     /// Host CS selector.
@@ -104,6 +108,8 @@ fields! {
     IO_BITMAP_B: HostField<u64> = 0x2002;
     /// Address of the MSR bitmap.
     MSR_BITMAP: HostField<u64> = 0x2004;
+    /// Address of the page-modification log.
+    PML_ADDRESS: HostField<u64> = 0x200e;
     /// TSC offset.
     TSC_OFFSET: Field<u64> = 0x2010;
     /// EPT pointer.

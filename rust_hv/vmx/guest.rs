@@ -15,6 +15,8 @@ use crate::host::fpu::FpuInUse;
 use crate::host::frame::{Frame, Place};
 use crate::host::msr;
 use crate::host::switch::{self, Running};
+use crate::host::write_log::WriteLog;
+use crate::model::arch::addr::Hpa;
 use crate::model::arch::segment::AccessRights;
 use crate::vendor::flush::FlushKind;
 use crate::vendor::{self, Guest as _, HwError, ResetRights, Translation};
@@ -136,6 +138,13 @@ impl Guest {
                 (0, Some(software))
             }
         };
+        let log = match &translation {
+            Translation::Nested(root) => root.log().map(WriteLog::hpa),
+            Translation::Software(_) => None,
+        };
+        if log.is_none() {
+            secondary_controls &= !secondary::PML;
+        }
         let mut guest = Self {
             vmcs: Vmcs::new(caps.common.revision, place)?,
             vpid,
@@ -153,7 +162,7 @@ impl Guest {
         };
         let mut window = guest.open()?;
         let msrs = own.as_deref().map_or(&vmx.bitmap, |own| &own.msrs);
-        window.set_up(msrs, ports)?;
+        window.set_up(msrs, ports, log)?;
         window.window.write(TSC_OFFSET, tsc_offset)?;
         drop(window);
         Ok(guest)
@@ -230,8 +239,13 @@ impl GuestWindow<'_> {
         }
     }
 
-    /// Writes every control field. The bitmaps live as long as the guest.
-    fn set_up(&mut self, msrs: &MsrBitmap, ports: Option<&[Frame; 2]>) -> Result<(), HwError> {
+    /// Writes every control field. The bitmaps and the log live as long as the guest.
+    fn set_up(
+        &mut self,
+        msrs: &MsrBitmap,
+        ports: Option<&[Frame; 2]>,
+        log: Option<Hpa>,
+    ) -> Result<(), HwError> {
         let (pin, exit) = (self.caps.pin, self.caps.exit);
         let (primary, secondary) = (*self.primary_controls, *self.secondary_controls);
         let (entry, eptp, vpid) = (*self.entry_controls, self.eptp, self.vpid);
@@ -244,7 +258,7 @@ impl GuestWindow<'_> {
         // SAFETY: Controls that keep the guest inside its memory and make every event of the
         // host's an exit, as `caps` lists them; no MSR lists. The bitmaps are never freed, or the
         // guest holds them, and let nothing of the host's be written but by whose VMM may do that. The
-        // tables live as long as the guest holds its translation: nested ones, or those that alone
+        // log is a frame of its own, which the guest's translation holds. The tables live as long as the guest holds its translation: nested ones, or those that alone
         // CR3 is ever set to.
         unsafe {
             w.write_host(PIN_CONTROLS, pin)?;
@@ -261,6 +275,9 @@ impl GuestWindow<'_> {
                 w.write_host(IO_BITMAP_A, low.hpa().raw())?;
                 w.write_host(IO_BITMAP_B, high.hpa().raw())?;
             }
+            if let Some(log) = log {
+                w.write_host(PML_ADDRESS, log.raw())?;
+            }
             w.write_host(EPT_POINTER, eptp)?;
             w.write_host(VMCS_LINK_POINTER, u64::MAX)?;
             if vpid != 0 {
@@ -271,6 +288,9 @@ impl GuestWindow<'_> {
             }
             w.write_host(CR0_MASK, !cr0_owned)?;
             w.write_host(CR4_MASK, !cr4_owned)?;
+        }
+        if log.is_some() {
+            w.write(PML_INDEX, WriteLog::FIRST)?;
         }
         w.write(PAGE_FAULT_MASK, 0)?;
         w.write(PAGE_FAULT_MATCH, 0)?;

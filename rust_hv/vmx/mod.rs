@@ -87,7 +87,7 @@ impl Vmx {
 fn ept(caps: &vendor::Caps, phys_bits: u32) -> Ept {
     let four = Ept {
         accessed_dirty: caps.has(bindings::RUSTHV_FEAT_EPT_AD),
-        logs_writes: false,
+        logs_writes: caps.has(bindings::RUSTHV_FEAT_PML),
         execute_only: caps.has(bindings::RUSTHV_FEAT_EPT_EXEC_ONLY),
         largest: match (
             caps.has(bindings::RUSTHV_FEAT_EPT_2M),

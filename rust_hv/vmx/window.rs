@@ -12,6 +12,7 @@ use crate::host::debug;
 use crate::host::fpu::FpuInUse;
 use crate::host::switch::{self, HostSwitch, Running, UserMsr};
 use crate::host::tsc;
+use crate::host::write_log::WriteLog;
 use crate::model::arch::addr::{Gva, Hpa};
 use crate::model::arch::intercept::SwitchedMsr;
 use crate::model::arch::regs::{Cr0, Cr4, Efer};
@@ -503,6 +504,10 @@ impl Window for GuestWindow<'_> {
             self.translation.count(kind);
         }
         Ok(())
+    }
+
+    fn restart_log(&mut self) -> Result<(), HwError> {
+        self.window.write(PML_INDEX, WriteLog::FIRST)
     }
 
     /// INVEPT reaches every VPID: once for each change is enough for all vCPUs. Without EPT it is

@@ -315,6 +315,8 @@ pub struct Walk {
     pub reserved: [u64; 4],
 }
 
+/// Page-modification logging: RUSTHV_FEAT_PML.
+pub const FEAT_PML: u64 = 1 << 13;
 /// 1 GiB pages in nested tables, of either vendor: RUSTHV_FEAT_EPT_1G, RUSTHV_FEAT_NPT_1G.
 pub const FEAT_1G: u64 = 1 << 4 | 1 << 21;
 pub const RUSTHV_CAP_INVERTED: u32 = 0x5248_000b;

@@ -7,3 +7,4 @@ pub mod dirty;
 #[cfg(not(loom))]
 pub mod inverted;
 pub mod slots;
+pub mod write_log;

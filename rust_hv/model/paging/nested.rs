@@ -42,6 +42,15 @@ impl Nested {
         matches!(self, Self::Ept(_))
     }
 
+    /// True when CPUs log writes to pages that are tracked.
+    #[inline]
+    pub const fn logs_writes(&self) -> bool {
+        match self {
+            Self::Ept(ept) => ept.logs_writes,
+            Self::Npt(_) => false,
+        }
+    }
+
     /// Largest page that an entry may map.
     #[inline]
     pub const fn largest(&self) -> PageSize {

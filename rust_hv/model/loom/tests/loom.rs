@@ -13,6 +13,7 @@ use loom::sync::{Arc, Mutex};
 use loom::thread;
 use rusthv_model::arch::addr::{Gpa, Hpa};
 use rusthv_model::memory::dirty::DirtyBitmap;
+use rusthv_model::memory::write_log::Reader;
 use rusthv_model::paging::ept::Ept;
 use rusthv_model::paging::format::{Entry, Format, Leaf};
 use rusthv_model::paging::frames::{Counts, TableFrame, TableMemory, TableRef, ENTRIES};
@@ -497,5 +498,52 @@ fn no_translation_outlives_a_flush_beside_another() {
         freed.store(true, Ordering::Release);
         guest.join().unwrap();
         other.join().unwrap();
+    });
+}
+
+/// A CPU that logs writes: the guest writes, and somebody reads the log and copies the page. What the
+/// guest writes after the copy is in the log for the next one. The mutex is as above.
+#[test]
+fn no_logged_write_is_lost() {
+    const LOGGING: Ept = Ept {
+        logs_writes: true,
+        ..EPT
+    };
+    loom::model(|| {
+        let tracked = page(1, Permissions::RW).to_be_noticed();
+        let entry = Arc::new(AtomicU64::new(LOGGING.leaf(&tracked).unwrap()));
+        let words = Arc::new([AtomicU64::new(0)]);
+        let data = Arc::new(AtomicU64::new(0));
+        let cpu = Arc::new(Mutex::new(()));
+        let mut reader = Reader::new(&*words);
+        let guest = {
+            let (entry, words) = (entry.clone(), words.clone());
+            let (data, cpu) = (data.clone(), cpu.clone());
+            thread::spawn(move || {
+                let off = cpu.lock().unwrap();
+                if entry.load(Ordering::Acquire) & LOGGING.dirty_mask() == 0 {
+                    words[0].store(gpa(1).raw(), Ordering::Release);
+                    entry.fetch_or(LOGGING.dirty_mask(), Ordering::AcqRel);
+                }
+                data.store(1, Ordering::Release);
+                // The flag is known to be set now.
+                data.store(2, Ordering::Release);
+                drop(off);
+            })
+        };
+        let flush = || drop(cpu.lock().unwrap());
+        if reader.take(&*words, |_| ()) != 0 {
+            // Not before the CPU has done with the page that it has logged.
+            flush();
+        }
+        let withhold = |raw| LOGGING.withhold(raw, Level::Pt);
+        let changed = entry.fetch_update(Ordering::AcqRel, Ordering::Relaxed, withhold);
+        if changed.is_ok() {
+            flush();
+        }
+        let copied = data.load(Ordering::Acquire);
+        guest.join().unwrap();
+        let written = reader.take(&*words, |gfn| assert_eq!(gfn, gpa(1).gfn())) != 0;
+        assert!(written || copied == 2, "lost, with {copied} copied");
     });
 }
