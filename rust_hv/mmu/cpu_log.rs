@@ -21,6 +21,7 @@
 //!   from them first.
 
 use super::choice::PagingMode;
+use super::dirty::Bitmap;
 use super::mapper::Mapper;
 use super::{Mmu, State};
 use crate::host::write_log::WriteLog;
@@ -30,20 +31,30 @@ use kernel::prelude::*;
 use kernel::sync::Arc;
 
 impl State {
-    /// Notes that a guest has written to a page, wherever that is.
-    fn written(&self, gfn: Gfn) {
-        if let Some(slot) = self.view().find(gfn) {
-            self.logs.mark(slot, gfn);
-        }
-        if let Some(moved) = &self.moved {
-            self.logs.mark(moved, gfn);
+    /// Notes that a guest has written to a page, wherever that is. The next one is likely to be in
+    /// the same slot.
+    fn writer(&self) -> impl FnMut(Gfn) + '_ {
+        let mut last: Option<(&Slot, &Bitmap)> = None;
+        move |gfn| {
+            if let Some(moved) = &self.moved {
+                self.logs.mark(moved, gfn);
+            }
+            let here = last.filter(|(slot, _)| slot.index(gfn).is_some());
+            last = here.or_else(|| {
+                let slot = self.view().find(gfn)?;
+                self.logs.find(slot.id).map(|bitmap| (slot, bitmap))
+            });
+            if let Some((slot, bitmap)) = last {
+                if let Some(page) = slot.index(gfn) {
+                    bitmap.mark(page);
+                }
+            }
         }
     }
 
     /// Brings what a vCPU has written into the bitmaps.
     pub(super) fn gather_log(&self, mapper: &Mapper) -> bool {
-        let log = mapper.log();
-        log.is_some_and(|log| log.take(|gfn| self.written(gfn)))
+        mapper.log().is_some_and(|log| log.take(self.writer()))
     }
 }
 
@@ -82,7 +93,7 @@ impl Mmu {
     pub(super) fn empty_log(&self, mapper: &Mapper) {
         if let Some(log) = mapper.log() {
             let state = self.state.read();
-            log.take_all(|gfn| state.written(gfn));
+            log.take_all(state.writer());
         }
     }
 

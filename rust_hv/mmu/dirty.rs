@@ -57,7 +57,7 @@ use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 /// Words of a bitmap that go to user space at once.
 const CHUNK: usize = 512;
 
-type Bitmap = DirtyBitmap<KVVec<AtomicU64>>;
+pub(super) type Bitmap = DirtyBitmap<KVVec<AtomicU64>>;
 
 /// What `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` was set to, for the logs of a VM.
 pub struct Manual(Atomic<u64>);
@@ -133,7 +133,7 @@ impl Logs {
         self.0.len()
     }
 
-    fn find(&self, slot: u16) -> Option<&Bitmap> {
+    pub(super) fn find(&self, slot: u16) -> Option<&Bitmap> {
         let index = self.0.binary_search_by_key(&slot, |log| log.slot).ok()?;
         self.0.get(index).map(|log| &log.bitmap)
     }
