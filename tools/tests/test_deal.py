@@ -37,11 +37,12 @@ class Machines(unittest.TestCase):
 
     def run_all(self, lives, names, checks=(), kind="bochs", several=(), hands=1):
         boots = []
-        self.cpus = []
+        self.cpus, self.models = [], []
 
         def run(box):
             boots.append([s.name for s in box.sections])
             self.cpus.append(box.cpus)
+            self.models.append(box.cpu)
             box.result = types.SimpleNamespace(ready_after=1.0)
             tests = lives[len(boots) - 1] if len(boots) <= len(lives) else None
             for section in box.sections:
@@ -96,6 +97,15 @@ class Machines(unittest.TestCase):
             self.assertEqual(self.cpus, cpus)
         self.run_all([], names, several=names[:4], hands=2, kind="qemu")
         self.assertEqual(self.cpus, [2, 2])
+
+    def test_dirty_logs_on_a_cpu_that_has_one_too(self):
+        part, _ = self.run_all([], ["a", "dirty_log_x"])
+        self.assertEqual(self.models, [None, "corei7_skylake_x"])
+        self.assertEqual(part.reported, {"a", "dirty_log_x"})
+        self.run_all([], ["a"])
+        self.assertEqual(self.models, [None])
+        self.run_all([], ["a", "dirty_log_x"], kind="qemu")
+        self.assertEqual(self.models, [None])
 
     def test_refusals_have_machines_of_their_own(self):
         _, boots = self.run_all([], ["a"], ["refuse_no_svm", "refuse_no_vmx"], kind="qemu")

@@ -8,7 +8,7 @@ use crate::module;
 use crate::prelude::*;
 use std::fs;
 
-pub const TEST: Test = Test::new(900, run).with_several_cpus();
+pub const TEST: Test = Test::new(900, run);
 
 guest!(load_failures, code64, "mov [0x100000], al", "hlt");
 
