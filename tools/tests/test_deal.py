@@ -69,7 +69,8 @@ class Machines(unittest.TestCase):
                      "rusthv-spin": Path("spin")}
             bench = tools_test.Bench(arguments, [], Path("k"), logs, "m", built, [], [], set(several))
             machines = tools_test.Machines(bench, (kind, ""), results)
-            for job in machines.jobs(names, [], checks, hands):
+            long, short = machines.jobs(names, [], checks, hands)
+            for job in long + short:
                 job()
         return machines.part, boots
 
@@ -85,15 +86,20 @@ class Machines(unittest.TestCase):
 
     def test_a_lone_cpu_where_one_will_do(self):
         names = [f"t{i}" for i in range(40)]
-        part, _ = self.run_all([], names, several=names[:4], hands=2)
-        self.assertEqual(self.cpus, [1, 2])
+        # With one job more than that, as boot is short.
+        part, _ = self.run_all([], names, several=names[:4], hands=1)
+        self.assertEqual(self.cpus, [2, 1])
         self.assertEqual(part.reported, set(names))
         # A machine that goes on where another one died has as many as that.
-        self.run_all([None, 0], names, several=names[:4], hands=2)
-        self.assertEqual(self.cpus, [1, 2, 2])
-        for several, hands, cpus in ((names[:1], 1, [2]), ([], 1, [1]), ([], 2, [1, 1]), (names, 2, [2, 2]),
-                                     (names[:20], 4, [1, 2, 2, 2])):
+        self.run_all([None, 0], names, several=names[:4], hands=1)
+        self.assertEqual(self.cpus, [2, 1, 1])
+        for several, hands, cpus in (([], 1, [1, 1]), (names, 1, [2, 2]), (names[:4], 2, [2, 1, 1]),
+                                     (names[:20], 3, [2, 2, 2, 1])):
             self.run_all([], names, several=several, hands=hands)
+            self.assertEqual(self.cpus, cpus)
+        # Too few to be shared out.
+        for several, cpus in ((names[:1], [2]), ([], [1])):
+            self.run_all([], names[:8], several=several, hands=2)
             self.assertEqual(self.cpus, cpus)
         self.run_all([], names, several=names[:4], hands=2, kind="qemu")
         self.assertEqual(self.cpus, [2, 2])
