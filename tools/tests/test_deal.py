@@ -94,7 +94,7 @@ class Machines(unittest.TestCase):
         self.run_all([None, 0], names, several=names[:4], hands=1)
         self.assertEqual(self.cpus, [2, 1, 1])
         for several, hands, cpus in (([], 1, [1, 1]), (names, 1, [2, 2]), (names[:4], 2, [2, 1, 1]),
-                                     (names[:20], 3, [2, 2, 2, 1])):
+                                     (names[:20], 3, [2, 2, 1, 1])):
             self.run_all([], names, several=several, hands=hands)
             self.assertEqual(self.cpus, cpus)
         # Too few to be shared out.
