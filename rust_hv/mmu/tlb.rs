@@ -111,7 +111,7 @@ mod tests {
     }
 
     fn new() -> Result<Pin<KBox<Tlb>>> {
-        Ok(KBox::pin_init(Tlb::new()?, GFP_KERNEL)?)
+        KBox::pin_init(Tlb::new()?, GFP_KERNEL)
     }
 
     fn cpus() -> impl Iterator<Item = Cpu> {

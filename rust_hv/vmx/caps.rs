@@ -316,7 +316,9 @@ impl Caps {
             reader.lost(bindings::RUSTHV_FEAT_VPID);
         }
         if secondary & secondary::PML != 0 && ept_vpid & EPT_DIRTY_FLAGS == 0 {
-            pr_info!("the CPU has page-modification logging without dirty flags; going on without\n");
+            pr_info!(
+                "the CPU has page-modification logging without dirty flags; going on without\n"
+            );
             secondary &= !secondary::PML;
             reader.lost(bindings::RUSTHV_FEAT_PML);
         }

@@ -465,8 +465,7 @@ impl Machine {
                 let mut seen = Vec::new();
                 let on_leaf = |gfn: Gfn, leaf| seen.push((gfn.raw(), leaf));
                 let (table, arena) = (&mut self.table, &self.arena);
-                let done =
-                    table.test_and_clear_accessed(arena, &mut sweep, usize::MAX, on_leaf);
+                let done = table.test_and_clear_accessed(arena, &mut sweep, usize::MAX, on_leaf);
                 assert_eq!(done, Progress::Done);
                 let mut expected = self.reference.touching(start, end);
                 expected.retain(|(_, leaf)| leaf.accessed);
@@ -494,7 +493,8 @@ impl Machine {
                 let size = whole.size.smaller().unwrap();
                 for i in 0..512 {
                     let hpa = whole.hpa.wrapping_add(i * size.bytes());
-                    self.reference.insert(start + i * size.pages(), Leaf { hpa, size, ..whole });
+                    self.reference
+                        .insert(start + i * size.pages(), Leaf { hpa, size, ..whole });
                 }
             }
             Op::Access { gfn, write } => {
@@ -505,10 +505,13 @@ impl Machine {
                 } else {
                     Permissions::R
                 };
-                let page = self.reference.covering(gfn).map(|(start, leaf)| match write {
-                    true => (start, self.reference.written(leaf)),
-                    false => (start, leaf),
-                });
+                let page = self
+                    .reference
+                    .covering(gfn)
+                    .map(|(start, leaf)| match write {
+                        true => (start, self.reference.written(leaf)),
+                        false => (start, leaf),
+                    });
                 let page = page.filter(|(_, leaf)| leaf.perms.contains(needed));
                 match page {
                     None => assert_eq!(result, Err(())),

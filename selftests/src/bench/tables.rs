@@ -103,14 +103,13 @@ struct Both {
 
 impl Both {
     fn new(host: Host, percent: u64) -> Option<Self> {
-        let format =
-            Ept {
-                accessed_dirty: true,
-                logs_writes: false,
-                execute_only: false,
-                largest: PageSize::Size2M,
-                five_level: false,
-            };
+        let format = Ept {
+            accessed_dirty: true,
+            logs_writes: false,
+            execute_only: false,
+            largest: PageSize::Size2M,
+            five_level: false,
+        };
         let mut tables = Frames::default();
         let mut both = Self {
             forward: Table::new(&mut tables, format, Level::Pml4)?,

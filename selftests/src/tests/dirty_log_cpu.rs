@@ -13,15 +13,7 @@ const PAGES: usize = 1100;
 /// What a log holds.
 const ENTRIES: u64 = 512;
 
-guest!(
-    dirty_log_cpu,
-    code64,
-    "2: mov [rbx], r8",
-    "add rbx, 0x1000",
-    "dec r8",
-    "jnz 2b",
-    "hlt",
-);
+guest!(dirty_log_cpu, code64, "2: mov [rbx], r8", "add rbx, 0x1000", "dec r8", "jnz 2b", "hlt",);
 
 fn run(t: &Context) -> Outcome {
     t.nested()?;
