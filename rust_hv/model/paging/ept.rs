@@ -71,6 +71,26 @@ impl Ept {
     }
 }
 
+/// A page as it is where the CPU logs writes. Out of the way of all other CPUs.
+#[inline(never)]
+fn logged_leaf(mut leaf: Leaf, raw: u64) -> Leaf {
+    if matches!(leaf.size, PageSize::Size4K) && raw & (WRITE | DIRTY) == WRITE {
+        leaf.perms = leaf.perms.without(Permissions::W);
+        leaf.tracked = true;
+    }
+    leaf
+}
+
+/// An entry as it has to be where the CPU logs writes, from what it is elsewhere.
+#[inline(never)]
+fn logged_entry(raw: u64, leaf: &Leaf) -> u64 {
+    match (leaf.tracked, leaf.size) {
+        (true, PageSize::Size4K) => raw & !(DIRTY | TRACKED) | WRITE,
+        (false, _) if leaf.perms.contains(Permissions::W) => raw | DIRTY,
+        _ => raw,
+    }
+}
+
 impl Format for Ept {
     #[inline(always)]
     fn decode(&self, raw: u64, level: Level) -> Entry {
@@ -81,15 +101,10 @@ impl Format for Ept {
             Some(size) if level == Level::Pt || raw & LARGE != 0 => size,
             _ => return Entry::Table(Hpa::new(raw & ADDRESS)),
         };
-        let mut perms = Permissions::from_bits((raw & RIGHTS) as u8);
-        let mut tracked = raw & TRACKED != 0;
-        if self.tracks_by_dirty(level) && raw & (WRITE | DIRTY) == WRITE {
-            perms = perms.without(Permissions::W);
-            tracked = true;
-        }
+        let perms = Permissions::from_bits((raw & RIGHTS) as u8);
         let memory_type = MemoryType::from_raw(((raw >> TYPE_SHIFT) & 0b111) as u8)
             .unwrap_or(MemoryType::Uncacheable);
-        Entry::Leaf(Leaf {
+        let leaf = Leaf {
             hpa: Hpa::new(raw & ADDRESS),
             size,
             perms,
@@ -101,7 +116,11 @@ impl Format for Ept {
             } else {
                 perms.contains(Permissions::W)
             },
-            tracked,
+            tracked: raw & TRACKED != 0,
+        };
+        Entry::Leaf(match self.logs_writes {
+            false => leaf,
+            true => logged_leaf(leaf, raw),
         })
     }
 
@@ -127,15 +146,11 @@ impl Format for Ept {
             raw |= if leaf.accessed { ACCESSED } else { 0 };
             raw |= if leaf.dirty { DIRTY } else { 0 };
         }
-        if leaf.tracked {
-            match self.tracks_by_dirty(leaf.size.level()) {
-                true => raw = raw & !DIRTY | WRITE,
-                false => raw |= TRACKED,
-            }
-        } else if self.logs_writes && perms.contains(Permissions::W) {
-            raw |= DIRTY;
-        }
-        Some(raw)
+        raw |= if leaf.tracked { TRACKED } else { 0 };
+        Some(match self.logs_writes {
+            false => raw,
+            true => logged_entry(raw, leaf),
+        })
     }
 
     #[inline(always)]
