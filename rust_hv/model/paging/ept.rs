@@ -71,29 +71,9 @@ impl Ept {
     }
 }
 
-/// A page as it is where the CPU logs writes. Out of the way of all other CPUs.
-#[inline(never)]
-fn logged_leaf(mut leaf: Leaf, raw: u64) -> Leaf {
-    if matches!(leaf.size, PageSize::Size4K) && raw & (WRITE | DIRTY) == WRITE {
-        leaf.perms = leaf.perms.without(Permissions::W);
-        leaf.tracked = true;
-    }
-    leaf
-}
-
-/// An entry as it has to be where the CPU logs writes, from what it is elsewhere.
-#[inline(never)]
-fn logged_entry(raw: u64, leaf: &Leaf) -> u64 {
-    match (leaf.tracked, leaf.size) {
-        (true, PageSize::Size4K) => raw & !(DIRTY | TRACKED) | WRITE,
-        (false, _) if leaf.perms.contains(Permissions::W) => raw | DIRTY,
-        _ => raw,
-    }
-}
-
-impl Format for Ept {
+impl Ept {
     #[inline(always)]
-    fn decode(&self, raw: u64, level: Level) -> Entry {
+    fn plain_decode(&self, raw: u64, level: Level) -> Entry {
         if raw & RIGHTS == 0 {
             return Entry::Absent;
         }
@@ -104,7 +84,7 @@ impl Format for Ept {
         let perms = Permissions::from_bits((raw & RIGHTS) as u8);
         let memory_type = MemoryType::from_raw(((raw >> TYPE_SHIFT) & 0b111) as u8)
             .unwrap_or(MemoryType::Uncacheable);
-        let leaf = Leaf {
+        Entry::Leaf(Leaf {
             hpa: Hpa::new(raw & ADDRESS),
             size,
             perms,
@@ -117,15 +97,11 @@ impl Format for Ept {
                 perms.contains(Permissions::W)
             },
             tracked: raw & TRACKED != 0,
-        };
-        Entry::Leaf(match self.logs_writes {
-            false => leaf,
-            true => logged_leaf(leaf, raw),
         })
     }
 
     #[inline(always)]
-    fn leaf(&self, leaf: &Leaf) -> Option<u64> {
+    fn plain_leaf(&self, leaf: &Leaf) -> Option<u64> {
         let perms = leaf.perms;
         // Writable but not readable is a misconfiguration, and so is execute-only on CPUs that
         // lack it (SDM Vol. 3C, "EPT Misconfigurations").
@@ -147,10 +123,49 @@ impl Format for Ept {
             raw |= if leaf.dirty { DIRTY } else { 0 };
         }
         raw |= if leaf.tracked { TRACKED } else { 0 };
-        Some(match self.logs_writes {
-            false => raw,
-            true => logged_entry(raw, leaf),
+        Some(raw)
+    }
+
+    /// Where the CPU logs writes; out of the way of all other CPUs.
+    #[inline(never)]
+    fn logging_decode(&self, raw: u64, level: Level) -> Entry {
+        let mut entry = self.plain_decode(raw, level);
+        if let Entry::Leaf(leaf) = &mut entry {
+            if self.tracks_by_dirty(level) && raw & (WRITE | DIRTY) == WRITE {
+                leaf.perms = leaf.perms.without(Permissions::W);
+                leaf.tracked = true;
+            }
+        }
+        entry
+    }
+
+    /// As [`Ept::logging_decode`].
+    #[inline(never)]
+    fn logging_leaf(&self, leaf: &Leaf) -> Option<u64> {
+        let raw = self.plain_leaf(leaf)?;
+        Some(match (leaf.tracked, leaf.size) {
+            (true, PageSize::Size4K) => raw & !(DIRTY | TRACKED) | WRITE,
+            (false, _) if leaf.perms.contains(Permissions::W) => raw | DIRTY,
+            _ => raw,
         })
+    }
+}
+
+impl Format for Ept {
+    #[inline(always)]
+    fn decode(&self, raw: u64, level: Level) -> Entry {
+        match self.logs_writes {
+            false => self.plain_decode(raw, level),
+            true => self.logging_decode(raw, level),
+        }
+    }
+
+    #[inline(always)]
+    fn leaf(&self, leaf: &Leaf) -> Option<u64> {
+        match self.logs_writes {
+            false => self.plain_leaf(leaf),
+            true => self.logging_leaf(leaf),
+        }
     }
 
     #[inline(always)]
