@@ -39,11 +39,10 @@ impl State {
             if let Some(moved) = &self.moved {
                 self.logs.mark(moved, gfn);
             }
-            let here = last.filter(|(slot, _)| slot.index(gfn).is_some());
-            last = here.or_else(|| {
-                let slot = self.view().find(gfn)?;
-                self.logs.find(slot.id).map(|bitmap| (slot, bitmap))
-            });
+            if !last.is_some_and(|(slot, _)| slot.gfns().contains(gfn)) {
+                let slot = self.view().find(gfn);
+                last = slot.and_then(|slot| Some((slot, self.logs.find(slot.id)?)));
+            }
             if let Some((slot, bitmap)) = last {
                 if let Some(page) = slot.index(gfn) {
                     bitmap.mark(page);
@@ -99,7 +98,7 @@ impl Mmu {
 
     /// Before a change of the slots: what is known of the old ones, where that matters to the new.
     pub(super) fn begin_change(&self, change: &Change) {
-        if matches!(change, Change::Flags { .. } | Change::Create(_)) && self.format.logs_writes() {
+        if matches!(change, Change::Flags { .. } | Change::Create(_)) {
             self.gather_logs();
         }
     }

@@ -83,10 +83,10 @@ pub mod secondary {
     pub const VPID: u32 = 1 << 5;
     /// INVPCID works.
     pub const INVPCID: u32 = 1 << 12;
-    /// Pages whose dirty flag the CPU sets are logged.
-    pub const PML: u32 = 1 << 17;
     /// ENCLS exits as its bitmap says.
     pub const ENCLS_EXITING: u32 = 1 << 15;
+    /// Pages whose dirty flag the CPU sets are logged.
+    pub const PML: u32 = 1 << 17;
 }
 
 /// VM-entry controls.

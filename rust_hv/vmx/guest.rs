@@ -258,8 +258,8 @@ impl GuestWindow<'_> {
         // SAFETY: Controls that keep the guest inside its memory and make every event of the
         // host's an exit, as `caps` lists them; no MSR lists. The bitmaps are never freed, or the
         // guest holds them, and let nothing of the host's be written but by whose VMM may do that. The
-        // log is a frame of its own, which the guest's translation holds. The tables live as long as the guest holds its translation: nested ones, or those that alone
-        // CR3 is ever set to.
+        // log is a frame of its own, which the guest's translation holds. The tables live as long as
+        // the guest holds that: nested ones, or those that alone CR3 is ever set to.
         unsafe {
             w.write_host(PIN_CONTROLS, pin)?;
             w.write_host(PRIMARY_CONTROLS, primary)?;

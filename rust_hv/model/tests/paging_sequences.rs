@@ -22,7 +22,6 @@ use rusthv_model::paging::track::Allowed;
 use rusthv_model::paging::{PageSize, Permissions};
 
 /// The mappings as they should be, by first frame; and if the CPU logs writes.
-#[derive(Default)]
 struct Reference(BTreeMap<u64, Leaf>, bool);
 
 impl Reference {
