@@ -10,8 +10,8 @@ use crate::host::errno::no_such_device;
 use crate::host::user::{self, to_page_end};
 use crate::model::arch::addr::{Gfn, GfnRange, Gpa, Hva, PAGE_SIZE};
 use crate::model::memory::slots::{Slot, SlotFlags};
+use crate::model::sync::Ordering;
 use kernel::prelude::*;
-use kernel::sync::atomic::ordering::Acquire;
 
 /// What is behind a guest-physical page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -141,13 +141,14 @@ impl Mmu {
     /// may sleep.
     #[inline]
     pub fn hva_known(&self, cache: &SlotCache, gpa: Gpa) -> Option<Hva> {
-        cache.find(self.generation.load(Acquire), gpa)
+        cache.find(self.generation.load(Ordering::Acquire), gpa)
     }
 
     /// True when the cache knows that there is no memory: without a lock.
     #[inline]
     pub fn is_hole(&self, cache: &SlotCache, gpa: Gpa) -> bool {
-        cache.hole.contains(gpa.gfn()) && cache.generation == self.generation.load(Acquire)
+        cache.hole.contains(gpa.gfn())
+            && cache.generation == self.generation.load(Ordering::Acquire)
     }
 
     /// Makes the cache know it.
@@ -176,7 +177,7 @@ impl Mmu {
     #[cold]
     fn hva_looked_up(&self, cache: &mut SlotCache, gpa: Gpa) -> Result<Hva> {
         // Before the slot: should it change in between, what is kept is known to be old.
-        let generation = self.generation.load(Acquire);
+        let generation = self.generation.load(Ordering::Acquire);
         let slot = self.slot(gpa).ok_or_else(no_such_device)?;
         cache.put(generation, &slot);
         slot.hva_of_gpa(gpa).ok_or_else(no_such_device)
@@ -257,7 +258,7 @@ impl Mmu {
         old: u64,
         new: u64,
     ) -> Result<u64> {
-        if let Some(hva) = cache.find_plain(self.generation.load(Acquire), gpa) {
+        if let Some(hva) = cache.find_plain(self.generation.load(Ordering::Acquire), gpa) {
             let result = user::compare_exchange(hva, size, old, new);
             self.wrote_somewhere(gpa);
             return result;

@@ -50,7 +50,7 @@ use crate::model::memory::slots::{Change, Slot, SlotFlags, USER_SLOTS};
 use crate::model::paging::sweep::Progress;
 use crate::model::paging::track::Allowed;
 use crate::model::paging::PageSize;
-use core::sync::atomic::AtomicU64;
+use crate::model::sync::{AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 
@@ -257,7 +257,7 @@ impl Mmu {
         // The write comes before the look: whoever starts a log meanwhile sees what was written,
         // or is seen here. The other barrier of the pair is in `log_toggled`.
         cpu::smp_mb();
-        if self.logged.load(Relaxed) != 0 {
+        if self.logged.load(Ordering::Relaxed) != 0 {
             self.state.read().logs.mark(slot, gpa.gfn());
         }
     }
@@ -266,7 +266,7 @@ impl Mmu {
     #[inline]
     pub(super) fn wrote_somewhere(&self, gpa: Gpa) {
         cpu::smp_mb();
-        if self.logged.load(Relaxed) != 0 {
+        if self.logged.load(Ordering::Relaxed) != 0 {
             if let Some(slot) = self.slot(gpa) {
                 self.state.read().logs.mark(&slot, gpa.gfn());
             }
@@ -606,7 +606,7 @@ mod tests {
         let space = space()?;
         let count = || {
             (
-                space.mmu.logged.load(Relaxed),
+                space.mmu.logged.load(Ordering::Relaxed),
                 space.mmu.state.read().logs.len(),
             )
         };

@@ -26,8 +26,9 @@ use crate::model::paging::grow::{Grow, Grown};
 use crate::model::paging::nested::Nested;
 use crate::model::paging::table::{MapError, Mapped, Table};
 use crate::model::paging::{MemoryType, PageSize, Permissions};
+use crate::model::sync::Ordering;
 use kernel::prelude::*;
-use kernel::sync::atomic::ordering::{Acquire, Relaxed};
+use kernel::sync::atomic::ordering::Relaxed;
 use kernel::sync::Arc;
 
 /// What became of a fault.
@@ -206,9 +207,9 @@ impl Faults {
     fn look(&mut self, fault: &NestedFault) -> Look {
         let (gfn, mmu) = (fault.gpa.gfn(), &*self.mmu);
         if let Some((slot, generation)) = self.slot {
-            if generation == mmu.generation.load(Acquire) && slot.gfns().contains(gfn) {
+            if generation == mmu.generation.load(Ordering::Acquire) && slot.gfns().contains(gfn) {
                 // Before the host is asked. Should either number change meanwhile, it starts over.
-                let sequence = mmu.sequence.load(Acquire);
+                let sequence = mmu.sequence.load(Ordering::Acquire);
                 return Look::Memory(
                     slot,
                     Moment {

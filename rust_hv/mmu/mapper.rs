@@ -15,19 +15,19 @@ use crate::model::arch::addr::{Gfn, Hpa};
 use crate::model::memory::inverted::Run;
 use crate::model::paging::frames::Counts;
 use crate::model::paging::PageSize;
+use crate::model::sync::{AtomicU64, Ordering};
 use kernel::prelude::*;
-use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 use kernel::sync::Arc;
 
 /// A vCPU's part; in a cache line of its own.
 #[repr(align(64))]
 pub(super) struct Mapper {
-    tables: Atomic<u64>,
-    leaves: [Atomic<u64>; 3],
+    tables: AtomicU64,
+    leaves: [AtomicU64; 3],
     /// Of the run: how many pages, their size and direction; 0 without one.
-    shape: Atomic<u64>,
-    gfn: Atomic<u64>,
-    hpa: Atomic<u64>,
+    shape: AtomicU64,
+    gfn: AtomicU64,
+    hpa: AtomicU64,
     /// What the CPU has seen the vCPU write to.
     log: Option<Arc<WriteLog>>,
 }
@@ -39,11 +39,11 @@ const COUNT_SHIFT: u32 = 3;
 impl Mapper {
     fn new(log: Option<Arc<WriteLog>>) -> Self {
         Self {
-            tables: Atomic::new(0),
-            leaves: [const { Atomic::new(0) }; 3],
-            shape: Atomic::new(0),
-            gfn: Atomic::new(0),
-            hpa: Atomic::new(0),
+            tables: AtomicU64::new(0),
+            leaves: [const { AtomicU64::new(0) }; 3],
+            shape: AtomicU64::new(0),
+            gfn: AtomicU64::new(0),
+            hpa: AtomicU64::new(0),
             log,
         }
     }
@@ -56,14 +56,14 @@ impl Mapper {
     /// The run that waits; none does afterwards.
     #[inline]
     pub(super) fn take_run(&self) -> Option<Run> {
-        let shape = self.shape.load(Relaxed);
+        let shape = self.shape.load(Ordering::Relaxed);
         if shape == 0 {
             return None;
         }
-        self.shape.store(0, Relaxed);
+        self.shape.store(0, Ordering::Relaxed);
         Some(Run {
-            gfn: Gfn::new(self.gfn.load(Relaxed)),
-            hpa: Hpa::new(self.hpa.load(Relaxed)),
+            gfn: Gfn::new(self.gfn.load(Ordering::Relaxed)),
+            hpa: Hpa::new(self.hpa.load(Ordering::Relaxed)),
             size: match shape & 3 {
                 0 => PageSize::Size4K,
                 1 => PageSize::Size2M,
@@ -79,19 +79,24 @@ impl Mapper {
     pub(super) fn put_run(&self, run: Option<Run>) {
         if let Some(run) = run {
             let down = if run.down { DOWN } else { 0 };
-            self.gfn.store(run.gfn.raw(), Relaxed);
-            self.hpa.store(run.hpa.raw(), Relaxed);
-            self.shape
-                .store(run.count << COUNT_SHIFT | down | run.size as u64, Relaxed);
+            self.gfn.store(run.gfn.raw(), Ordering::Relaxed);
+            self.hpa.store(run.hpa.raw(), Ordering::Relaxed);
+            self.shape.store(
+                run.count << COUNT_SHIFT | down | run.size as u64,
+                Ordering::Relaxed,
+            );
         }
     }
 
     /// Counts what a fault has added.
     #[inline]
     pub(super) fn count(&self, added: &Counts) {
-        let add = |count: &Atomic<u64>, more: u64| {
+        let add = |count: &AtomicU64, more: u64| {
             if more != 0 {
-                count.store(count.load(Relaxed).wrapping_add(more), Relaxed);
+                count.store(
+                    count.load(Ordering::Relaxed).wrapping_add(more),
+                    Ordering::Relaxed,
+                );
             }
         };
         add(&self.tables, added.tables);
@@ -104,8 +109,8 @@ impl Mapper {
     fn counts(&self) -> Counts {
         let [small, large, huge] = &self.leaves;
         Counts {
-            tables: self.tables.load(Relaxed),
-            leaves: [small, large, huge].map(|count| count.load(Relaxed)),
+            tables: self.tables.load(Ordering::Relaxed),
+            leaves: [small, large, huge].map(|count| count.load(Ordering::Relaxed)),
         }
     }
 }

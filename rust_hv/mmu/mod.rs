@@ -73,15 +73,13 @@ use crate::model::paging::frames::{Counts, Gather, TableFrame};
 use crate::model::paging::nested::Nested;
 use crate::model::paging::sweep::Progress;
 use crate::model::paging::table::Table;
+use crate::model::sync::{AtomicU64, Ordering};
 use crate::vendor::flush::Flushes;
 use crate::vendor::{KeepAlive, NestedRoot};
 use choice::Choice;
 use dirty::{Logs, Manual, Prepared};
 use kernel::prelude::*;
-use kernel::sync::atomic::{
-    ordering::{Relaxed, Release},
-    Atomic,
-};
+use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 use kernel::sync::{new_mutex, Arc, Mutex};
 use mapper::Mappers;
 use owners::{Notes, OwnerId};
@@ -246,11 +244,11 @@ pub struct Mmu {
     #[pin]
     state: RwLock<State>,
     /// `State::generation`, to be looked at without the lock.
-    generation: Atomic<u64>,
+    generation: AtomicU64,
     /// `State::sequence`, likewise.
-    sequence: Atomic<u64>,
+    sequence: AtomicU64,
     /// Number of `State::logs`, to be looked at without the lock.
-    logged: Atomic<u64>,
+    logged: AtomicU64,
     /// Who clears the logs.
     manual_log: Manual,
     #[pin]
@@ -399,9 +397,9 @@ impl Mmu {
             slots_lock <- new_mutex!(()),
             state <- RwLock::new(state, c"Mmu::state", kernel::static_lock_class!()),
             // A cache that was never filled is never current.
-            generation: Atomic::new(1),
-            sequence: Atomic::new(0),
-            logged: Atomic::new(0),
+            generation: AtomicU64::new(1),
+            sequence: AtomicU64::new(0),
+            logged: AtomicU64::new(0),
             manual_log: Manual::new(),
             limits,
             mm,
@@ -496,9 +494,10 @@ impl Mmu {
             core::mem::swap(&mut state.slots, &mut slots);
             logs.install(&mut state.logs);
             state.moved = cpu_log::moved(&change);
-            self.logged.store(state.logs.len() as u64, Relaxed);
+            self.logged
+                .store(state.logs.len() as u64, Ordering::Relaxed);
             state.generation = state.generation.wrapping_add(1);
-            self.generation.store(state.generation, Release);
+            self.generation.store(state.generation, Ordering::Release);
         }
         // No fault maps a page of the old slot from here on.
         if let (true, Some(old)) = (change.unmaps(), change.before()) {
@@ -605,7 +604,7 @@ impl MmuEvents for Mmu {
     fn invalidate_end(&self, _range: HvaRange) {
         let mut state = self.state.write();
         state.sequence = state.sequence.wrapping_add(1);
-        self.sequence.store(state.sequence, Release);
+        self.sequence.store(state.sequence, Ordering::Release);
         state.invalidating = state.invalidating.saturating_sub(1);
         if state.invalidating == 0 {
             state.range = None;

@@ -314,11 +314,15 @@ impl Notes {
         if self.table.is_zero_page(leaf.hpa) {
             return;
         }
-        if let Some(run) = &mut self.gone {
-            if run.extend(gfn, leaf.hpa, leaf.size) {
-                return;
-            }
+        let gone = self.gone.as_mut();
+        if !gone.is_some_and(|run| run.extend(gfn, leaf.hpa, leaf.size)) {
+            self.unmapped_apart(gfn, leaf);
         }
+    }
+
+    /// [`Notes::unmapped`] of the first page of a run.
+    #[inline(never)]
+    fn unmapped_apart(&mut self, gfn: Gfn, leaf: &Leaf) {
         self.settle_gone();
         // It may be in there.
         self.settle_waiting();
@@ -329,6 +333,13 @@ impl Notes {
     /// 64 addresses.
     pub(super) fn mapped(&mut self, gfn: Gfn, size: PageSize, pages: &[u64], set: u64) {
         self.settle_gone();
+        if let &[page] = pages {
+            let hpa = Hpa::new(page);
+            if set & 1 != 0 && !self.table.is_zero_page(hpa) {
+                self.wait(Run::page(gfn, hpa, size));
+            }
+            return;
+        }
         let mut rest = pages;
         let (mut gfn, mut set) = (gfn.raw(), set);
         while let (Some((&first, others)), true) = (rest.split_first(), set != 0) {

@@ -40,8 +40,9 @@ use crate::model::paging::shadow::{
 use crate::model::paging::state::{Access, AccessKind, PagingState, Privilege};
 use crate::model::paging::walk::{self, GuestPhys, WalkError};
 use crate::model::paging::PageSize;
+use crate::model::sync::Ordering;
 use kernel::prelude::*;
-use kernel::sync::atomic::ordering::{Acquire, Relaxed};
+use kernel::sync::atomic::ordering::Relaxed;
 use kernel::sync::Arc;
 
 /// Tables that are watched again with one flush.
@@ -703,7 +704,7 @@ impl Mmu {
     /// The slot of a frame as the slots are now, and when the host's changes were last looked at,
     /// which may be a while ago.
     fn slot_now(&self, cpu: &mut ShadowCpu, gfn: Gfn) -> Option<(Slot, Moment)> {
-        let generation = self.generation.load(Acquire);
+        let generation = self.generation.load(Ordering::Acquire);
         if let Some((slot, moment)) = cpu.slot {
             if moment.generation == generation && slot.gfns().contains(gfn) {
                 return Some((slot, moment));

@@ -48,11 +48,11 @@ use crate::mmu::fault::Faults;
 use crate::mmu::Mmu;
 use crate::model::arch::regs::Efer;
 use crate::model::exit::Event;
+use crate::model::sync::{AtomicU64, Ordering};
 use crate::vendor::{Guest, Translation, Vendor, Window};
 use cpuid::Cpuid;
 use direct::PendingLoad;
 use kernel::prelude::*;
-use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 use kernel::sync::Arc;
 use mmio::Mmio;
 use msr::Msrs;
@@ -125,7 +125,7 @@ macro_rules! counters {
 
         impl Counters {
             const fn new() -> Self {
-                Self { $($name: Counter(Atomic::new(0)),)* }
+                Self { $($name: Counter(AtomicU64::new(0)),)* }
             }
 
             /// For `RUSTHV_GET_VCPU_STATS`.
@@ -159,19 +159,20 @@ counters!(
 );
 
 /// One counter with a single writer.
-pub struct Counter(Atomic<u64>);
+pub struct Counter(AtomicU64);
 
 impl Counter {
     /// One more. No locked access: nobody else writes.
     #[inline]
     pub fn bump(&self) {
-        self.0.store(self.0.load(Relaxed).wrapping_add(1), Relaxed);
+        let count = self.get().wrapping_add(1);
+        self.0.store(count, Ordering::Relaxed);
     }
 
     /// What it is now, or was a moment ago.
     #[inline]
     pub fn get(&self) -> u64 {
-        self.0.load(Relaxed)
+        self.0.load(Ordering::Relaxed)
     }
 }
 

@@ -109,7 +109,7 @@ pub struct Run {
     pub size: PageSize,
     /// How many.
     pub count: u64,
-    /// Where each is one higher in the guest, it is one lower in the host.
+    /// Where each is one higher in the guest, it is one lower in the host. Never so for one page.
     pub down: bool,
 }
 
@@ -133,20 +133,17 @@ impl Run {
         if self.size != size || gfn.raw() != self.gfn.raw().wrapping_add(pages) {
             return false;
         }
-        let bytes = pages << PAGE_SHIFT;
-        let up = hpa.raw() == self.hpa.raw().wrapping_add(bytes);
-        let down = hpa.raw() == self.hpa.raw().wrapping_sub(bytes);
+        let (bytes, away) = (pages << PAGE_SHIFT, hpa.raw().wrapping_sub(self.hpa.raw()));
         // The second page tells the direction.
-        let next = match (self.count, self.down) {
-            (1, _) => up || down,
-            (_, false) => up,
-            (_, true) => down,
-        };
-        if next {
-            self.down = down;
+        if !self.down && away == bytes {
             self.count += 1;
+        } else if (self.down || self.count == 1) && away == bytes.wrapping_neg() {
+            self.down = true;
+            self.count += 1;
+        } else {
+            return false;
         }
-        next
+        true
     }
 }
 

@@ -53,8 +53,8 @@ pub enum Progress {
 
 /// What is done with the entries of a range.
 pub(super) trait Visitor<M: TableMemory> {
-    /// A page; `gfn` is its first frame.
-    fn leaf(&mut self, entry: &AtomicU64, leaf: Leaf, gfn: Gfn);
+    /// A page of a level: its entry, as it was at the look; `gfn` is its first frame.
+    fn leaf(&mut self, entry: &AtomicU64, raw: u64, level: Level, gfn: Gfn);
 
     /// A table below this entry has been visited, as far as it is in the range.
     fn table(&mut self, _memory: &M, _entry: &AtomicU64, _table: TableRef, _covered: bool) {}
@@ -98,9 +98,9 @@ impl<F: Format, M: TableMemory> Walk<'_, F, M> {
                 continue;
             }
             match (self.format.decode(raw, level), level.lower()) {
-                (Entry::Leaf(leaf), _) => {
+                (Entry::Leaf(_), _) => {
                     self.budget -= 1;
-                    visitor.leaf(entry, leaf, Gfn::new(gfn));
+                    visitor.leaf(entry, raw, level, Gfn::new(gfn));
                 }
                 (Entry::Table(child), Some(lower)) => {
                     let child = TableRef::linked(child);
@@ -189,7 +189,11 @@ impl<F: Format> Table<F> {
         budget: usize,
         on_leaf: impl FnMut(Gfn, Leaf),
     ) -> Progress {
-        self.walk(memory, sweep, budget, &mut Show { on_leaf })
+        let mut show = Show {
+            format: self.format,
+            on_leaf,
+        };
+        self.walk(memory, sweep, budget, &mut show)
     }
 }
 
@@ -200,10 +204,10 @@ struct Zap<'a, F, G> {
 }
 
 impl<F: Format, G: Gather, M: TableMemory> Visitor<M> for Zap<'_, F, G> {
-    fn leaf(&mut self, entry: &AtomicU64, leaf: Leaf, gfn: Gfn) {
+    fn leaf(&mut self, entry: &AtomicU64, _raw: u64, level: Level, gfn: Gfn) {
         // What was there at the exchange counts: hardware may have set a flag since the look.
         let raw = entry.swap(0, Ordering::AcqRel);
-        if let Entry::Leaf(leaf) = self.format.decode(raw, leaf.size.level()) {
+        if let Entry::Leaf(leaf) = self.format.decode(raw, level) {
             self.counts.remove_leaf(leaf.size);
             self.gather.leaf(gfn, leaf);
         }
@@ -227,25 +231,28 @@ struct Clear<F, C> {
 }
 
 impl<F: Format, C: FnMut(Gfn, Leaf), M: TableMemory> Visitor<M> for Clear<F, C> {
-    fn leaf(&mut self, entry: &AtomicU64, leaf: Leaf, gfn: Gfn) {
+    fn leaf(&mut self, entry: &AtomicU64, raw: u64, level: Level, gfn: Gfn) {
         // Without hardware flags every page counts as used.
-        if self.mask == 0 {
+        let raw = match self.mask {
+            0 => raw,
+            mask if raw & mask == 0 => return,
+            mask => entry.fetch_and(!mask, Ordering::AcqRel),
+        };
+        if let Entry::Leaf(leaf) = self.format.decode(raw, level) {
             (self.on_leaf)(gfn, leaf);
-        } else if entry.load(Ordering::Relaxed) & self.mask != 0 {
-            let raw = entry.fetch_and(!self.mask, Ordering::AcqRel);
-            if let Entry::Leaf(leaf) = self.format.decode(raw, leaf.size.level()) {
-                (self.on_leaf)(gfn, leaf);
-            }
         }
     }
 }
 
-struct Show<C> {
+struct Show<F, C> {
+    format: F,
     on_leaf: C,
 }
 
-impl<C: FnMut(Gfn, Leaf), M: TableMemory> Visitor<M> for Show<C> {
-    fn leaf(&mut self, _entry: &AtomicU64, leaf: Leaf, gfn: Gfn) {
-        (self.on_leaf)(gfn, leaf);
+impl<F: Format, C: FnMut(Gfn, Leaf), M: TableMemory> Visitor<M> for Show<F, C> {
+    fn leaf(&mut self, _entry: &AtomicU64, raw: u64, level: Level, gfn: Gfn) {
+        if let Entry::Leaf(leaf) = self.format.decode(raw, level) {
+            (self.on_leaf)(gfn, leaf);
+        }
     }
 }

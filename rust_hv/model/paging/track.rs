@@ -13,7 +13,7 @@
 //! A large page is tracked as a whole. [`Table::allow_write`] leaves it alone: it has to be cut
 //! first ([`Table::split`]), and its parts are then tracked as it was.
 
-use super::format::{Entry, Format, Leaf};
+use super::format::{Entry, Format};
 use super::frames::{TableMemory, TableRef, ENTRIES};
 use super::sweep::{Progress, Sweep, Visitor};
 use super::table::{index, Table};
@@ -164,7 +164,7 @@ impl<F: Format> Table<F> {
 struct Each<V>(V);
 
 impl<V: FnMut(&AtomicU64, Level), M: TableMemory> Visitor<M> for Each<V> {
-    fn leaf(&mut self, entry: &AtomicU64, leaf: Leaf, _gfn: Gfn) {
-        (self.0)(entry, leaf.size.level());
+    fn leaf(&mut self, entry: &AtomicU64, _raw: u64, level: Level, _gfn: Gfn) {
+        (self.0)(entry, level);
     }
 }
