@@ -2,7 +2,7 @@
 
 //! Dirty logs where CPUs log writes themselves (page-modification logging).
 //!
-//! A small page of a slot that logs is tracked by its dirty flag (`model/paging/ept.rs`): the guest's
+//! A small page of a slot that logs is tracked by its dirty flag (`Nested::logs_writes`): the guest's
 //! first write sets it and puts the page into the vCPU's own log, without an exit. What is in
 //! there gets into the slot's bitmap when the log is full, when user space reads or clears a dirty
 //! log, and when the vCPU goes. Nobody is interrupted for that: the log is memory.

@@ -32,6 +32,7 @@
 use super::choice::PagingMode;
 use super::mapper::{Mapper, Mappers};
 use super::{Mmu, State};
+use crate::host::bindings;
 use crate::host::frame::PageKind;
 use crate::host::global::Global;
 use crate::host::inverted::InvertedTable;
@@ -194,13 +195,12 @@ impl Mmu {
         self.owner.owner
     }
 
-    /// How guests of this address space are paged, in a word.
-    pub fn mode(&self) -> &'static str {
-        match (self.paging_mode(), self.overrules_pat) {
-            (PagingMode::Nested, true) => "ept",
-            (PagingMode::Nested, false) => "npt",
-            (PagingMode::Shadow, _) => "shadow",
-            (PagingMode::Trap, _) => "trap",
+    /// How guests of this address space are paged, in a word and as a `RUSTHV_MODE_*`.
+    pub fn mode(&self) -> (&'static str, u32) {
+        match self.paging_mode() {
+            PagingMode::Nested => self.format.label(),
+            PagingMode::Shadow => ("shadow", bindings::RUSTHV_MODE_SHADOW),
+            PagingMode::Trap => ("trap", bindings::RUSTHV_MODE_TRAP),
         }
     }
 }

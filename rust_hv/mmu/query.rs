@@ -105,7 +105,7 @@ pub fn frame(asked: &rusthv_frame) -> Result<rusthv_frame> {
                 pid: member.pid as u32,
                 page_shift: alias.size.level().shift(),
                 flags: flags(&leaf),
-                mode: member.mmu.mode_number(),
+                mode: member.mmu.mode().1,
             };
             answer.count += 1;
         }
@@ -114,16 +114,6 @@ pub fn frame(asked: &rusthv_frame) -> Result<rusthv_frame> {
 }
 
 impl Mmu {
-    /// `RUSTHV_MODE_*`.
-    pub fn mode_number(&self) -> u32 {
-        match self.mode() {
-            "npt" => bindings::RUSTHV_MODE_NPT,
-            "shadow" => bindings::RUSTHV_MODE_SHADOW,
-            "trap" => bindings::RUSTHV_MODE_TRAP,
-            _ => bindings::RUSTHV_MODE_EPT,
-        }
-    }
-
     /// `RUSTHV_GET_GPA`.
     ///
     /// # Errors
@@ -140,7 +130,7 @@ impl Mmu {
             gpa: asked.gpa,
             hva: hva.raw(),
             slot: slot.id.into(),
-            mode: self.mode_number(),
+            mode: self.mode().1,
             node: -1,
             ..Default::default()
         };

@@ -175,7 +175,7 @@ impl Content for Frames {
 /// A line of `frames`: `PID-ID MODE`, and the stretch.
 fn print_owned(done: Option<(Member, Option<Stretch>)>, out: &SeqFile) {
     if let Some((member, Some(stretch))) = done {
-        seq_print!(out, "{}-{} {} ", member.pid, member.id, member.mmu.mode());
+        seq_print!(out, "{}-{} {} ", member.pid, member.id, member.mmu.mode().0);
         stretch.print(out);
         seq_print!(out, "\n");
     }

@@ -36,6 +36,14 @@ impl Nested {
         self.levels().shift() + 9
     }
 
+    /// What user space calls the format: in debugfs, and as a `RUSTHV_MODE_*` of `uapi/rusthv.h`.
+    pub const fn label(&self) -> (&'static str, u32) {
+        match self {
+            Self::Ept(_) => ("ept", 0),
+            Self::Npt(_) => ("npt", 1),
+        }
+    }
+
     /// True when an entry can overrule the guest's PAT; see [`Leaf::ignore_pat`].
     #[inline]
     pub const fn overrules_pat(&self) -> bool {
