@@ -80,6 +80,7 @@ impl Device for RustHvDevice {
             RUSTHV_GET_HOST_STATS => host_stats(arg),
             RUSTHV_GET_NODE_STATS => node_stats(arg),
             RUSTHV_GET_FRAME => inverted::frame(arg),
+            RUSTHV_UNMAP_FRAME => inverted::unmap(arg),
             _ => Err(not_a_typewriter()),
         }
     }
@@ -121,7 +122,8 @@ pub(crate) fn check_extension(number: usize) -> isize {
         | bindings::KVM_CAP_ENABLE_CAP_VM
         | bindings::KVM_CAP_BINARY_STATS_FD
         | bindings::KVM_CAP_CHECK_EXTENSION_VM
-        | bindings::RUSTHV_CAP_INVERTED => YES,
+        | bindings::RUSTHV_CAP_RIGHTS => YES,
+        bindings::RUSTHV_CAP_INVERTED => inverted::VERSION,
         bindings::KVM_CAP_NR_VCPUS => (cpu::max_cpus().min(machines::MAX_VCPUS)) as isize,
         bindings::KVM_CAP_MAX_VCPUS => machines::MAX_VCPUS as isize,
         bindings::KVM_CAP_MAX_VCPU_ID => machines::MAX_VCPU_IDS as isize,

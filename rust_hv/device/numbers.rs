@@ -9,8 +9,8 @@ use crate::host::bindings::{
     kvm_clear_dirty_log, kvm_cpuid2, kvm_dirty_log, kvm_enable_cap, kvm_interrupt, kvm_regs,
     kvm_sregs, kvm_translation, kvm_userspace_memory_region, rusthv_frame, rusthv_gpa,
     rusthv_host_stats, rusthv_info, rusthv_intercepts, rusthv_measurement, rusthv_node_stats,
-    rusthv_numa_policy, rusthv_paging_stats, rusthv_vcpu_stats, rusthv_vm_stats, rusthv_walk,
-    rusthv_wipe, KVMIO, RUSTHV_IO,
+    rusthv_numa_policy, rusthv_paging_stats, rusthv_rights, rusthv_unmap, rusthv_vcpu_stats,
+    rusthv_vm_stats, rusthv_walk, rusthv_wipe, KVMIO, RUSTHV_IO,
 };
 use kernel::ioctl::{_IO, _IOR, _IOW, _IOWR};
 
@@ -55,10 +55,12 @@ numbers! {
     RUSTHV_SET_NUMA_POLICY = _IOW::<rusthv_numa_policy>(RUSTHV_IO, 0x56);
     RUSTHV_SET_WIPE = _IOW::<rusthv_wipe>(RUSTHV_IO, 0x57);
     RUSTHV_SET_INTERCEPTS = _IOW::<rusthv_intercepts>(RUSTHV_IO, 0x58);
+    RUSTHV_SET_RIGHTS = _IOW::<rusthv_rights>(RUSTHV_IO, 0x59);
     RUSTHV_MEASURE = _IOWR::<rusthv_measurement>(RUSTHV_IO, 0x41);
     RUSTHV_GET_VCPU_STATS = _IOR::<rusthv_vcpu_stats>(RUSTHV_IO, 0x80);
 
     RUSTHV_GET_FRAME = _IOWR::<rusthv_frame>(RUSTHV_IO, 0xd0);
     RUSTHV_GET_GPA = _IOWR::<rusthv_gpa>(RUSTHV_IO, 0xd1);
     RUSTHV_WALK = _IOWR::<rusthv_walk>(RUSTHV_IO, 0xd2);
+    RUSTHV_UNMAP_FRAME = _IOWR::<rusthv_unmap>(RUSTHV_IO, 0xd3);
 }

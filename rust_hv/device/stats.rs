@@ -85,6 +85,7 @@ impl<V: Vendor> FdObject for VcpuStats<V> {
             Stat("pf_taken", Cumulative, now.page_faults.get()),
             Stat("invlpg", Cumulative, now.invalidations.get()),
             Stat("pf_emulate", Cumulative, now.table_writes.get()),
+            Stat("node_moves", Cumulative, now.node_moves.get()),
         ];
         stats::write(self.id.to_bytes(), &stats, |piece| reader.put(piece))
     }

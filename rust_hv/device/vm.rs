@@ -9,7 +9,7 @@ use super::stats::VmStats;
 use super::vcpu::VcpuFile;
 use crate::host::bindings::{
     self, kvm_enable_cap, kvm_userspace_memory_region, rusthv_intercepts, rusthv_measurement,
-    rusthv_numa_policy, rusthv_wipe,
+    rusthv_numa_policy, rusthv_rights, rusthv_wipe,
 };
 use crate::host::errno::not_a_typewriter;
 use crate::host::file::{install, FdObject};
@@ -18,6 +18,7 @@ use crate::host::supply::Policy;
 use crate::host::user;
 use crate::model::arch::addr::Gpa;
 use crate::model::arch::intercept::{Intercepted, Numbers};
+use crate::model::paging::Permissions;
 use crate::vendor::Vendor;
 use crate::vm::Vm;
 use kernel::prelude::*;
@@ -85,6 +86,7 @@ impl<V: Vendor> FdObject for VmFile<V> {
             RUSTHV_SET_NUMA_POLICY => set_numa_policy(vm, arg),
             RUSTHV_SET_WIPE => set_wipe(vm, arg),
             RUSTHV_SET_INTERCEPTS => set_intercepts(vm, arg),
+            RUSTHV_SET_RIGHTS => set_rights(vm, arg),
             RUSTHV_GET_VM_STATS => user::write(arg, &vm.stats()).map(|()| 0),
             _ => Err(not_a_typewriter()),
         }
@@ -185,6 +187,18 @@ fn set_intercepts(vm: &Vm<impl Vendor>, arg: usize) -> Result<isize> {
     };
     let numbers = Numbers::new(asked.first, asked.count).ok_or(EINVAL)?;
     vm.set_intercepts(what, numbers, exits).map(|()| 0)
+}
+
+#[inline(never)]
+fn set_rights(vm: &Vm<impl Vendor>, arg: usize) -> Result<isize> {
+    let asked: rusthv_rights = user::read(arg)?;
+    let slot = u16::try_from(asked.slot).map_err(|_| EINVAL)?;
+    // The bits are those of `RUSTHV_MAP_*`.
+    let rights = Permissions::from_bits(asked.rights as u8);
+    if asked.reserved != [0; 3] || u32::from(rights.bits()) != asked.rights {
+        return Err(EINVAL);
+    }
+    vm.set_rights(slot, rights).map(|()| 0)
 }
 
 /// Three pages must fit below 4 GiB (KVM API section 4.36).

@@ -60,6 +60,14 @@ impl NodeSet {
         Self(bits)
     }
 
+    /// One node; all, should its number be too high.
+    pub const fn only(node: i32) -> Self {
+        match node {
+            0..64 => Self(1 << node),
+            _ => Self::ALL,
+        }
+    }
+
     /// Their bits.
     pub const fn bits(self) -> u64 {
         self.0

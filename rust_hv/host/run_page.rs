@@ -8,6 +8,7 @@
 use super::bindings::{self, kvm_run};
 use super::frame::{Frame, Place};
 use crate::model::arch::addr::{Gpa, PAGE_SIZE};
+use crate::model::paging::Permissions;
 use core::ptr::addr_of_mut;
 use kernel::prelude::*;
 
@@ -64,6 +65,14 @@ pub enum UserExit {
         data: [u64; 4],
         /// How many of them count.
         ndata: u32,
+    },
+    /// `KVM_EXIT_MEMORY_FAULT`: the slot does not give the right to the page, and the guest has not had
+    /// the access.
+    MemoryFault {
+        /// First byte of the page.
+        gpa: Gpa,
+        /// What it takes.
+        right: Permissions,
     },
     /// `KVM_EXIT_INTR`
     Intr,
@@ -287,6 +296,13 @@ impl RunPages {
                 self.internal(suberror, data);
                 bindings::KVM_EXIT_INTERNAL_ERROR
             }
+            UserExit::MemoryFault { gpa, right } => {
+                let flags = u64::from(right.bits());
+                store!(self, __bindgen_anon_1.memory_fault.flags, flags);
+                store!(self, __bindgen_anon_1.memory_fault.gpa, gpa.raw());
+                store!(self, __bindgen_anon_1.memory_fault.size, PAGE_SIZE);
+                bindings::KVM_EXIT_MEMORY_FAULT
+            }
             UserExit::Intr => bindings::KVM_EXIT_INTR,
             UserExit::IrqWindowOpen => bindings::KVM_EXIT_IRQ_WINDOW_OPEN,
             UserExit::SetTpr => bindings::KVM_EXIT_SET_TPR,
@@ -398,6 +414,19 @@ mod tests {
         let (_, read) = exit(access(None))?;
         assert_eq!(&read[8..16], &[0; 8]);
         assert_eq!(&read[16..21], &[8, 0, 0, 0, 0]);
+        Ok(())
+    }
+
+    #[test]
+    fn memory_fault() -> Result {
+        let (reason, fault) = exit(UserExit::MemoryFault {
+            gpa: Gpa::new(0x8_1234_5000),
+            right: Permissions::X,
+        })?;
+        assert_eq!(reason, 39);
+        assert_eq!(&fault[..8], &[4, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(&fault[8..16], &[0, 0x50, 0x34, 0x12, 8, 0, 0, 0]);
+        assert_eq!(&fault[16..], &[0, 0x10, 0, 0, 0, 0, 0, 0]);
         Ok(())
     }
 

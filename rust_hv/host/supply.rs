@@ -116,6 +116,19 @@ impl Supply {
         self.place_near(current_node())
     }
 
+    /// Where the task at hand would rather have a frame that is on a node now.
+    pub fn nearer(&self, now: i32) -> Option<Place> {
+        if self.policy.load(Relaxed) == INTERLEAVE {
+            return None;
+        }
+        let place = self.place();
+        // Nowhere else: it would be no better off there.
+        (place.node != now).then_some(Place {
+            among: NodeSet::only(place.node),
+            ..place
+        })
+    }
+
     pub(super) fn place_near(&self, home: i32) -> Place {
         let among = NodeSet::from_bits(self.nodes.load(Relaxed));
         let node = match self.policy.load(Relaxed) {

@@ -42,6 +42,8 @@ user_data!(
     rusthv_node_stats,
     rusthv_numa_policy,
     rusthv_paging_stats,
+    rusthv_rights,
+    rusthv_unmap,
     rusthv_vcpu_stats,
     rusthv_vm_stats,
     rusthv_walk,

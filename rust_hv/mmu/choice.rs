@@ -68,7 +68,7 @@ impl Mmu {
     ///
     /// # Errors
     ///
-    /// `EBUSY` when there are vCPUs; `EINVAL` for a number of tables out of range, or one for nested
+    /// `EBUSY` when there are vCPUs, or slots with fewer rights; `EINVAL` for a number of tables out of range, or one for nested
     /// tables; `ENOMEM`.
     pub fn choose(&self, mode: PagingMode, count: usize) -> Result {
         let _one_at_a_time = self.slots_lock.lock();
@@ -88,6 +88,10 @@ impl Mmu {
             MIN_TABLES..=MAX_TABLES => count,
             _ => return Err(EINVAL),
         };
+        if !self.is_unrestricted() {
+            // Their tables have no rights of slots.
+            return Err(EBUSY);
+        }
         let notes = Notes::new(self.inverted, &self.owner);
         let new = Mode::Shadow(tables(policy, count, notes)?);
         let old = self.state.write().tree.mode.replace(new);

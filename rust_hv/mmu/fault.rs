@@ -9,6 +9,7 @@
 
 use super::mapper::Mapper;
 use super::owners::Notes;
+use super::rights::needed;
 use super::size::host_page;
 use super::{Mmu, Moment, State, Unlinked};
 use crate::host::notifier::HvaRange;
@@ -39,6 +40,8 @@ pub enum Resolved {
     /// A device's business: no memory is there ([`Backing::Mmio`]), or memory that the guest must
     /// not write ([`Backing::Rom`]).
     Mmio(Backing),
+    /// Refused: guests do not have this right on the slot.
+    Denied(Permissions),
 }
 
 const _: () = assert!(BATCH <= u64::BITS as usize);
@@ -173,6 +176,9 @@ impl Faults {
                 Look::Hole => return Ok(Resolved::Mmio(Backing::Mmio)),
                 Look::Mapped => return Ok(Resolved::Mapped),
             };
+            if slot.is_restricted() && !slot.rights.contains(needed(fault)) {
+                return Ok(Resolved::Denied(needed(fault)));
+            }
             if fault.write && slot.flags.contains(SlotFlags::READ_ONLY) {
                 return Ok(Resolved::Mmio(Backing::Rom));
             }
@@ -251,7 +257,7 @@ impl Mmu {
     ) -> Result<Found<'a>> {
         let gfn = fault.gpa.gfn();
         let hva = slot.hva_of(gfn).ok_or(EFAULT)?;
-        let read_only = slot.flags.contains(SlotFlags::READ_ONLY);
+        let read_only = !slot.is_writable();
         let wanted = match (read_only, fault.write) {
             (true, _) => Wanted::ReadOnly,
             (false, true) => Wanted::Write,
@@ -270,7 +276,7 @@ impl Mmu {
                 known.unwrap_or_else(|| self.mm.mapping_shift(hva))
             }),
         };
-        let like = self.leaf(pages.writable() && !read_only);
+        let like = self.leaf(pages.writable() && !read_only, slot.rights);
         let others = if logged { like.to_be_noticed() } else { like };
         let first = if fault.write { like } else { others };
         Ok(Found {
@@ -370,11 +376,11 @@ impl Mmu {
     }
 
     /// What mappings have in common, all but address and size: write-back memory, in use.
-    fn leaf(&self, writable: bool) -> Leaf {
+    fn leaf(&self, writable: bool, rights: Permissions) -> Leaf {
         let perms = if writable {
-            Permissions::RWX
+            rights
         } else {
-            Permissions::RX
+            rights.without(Permissions::W)
         };
         Leaf {
             accessed: true,

@@ -10,6 +10,7 @@
 //! | `paging` | what the tables of every paging mode can do |
 //! | `fault` | from a nested fault to a mapping |
 //! | `size` | how large a page may be mapped |
+//! | `rights` | what guests may do with a slot |
 //! | `mapper` | what faults have mapped and not told of yet |
 //! | `shadow` | the same, and the rest, where the tables stand in place of the guest's |
 //! | `tlb` | which CPU must forget what, and when a frame may be freed |
@@ -19,6 +20,7 @@
 //! | `owners` | which VM has a host frame mapped, and where: the inverted page table |
 //! | `verify` | the inverted page table compared with the VMs' own |
 //! | `query` | who has a frame, where an address is: for user space |
+//! | `reverse` | a frame taken from all guests that have it |
 //! | `show` | what of that is to be seen in debugfs |
 //!
 //! # Locks
@@ -52,6 +54,8 @@ mod mapper;
 pub mod owners;
 mod paging;
 pub mod query;
+pub mod reverse;
+pub mod rights;
 pub mod shadow;
 pub mod show;
 mod size;
@@ -249,6 +253,8 @@ pub struct Mmu {
     sequence: AtomicU64,
     /// Number of `State::logs`, to be looked at without the lock.
     logged: AtomicU64,
+    /// Slots with which guests may not do all that there is.
+    restricted: AtomicU64,
     /// Who clears the logs.
     manual_log: Manual,
     #[pin]
@@ -400,6 +406,7 @@ impl Mmu {
             generation: AtomicU64::new(1),
             sequence: AtomicU64::new(0),
             logged: AtomicU64::new(0),
+            restricted: AtomicU64::new(0),
             manual_log: Manual::new(),
             limits,
             mm,
@@ -496,8 +503,7 @@ impl Mmu {
             state.moved = cpu_log::moved(&change);
             self.logged
                 .store(state.logs.len() as u64, Ordering::Relaxed);
-            state.generation = state.generation.wrapping_add(1);
-            self.generation.store(state.generation, Ordering::Release);
+            self.slots_changed(&mut state);
         }
         // No fault maps a page of the old slot from here on.
         if let (true, Some(old)) = (change.unmaps(), change.before()) {
@@ -512,6 +518,15 @@ impl Mmu {
             self.log_toggled(&new, all_dirty);
         }
         Ok(())
+    }
+
+    /// After each change of the slots.
+    fn slots_changed(&self, state: &mut State) {
+        let restricted = state.slots.iter().filter(|slot| slot.is_restricted());
+        self.restricted
+            .store(restricted.count() as u64, Ordering::Relaxed);
+        state.generation = state.generation.wrapping_add(1);
+        self.generation.store(state.generation, Ordering::Release);
     }
 
     /// The slot of a guest frame.

@@ -17,6 +17,7 @@ use crate::host::inverted::INVERTED;
 use crate::host::tables::Tables;
 use crate::model::arch::addr::{Gfn, GfnRange, PAGE_SHIFT, PAGE_SIZE};
 use crate::model::memory::inverted::GROUPS;
+use crate::model::memory::slots::Slot;
 use crate::model::paging::format::Leaf;
 use crate::model::paging::{PageSize, Permissions};
 use kernel::fmt;
@@ -351,6 +352,18 @@ fn print_line(stretch: Option<Stretch>, out: &SeqFile) {
     }
 }
 
+/// What guests may do with a slot, if that is less than they may.
+fn rights(slot: &Slot) -> &'static str {
+    match slot.rights {
+        Permissions::NONE => ",---",
+        Permissions::R => ",r--",
+        Permissions::RW => ",rw-",
+        Permissions::RX => ",r-x",
+        Permissions::X => ",--x",
+        _ => "",
+    }
+}
+
 /// A VM's memory slots, and where the VMM has them.
 pub struct Slots(Arc<Mmu>);
 
@@ -364,13 +377,14 @@ impl Content for Slots {
         if let Some(slot) = slot {
             seq_print!(
                 out,
-                "{} {:#x} {:#x} {:#x} {}{}\n",
+                "{} {:#x} {:#x} {:#x} {}{}{}\n",
                 slot.id,
                 slot.base.raw() << PAGE_SHIFT,
                 slot.pages << PAGE_SHIFT,
                 slot.hva.raw(),
                 if slot.flags.read_only() { "ro" } else { "rw" },
                 if slot.flags.log_dirty() { ",log" } else { "" },
+                rights(&slot),
             );
         }
     }

@@ -52,6 +52,7 @@ pub(super) fn host_page(hva: Hva, size: PageSize) -> HvaRange {
 mod tests {
     use super::*;
     use crate::model::memory::slots::SlotFlags;
+    use crate::model::paging::Permissions;
 
     const GIB: u64 = 1 << 30;
     const MIB: u64 = 1 << 20;
@@ -64,6 +65,7 @@ mod tests {
             pages: bytes >> 12,
             hva: Hva::new(hva),
             flags: SlotFlags::NONE,
+            rights: Permissions::RWX,
         }
     }
 

@@ -83,6 +83,8 @@ pub struct Guest {
     tsc_offset: u64,
     host_xcr0: u64,
     host_debugctl: u64,
+    /// See [`vendor::Guest::has_moved`].
+    has_moved: bool,
 }
 
 /// A guest whose CPU stays the same: its registers can be reached, and it can be entered.
@@ -133,6 +135,7 @@ impl Guest {
             tsc_offset,
             host_xcr0: msr::host_xcr0(),
             host_debugctl: 0,
+            has_moved: false,
         };
         let save = &mut guest.vmcb.get_mut().save;
         save.efer = Efer::SVME.raw();
@@ -295,8 +298,25 @@ impl vendor::Guest for Guest {
         if self.asid.come(&irqs) {
             // What this CPU has kept of the VMCB may be older than what another one wrote.
             self.clean = 0;
+            self.has_moved = true;
         }
         Ok(GuestWindow { guest: self, irqs })
+    }
+
+    #[inline]
+    fn has_moved(&mut self) -> bool {
+        core::mem::take(&mut self.has_moved)
+    }
+
+    fn node(&self) -> i32 {
+        self.vmcb.node()
+    }
+
+    fn move_to(&mut self, place: Place) -> Result {
+        self.vmcb = self.vmcb.copy_to(place)?;
+        // What CPUs have kept is of the other frame.
+        self.clean = 0;
+        Ok(())
     }
 
     #[inline]

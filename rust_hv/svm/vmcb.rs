@@ -6,6 +6,7 @@
 use crate::host::frame::{Frame, Place};
 use crate::model::arch::addr::{Hpa, PAGE_SIZE};
 use core::mem::offset_of;
+use core::ptr::copy_nonoverlapping;
 use kernel::prelude::*;
 
 /// Intercept bits, by word of the vector (APM Vol. 2, table "VMCB Layout, Control Area").
@@ -348,10 +349,28 @@ impl VmcbPage {
         Ok(Self { frame, hpa })
     }
 
+    /// The same in another frame: all of it, as the CPU may keep more than is known here.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn copy_to(&self, place: impl Into<Place>) -> Result<Self> {
+        let new = Self::new(place)?;
+        // SAFETY: Two whole frames; nobody else knows the new one, and what writes the old one asks for a
+        // mutable borrow.
+        unsafe { copy_nonoverlapping(self.frame.as_ptr(), new.frame.as_ptr(), PAGE_SIZE as usize) };
+        Ok(new)
+    }
+
     /// Its address for the CPU.
     #[inline]
     pub fn hpa(&self) -> Hpa {
         self.hpa
+    }
+
+    /// NUMA node of its frame.
+    pub fn node(&self) -> i32 {
+        self.frame.node()
     }
 
     /// The VMCB. The CPU writes it in VMRUN and VMSAVE, for which a mutable borrow of the guest is

@@ -20,6 +20,7 @@
 #define RUSTHV_CAP_NUMA_POLICY		0x52480015
 #define RUSTHV_CAP_WIPE			0x52480016
 #define RUSTHV_CAP_INTERCEPTS		0x52480017
+#define RUSTHV_CAP_RIGHTS		0x52480018
 
 /* Hardware features that rusthv knows by name (struct rusthv_info). */
 #define RUSTHV_FEAT_EPT			(1U << 0)
@@ -197,6 +198,21 @@ struct rusthv_intercepts {
 
 #define RUSTHV_SET_INTERCEPTS	_IOW(RUSTHV_IO, 0x58, struct rusthv_intercepts)
 
+/*
+ * On a VM with nested paging: what guests may do with a memory slot, until it
+ * is deleted. Other accesses end KVM_RUN with EFAULT and KVM_EXIT_MEMORY_FAULT:
+ * kvm_run.memory_fault has the page, and in flags the RUSTHV_MAP_* that it
+ * takes. EOPNOTSUPP for EXEC alone without RUSTHV_FEAT_EPT_EXEC_ONLY, and
+ * without nested paging.
+ */
+struct rusthv_rights {
+	__u32 slot;
+	__u32 rights;		/* RUSTHV_MAP_{READ,WRITE,EXEC}; WRITE not without READ */
+	__u64 reserved[3];	/* 0 */
+};
+
+#define RUSTHV_SET_RIGHTS	_IOW(RUSTHV_IO, 0x59, struct rusthv_rights)
+
 /* On a vCPU: VM exits by what they were. */
 struct rusthv_vcpu_stats {
 	__u64 exits;		/* all */
@@ -214,14 +230,15 @@ struct rusthv_vcpu_stats {
 	__u64 page_faults;	/* page faults, without nested tables */
 	__u64 invalidations;	/* INVLPG and INVPCID, without nested tables */
 	__u64 table_writes;	/* writes to page tables that were executed in software */
-	__u64 reserved[9];
+	__u64 node_moves;	/* no exits: its state was moved to another NUMA node */
+	__u64 reserved[8];
 };
 
 #define RUSTHV_GET_VCPU_STATS	_IOR(RUSTHV_IO, 0x80, struct rusthv_vcpu_stats)
 
 /*
  * Frames and their owners, where KVM_CHECK_EXTENSION has the capability below.
- * All of it shows host-physical addresses: EPERM without CAP_SYS_ADMIN.
+ * All of it asks for or shows host-physical addresses: EPERM without CAP_SYS_ADMIN.
  */
 #define RUSTHV_CAP_INVERTED		0x5248000b
 
@@ -271,6 +288,18 @@ struct rusthv_frame {
 };
 
 #define RUSTHV_GET_FRAME	_IOWR(RUSTHV_IO, 0xD0, struct rusthv_frame)
+
+/*
+ * On the device, where the capability answers 2: a frame is unmapped from every
+ * guest that has it. A guest that goes on using it faults it in again.
+ */
+struct rusthv_unmap {
+	__u64 hpa;		/* in: any byte of it */
+	__u64 unmapped;		/* out: mappings that there were; in: 0 */
+	__u64 reserved[6];	/* 0 */
+};
+
+#define RUSTHV_UNMAP_FRAME	_IOWR(RUSTHV_IO, 0xD3, struct rusthv_unmap)
 
 /* On a VM: where a guest-physical address is. ENXIO without a slot there. */
 struct rusthv_gpa {

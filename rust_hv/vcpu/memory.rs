@@ -19,6 +19,7 @@ use crate::model::emulate::{
 use crate::model::exit::{NestedFault, Origin};
 use crate::model::paging::state::{Access as WalkAccess, AccessKind};
 use crate::model::paging::walk::{self, EntrySize, GuestPhys};
+use crate::model::paging::Permissions;
 use crate::vendor::{Guest, Vendor, Window};
 use kernel::prelude::*;
 
@@ -79,10 +80,12 @@ impl GuestPhys for GuestPhysical<'_> {
     type Error = Error;
 
     fn read_entry(&mut self, at: Gpa, size: EntrySize) -> Result<u64> {
+        self.mmu.check(at, Permissions::R)?;
         self.mmu.read_word_cached(self.slot, at, size.bytes())
     }
 
     fn cmpxchg_entry(&mut self, at: Gpa, size: EntrySize, old: u64, new: u64) -> Result<bool> {
+        self.mmu.check(at, Permissions::W)?;
         match self.mmu.set_flags(self.slot, at, size.bytes(), old, new) {
             Ok(found) => Ok(found == old),
             Err(error) => match self.mmu.backing(at) {
@@ -95,6 +98,7 @@ impl GuestPhys for GuestPhysical<'_> {
 
 impl ReadBytes for GuestPhysical<'_> {
     fn read_bytes(&mut self, at: Gpa, bytes: &mut [u8]) -> Result {
+        self.mmu.check(at, Permissions::X)?;
         self.mmu.read_cached(self.slot, at, bytes)
     }
 }
@@ -149,10 +153,15 @@ impl<'a> Machine<'a> {
     pub fn translate_kind(&mut self, gva: Gva, kind: AccessKind) -> Result<Gpa, Stop<Error>> {
         let access = WalkAccess::explicit(kind, self.snapshot.cpl, self.snapshot.rflags);
         let mut memory = GuestPhysical::new(self.mmu, self.slot);
-        match walk::walk(&mut memory, &self.snapshot.paging, gva, access) {
-            Ok(page) => Ok(page.gpa),
-            Err(error) => Err(stopped(error, gva)),
-        }
+        let page = walk::walk(&mut memory, &self.snapshot.paging, gva, access);
+        let gpa = page.map_err(|error| stopped(error, gva))?.gpa;
+        let right = match kind {
+            AccessKind::Read => Permissions::R,
+            AccessKind::Write => Permissions::W,
+            AccessKind::Fetch => Permissions::X,
+        };
+        self.mmu.check(gpa, right).map_err(Stop::Failed)?;
+        Ok(gpa)
     }
 
     /// Does something to each part of a linear range that lies in one page, once all of it has

@@ -132,7 +132,7 @@ macro_rules! counters {
             pub fn read(&self) -> rusthv_vcpu_stats {
                 rusthv_vcpu_stats {
                     $($uapi: self.$name.get(),)*
-                    reserved: [0; 9],
+                    reserved: [0; 8],
                 }
             }
         }
@@ -156,6 +156,7 @@ counters!(
     page_faults: page_faults,
     invalidations: invalidations,
     table_writes: table_writes,
+    node_moves: node_moves,
 );
 
 /// One counter with a single writer.

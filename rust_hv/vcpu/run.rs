@@ -71,7 +71,11 @@ impl<V: Vendor> Vcpu<V> {
             Ok(exit) => {
                 self.counters.user_exits.bump();
                 self.run.set_exit(exit, cpu::current_cpu());
-                Ok(0)
+                // The one exit that KVM reports with an error.
+                match exit {
+                    UserExit::MemoryFault { .. } => Err(EFAULT),
+                    _ => Ok(0),
+                }
             }
             Err(error) => Err(error),
         }
@@ -117,6 +121,9 @@ impl<V: Vendor> Vcpu<V> {
             },
         };
         loop {
+            if guest.has_moved() {
+                self.follow_node(guest);
+            }
             let done = match self.turn(&entry, state, mmio, guest, faults) {
                 Ok(Turn::User(exit)) => return Ok(exit),
                 Ok(Turn::Again) => task::do_work_if_pending(),
@@ -129,6 +136,16 @@ impl<V: Vendor> Vcpu<V> {
                 }
                 return Err(error);
             }
+        }
+    }
+
+    /// Moves the hardware's state near to the CPU that it is used on. Where there is no room, or the
+    /// VM's frames are not to be there, it stays. Nothing of the last exit is wanted any more.
+    #[cold]
+    fn follow_node(&self, guest: &mut V::Guest) {
+        let place = self.mmu.supply().nearer(guest.node());
+        if place.is_some_and(|place| guest.move_to(place).is_ok()) {
+            self.counters.node_moves.bump();
         }
     }
 
@@ -334,6 +351,10 @@ impl<V: Vendor> Vcpu<V> {
                 Ok(Turn::Again)
             }
             Resolved::Mmio(backing) => self.device(state, mmio, guest, fault, backing),
+            Resolved::Denied(right) => Ok(Turn::User(UserExit::MemoryFault {
+                gpa: fault.gpa.page_base(),
+                right,
+            })),
         }
     }
 

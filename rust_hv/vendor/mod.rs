@@ -293,6 +293,19 @@ pub trait Guest: Send + 'static {
     /// `EIO` when an instruction failed.
     fn open(&mut self) -> Result<Self::Window<'_>>;
 
+    /// True once after the guest has come to another CPU.
+    fn has_moved(&mut self) -> bool;
+
+    /// NUMA node of the frame that the CPU keeps the guest's state in.
+    fn node(&self) -> i32;
+
+    /// Moves the state to a frame at another place. What the last exit has told is lost.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, `EIO`, `EINTR`: the state stays where it is.
+    fn move_to(&mut self, place: Place) -> Result;
+
     /// General-purpose registers in the order of the instruction encoding. RSP is not among them:
     /// see [`Window::rsp`].
     fn gprs_mut(&mut self) -> &mut [u64; 16];

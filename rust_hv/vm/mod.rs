@@ -33,6 +33,7 @@ use crate::mmu::Mmu;
 use crate::model::arch::addr::Hva;
 use crate::model::arch::addr::{Gpa, PAGE_SIZE};
 use crate::model::memory::slots::Request;
+use crate::model::paging::Permissions;
 use crate::vcpu::{Machine, Vcpu};
 use crate::vendor::Vendor;
 use intercepts::Own;
@@ -349,6 +350,15 @@ impl<V: Vendor> Vm<V> {
             released: counts.released,
             reserved: [0; 5],
         }
+    }
+
+    /// `RUSTHV_SET_RIGHTS`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mmu::set_rights`].
+    pub fn set_rights(&self, slot: u16, rights: Permissions) -> Result {
+        self.mmu.set_rights(slot, rights)
     }
 
     /// `RUSTHV_GET_GPA`.

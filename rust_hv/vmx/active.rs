@@ -33,9 +33,9 @@ const NOWHERE: i32 = -1;
 /// `link` is in the list of CPU `cpu` exactly while `cpu` is not [`NOWHERE`]; the region stays in
 /// place meanwhile.
 pub struct Region {
-    /// Address of `_frame`.
+    /// Address of `frame`.
     hpa: Hpa,
-    _frame: Frame,
+    frame: Frame,
     cpu: Atomic<i32>,
     launched: Atomic<bool>,
     link: UnsafeCell<list_head>,
@@ -68,7 +68,7 @@ impl Region {
         // INVARIANT: `cpu` is `NOWHERE` and the link is in no list.
         let region = Self {
             hpa: frame.hpa(),
-            _frame: frame,
+            frame,
             cpu: Atomic::new(NOWHERE),
             launched: Atomic::new(false),
             link: UnsafeCell::new(list_head::default()),
@@ -81,6 +81,11 @@ impl Region {
     #[inline]
     pub(super) fn hpa(&self) -> Hpa {
         self.hpa
+    }
+
+    /// NUMA node of the region.
+    pub(super) fn node(&self) -> i32 {
+        self.frame.node()
     }
 
     /// True after a VMLAUNCH since the last VMCLEAR: the next entry is a VMRESUME.

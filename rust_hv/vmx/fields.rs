@@ -76,7 +76,11 @@ macro_rules! fields {
     ($($(#[$doc:meta])* $name:ident: $kind:ident<$ty:ty> = $encoding:literal;)*) => {$(
         $(#[$doc])*
         pub const $name: $kind<$ty> = $kind::new($encoding);
-    )*};
+    )*
+
+    /// The encodings of all of these.
+    const ENCODINGS: &[u32] = &[$($encoding),*];
+    };
 }
 
 fields! {
@@ -254,9 +258,31 @@ fields! {
     HOST_SYSENTER_ESP: HostField<u64> = 0x6c10;
     /// Host IA32_SYSENTER_EIP.
     HOST_SYSENTER_EIP: HostField<u64> = 0x6c12;
+    /// Host RSP: written by `entry.S`.
+    HOST_RSP: HostField<u64> = 0x6c14;
     /// Host RIP.
     HOST_RIP: HostField<u64> = 0x6c16;
 }
+
+/// The encodings of all fields of ours that can be written; not all CPUs have all of them. They are
+/// at most [`FIELDS`].
+pub(super) fn encodings() -> impl Iterator<Item = u32> {
+    /// In bits 11:10 of an encoding: what exits tell.
+    const READ_ONLY: u32 = 1;
+    let written = |encoding: &u32| encoding >> 10 & 3 != READ_ONLY;
+    let segments = SegmentFields::ALL.into_iter().flat_map(|fields| {
+        [
+            fields.selector.0,
+            fields.limit.0,
+            fields.access_rights.0,
+            fields.base.0,
+        ]
+    });
+    ENCODINGS.iter().copied().filter(written).chain(segments)
+}
+
+/// See [`encodings`].
+pub(super) const FIELDS: usize = ENCODINGS.len() + 4 * SegmentFields::ALL.len();
 
 /// The four fields of a guest segment register.
 #[derive(Clone, Copy, Debug)]

@@ -75,6 +75,8 @@ pub struct Guest {
     primary_controls: u32,
     secondary_controls: u32,
     host_xcr0: u64,
+    /// See [`vendor::Guest::has_moved`].
+    has_moved: bool,
 }
 
 /// A guest's VMCS is current: its registers can be reached, and it can be entered.
@@ -159,6 +161,7 @@ impl Guest {
             primary_controls,
             secondary_controls,
             host_xcr0: msr::host_xcr0(),
+            has_moved: false,
         };
         let mut window = guest.open()?;
         let msrs = own.as_deref().map_or(&vmx.bitmap, |own| &own.msrs);
@@ -182,6 +185,7 @@ impl vendor::Guest for Guest {
     fn open(&mut self) -> Result<GuestWindow<'_>> {
         let window = self.vmcs.open()?;
         if window.moved() {
+            self.has_moved = true;
             if let Some(vpid) = &self.vpid {
                 // Translations from when the vCPU was here last would be stale.
                 vpid.flush(window.irqs())?;
@@ -208,6 +212,19 @@ impl vendor::Guest for Guest {
             window.write_host_state()?;
         }
         Ok(window)
+    }
+
+    #[inline]
+    fn has_moved(&mut self) -> bool {
+        core::mem::take(&mut self.has_moved)
+    }
+
+    fn node(&self) -> i32 {
+        self.vmcs.node()
+    }
+
+    fn move_to(&mut self, place: Place) -> Result {
+        self.vmcs.move_to(self.caps.common.revision, place)
     }
 
     #[inline]

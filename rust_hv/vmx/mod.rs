@@ -225,6 +225,9 @@ mod tests {
         let can = |bit: u32| msr::read(0x48c) >> bit & 1 != 0;
         assert_eq!(vmx.ept.execute_only, can(0));
         assert_eq!(vmx.ept.accessed_dirty, can(21));
+        // Bit 17 of the secondary controls may be 1.
+        let logs = msr::read(0x48b) >> (32 + 17) & 1 != 0;
+        assert_eq!(vmx.ept.logs_writes, logs && can(21));
         let huge = vmx.ept.largest == PageSize::Size1G;
         assert_eq!(huge, (can(16) && can(17)));
         assert!(!vmx.ept.five_level || can(7));

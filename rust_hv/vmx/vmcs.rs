@@ -10,9 +10,9 @@ use super::active::Region;
 use super::fields::*;
 use super::instr;
 use crate::host::cpu::IrqsOff;
-use crate::host::frame::Place;
+use crate::host::frame::{Frame, Place};
 use crate::host::task;
-use crate::model::arch::addr::Hpa;
+use crate::model::arch::addr::{Hpa, PAGE_SIZE};
 use crate::vendor::HwError;
 use kernel::prelude::*;
 
@@ -36,6 +36,33 @@ pub struct Window<'a> {
     irqs: IrqsOff,
 }
 
+/// Fields on their way from one VMCS to another. They are the guest's registers, among others: the
+/// frame is wiped like those of VMCSs.
+struct Saved(Frame);
+
+impl Saved {
+    /// Bytes of a field: its value and its encoding.
+    const BYTES: usize = 16;
+    /// No field.
+    const NONE: (u32, u64) = (u32::MAX, 0);
+
+    fn slots(&mut self) -> impl Iterator<Item = &mut [u8; Self::BYTES]> {
+        let slots = self.0.bytes_mut().chunks_exact_mut(Self::BYTES);
+        slots.take(FIELDS).filter_map(|slot| slot.first_chunk_mut())
+    }
+
+    fn bytes((encoding, value): (u32, u64)) -> [u8; Self::BYTES] {
+        (u128::from(encoding) << 64 | u128::from(value)).to_ne_bytes()
+    }
+
+    fn field(bytes: &[u8; Self::BYTES]) -> (u32, u64) {
+        let saved = u128::from_ne_bytes(*bytes);
+        ((saved >> 64) as u32, saved as u64)
+    }
+}
+
+const _: () = assert!(FIELDS * Saved::BYTES <= PAGE_SIZE as usize);
+
 impl Vmcs {
     /// A VMCS whose fields are all still to be written.
     ///
@@ -46,6 +73,31 @@ impl Vmcs {
         Ok(Self {
             region: Region::new(revision, place)?,
         })
+    }
+
+    /// NUMA node of its region.
+    pub fn node(&self) -> i32 {
+        self.region.node()
+    }
+
+    /// Moves the VMCS to another region, at `place`. How a region holds the fields is the CPU's
+    /// secret: they go one by one. What the last exit has told does not go with them. The next window
+    /// has the VMCS [moved](Window::moved), whether that was done or not.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, `EIO`, `EINTR`: the VMCS is where it was.
+    pub fn move_to(&mut self, revision: u32, place: Place) -> Result {
+        let mut new = Self::new(revision, place)?;
+        let mut saved = Saved(Frame::new(place)?);
+        self.open()?.save(&mut saved);
+        // It may have come from another CPU, and has that one's host area.
+        self.region.clear();
+        let restored = new.open()?.restore(&mut saved);
+        new.region.clear();
+        restored?;
+        *self = new;
+        Ok(())
     }
 
     /// Makes the VMCS current until the window is dropped.
@@ -131,6 +183,26 @@ impl Window<'_> {
     ) -> Result<(), HwError> {
         // SAFETY: By the contract of this function.
         unsafe { instr::vmwrite(field.encoding(), value.into_raw()) }
+    }
+
+    /// Reads all fields of ours that the CPU has.
+    fn save(&self, saved: &mut Saved) {
+        let mut encodings = encodings();
+        for slot in saved.slots() {
+            let next = encodings.next();
+            let field = next.and_then(|field| Some((field, instr::vmread(field).ok()?)));
+            *slot = Saved::bytes(field.unwrap_or(Saved::NONE));
+        }
+    }
+
+    /// Writes what was read of another VMCS of the same vCPU.
+    fn restore(&mut self, saved: &mut Saved) -> Result<(), HwError> {
+        let fields = saved.slots().map(|slot| Saved::field(slot));
+        for (encoding, value) in fields.filter(|&field| field != Saved::NONE) {
+            // SAFETY: The host could live with it in the VMCS that it comes from.
+            unsafe { instr::vmwrite(encoding, value) }?;
+        }
+        Ok(())
     }
 
     /// Interrupts are off while this lives.
@@ -325,6 +397,61 @@ mod tests {
         assert_eq!(ours, Ok(Some(vmcs.region.hpa())));
         assert_eq!(still_ours, ours);
         assert_eq!(number, Err(INVALID_OPERAND));
+        Ok(())
+    }
+
+    /// All that can be written arrives, and what was allocated for it is freed.
+    #[test]
+    fn moves_to_another_frame() -> Result {
+        let revision = vmx_or_skip!().caps.common.revision;
+        let mut vmcs = vmcs()?;
+        let alive = crate::host::frame::alive();
+        let old = vmcs.region.hpa();
+        let mut window = vmcs.open()?;
+        // One of each kind and width.
+        let written = (|| {
+            window.write(SegmentFields::CS.selector, 0xabcd)?;
+            window.write(SegmentFields::CS.limit, 0x89ab_cdef)?;
+            window.write(GUEST_RIP, 0x1234_5678_9abc_def0)?;
+            window.write(GUEST_PAT, 0x0007_0406_0007_0406)?;
+            window.write(TSC_OFFSET, 0x1122_3344_5566_7788)?;
+            window.write(ENTRY_INTERRUPTION_INFO, 0x8000_0321)?;
+            // SAFETY: It is never entered.
+            unsafe {
+                window.write_host(HOST_CS_SELECTOR, 0x10)?;
+                window.write_host(HOST_RIP, 0xffff_8765_4321_0000)?;
+                window.write_host(HOST_RSP, 0xffff_8765_4321_1000)?;
+                window.write_host(EXCEPTION_BITMAP, 0x5a5a_a5a5)
+            }
+        })();
+        drop(window);
+        written?;
+        vmcs.move_to(revision, current_node().into())?;
+        let window = vmcs.open()?;
+        let moved = window.moved();
+        let read = (|| {
+            Ok::<_, HwError>((
+                window.read(SegmentFields::CS.selector)?,
+                window.read(SegmentFields::CS.limit)?,
+                window.read(GUEST_RIP)?,
+                window.read(GUEST_PAT)?,
+                window.read(TSC_OFFSET)?,
+                window.read(ENTRY_INTERRUPTION_INFO)?,
+                window.read(HOST_CS_SELECTOR)?,
+                (window.read(HOST_RIP)?, window.read(HOST_RSP)?),
+                window.read(EXCEPTION_BITMAP)?,
+            ))
+        })();
+        drop(window);
+        let (cs, limit, rip, pat, tsc, event, host_cs, host_rip, exceptions) = read?;
+        assert_eq!((cs, limit), (0xabcd, 0x89ab_cdef));
+        assert_eq!(rip, 0x1234_5678_9abc_def0);
+        assert_eq!((pat, tsc), (0x0007_0406_0007_0406, 0x1122_3344_5566_7788));
+        assert_eq!((event, exceptions), (0x8000_0321, 0x5a5a_a5a5));
+        assert_eq!(host_cs, 0x10);
+        assert_eq!(host_rip, (0xffff_8765_4321_0000, 0xffff_8765_4321_1000));
+        assert!(moved && vmcs.region.hpa() != old);
+        assert_eq!(crate::host::frame::alive(), alive);
         Ok(())
     }
 

@@ -392,6 +392,13 @@ impl Vcpu {
         }
     }
 
+    /// Flags, address and size of a KVM_EXIT_MEMORY_FAULT.
+    pub fn memory_fault(&self) -> [u64; 3] {
+        /// Of what exits tell, in `struct kvm_run`.
+        const EXIT: usize = 32;
+        [0, 8, 16].map(|at| self.run.read_u64(EXIT + at))
+    }
+
     /// Answers a pending IN (or an INS: all of its elements) before the next KVM_RUN.
     pub fn answer_io(&self, data: &[u8]) {
         // SAFETY: as in `exit`; `Memory::write` checks that the data fits.

@@ -15,13 +15,18 @@ use std::time::Duration;
 
 /// Binds this thread to one processor.
 pub fn pin(cpu: usize) -> Result<(), Errno> {
+    pin_thread(0, cpu)
+}
+
+/// Binds a thread, by its number, to one processor.
+pub fn pin_thread(number: libc::pid_t, cpu: usize) -> Result<(), Errno> {
     // Before this thread may go nowhere else.
     let _ = allowed();
     // SAFETY: an all-zero set is valid; the macros only write inside of it.
     unsafe {
         let mut set: libc::cpu_set_t = mem::zeroed();
         libc::CPU_SET(cpu, &mut set);
-        Errno::check(libc::sched_setaffinity(0, mem::size_of_val(&set), &set))?;
+        Errno::check(libc::sched_setaffinity(number, mem::size_of_val(&set), &set))?;
     }
     Ok(())
 }

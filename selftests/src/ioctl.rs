@@ -119,7 +119,8 @@ pub const IOCTLS: &[Ioctl] = ioctls! {
         RUSTHV_GET_INFO,
         RUSTHV_GET_HOST_STATS,
         RUSTHV_GET_NODE_STATS,
-        RUSTHV_GET_FRAME;
+        RUSTHV_GET_FRAME,
+        RUSTHV_UNMAP_FRAME;
     Vm:
         KVM_CHECK_EXTENSION,
         KVM_CREATE_VCPU,
@@ -136,6 +137,7 @@ pub const IOCTLS: &[Ioctl] = ioctls! {
         RUSTHV_SET_NUMA_POLICY,
         RUSTHV_SET_WIPE,
         RUSTHV_SET_INTERCEPTS,
+        RUSTHV_SET_RIGHTS,
         RUSTHV_GET_GPA;
     Vcpu:
         KVM_RUN,

@@ -107,7 +107,8 @@ pub struct VcpuStats {
     pub page_faults: u64,
     pub invalidations: u64,
     pub table_writes: u64,
-    pub reserved: [u64; 9],
+    pub node_moves: u64,
+    pub reserved: [u64; 8],
 }
 
 #[repr(C)]
@@ -148,6 +149,7 @@ pub const RUSTHV_WIPE_ZEROS: u32 = 1;
 pub const RUSTHV_WIPE_RANDOM: u32 = 2;
 pub const RUSTHV_SET_NUMA_POLICY: u64 = iow::<NumaPolicy>(RUSTHV_IO, 0x56);
 pub const RUSTHV_CAP_INTERCEPTS: u32 = 0x5248_0017;
+pub const RUSTHV_CAP_RIGHTS: u32 = 0x5248_0018;
 pub const RUSTHV_INTERCEPT_PORT: u32 = 0;
 pub const RUSTHV_INTERCEPT_MSR_READ: u32 = 1;
 pub const RUSTHV_INTERCEPT_MSR_WRITE: u32 = 2;
@@ -162,6 +164,16 @@ pub struct Intercepts {
     pub reserved: [u64; 2],
 }
 
+/// What guests may do with a slot.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rights {
+    pub slot: u32,
+    pub rights: u32,
+    pub reserved: [u64; 3],
+}
+
+pub const RUSTHV_SET_RIGHTS: u64 = iow::<Rights>(RUSTHV_IO, 0x59);
 pub const RUSTHV_SET_INTERCEPTS: u64 = iow::<Intercepts>(RUSTHV_IO, 0x58);
 pub const RUSTHV_SET_WIPE: u64 = iow::<Wipe>(RUSTHV_IO, 0x57);
 
@@ -233,6 +245,12 @@ impl Vm {
         self.ioctl(RUSTHV_SET_INTERCEPTS, ptr::from_ref(&wanted) as u64)
     }
 
+    /// `rights` are `RUSTHV_MAP_*`.
+    pub fn set_rights(&self, slot: u32, rights: u32) -> Result<i32, Errno> {
+        let rights = Rights { slot, rights, ..Default::default() };
+        self.ioctl(RUSTHV_SET_RIGHTS, ptr::from_ref(&rights) as u64)
+    }
+
     pub fn set_wipe(&self, mode: u32) -> Result<i32, Errno> {
         let wipe = Wipe { mode, ..Default::default() };
         self.ioctl(RUSTHV_SET_WIPE, ptr::from_ref(&wipe) as u64)
@@ -271,6 +289,15 @@ pub struct Frame {
     pub node: i32,
     pub owners: [Owner; 8],
     pub reserved: [u64; 4],
+}
+
+/// A frame that is unmapped from all guests.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Unmap {
+    pub hpa: u64,
+    pub unmapped: u64,
+    pub reserved: [u64; 6],
 }
 
 /// Where a guest-physical address is.
@@ -315,12 +342,16 @@ pub struct Walk {
     pub reserved: [u64; 4],
 }
 
+/// Nested entries that allow fetches alone: RUSTHV_FEAT_EPT_EXEC_ONLY.
+pub const FEAT_EPT_EXEC_ONLY: u64 = 1 << 6;
 /// Page-modification logging: RUSTHV_FEAT_PML.
 pub const FEAT_PML: u64 = 1 << 13;
 /// 1 GiB pages in nested tables, of either vendor: RUSTHV_FEAT_EPT_1G, RUSTHV_FEAT_NPT_1G.
 pub const FEAT_1G: u64 = 1 << 4 | 1 << 21;
 pub const RUSTHV_CAP_INVERTED: u32 = 0x5248_000b;
+pub const RUSTHV_MAP_READ: u32 = 1 << 0;
 pub const RUSTHV_MAP_WRITE: u32 = 1 << 1;
+pub const RUSTHV_MAP_EXEC: u32 = 1 << 2;
 pub const RUSTHV_PAGE_PRIVATE: u32 = 0;
 pub const RUSTHV_PAGE_ZERO: u32 = 3;
 pub const RUSTHV_PAGE_SHARED: u32 = 4;
@@ -342,6 +373,7 @@ pub const RUSTHV_WALK_NOT_MAPPED: u32 = 4;
 pub const RUSTHV_GET_FRAME: u64 = iowr::<Frame>(RUSTHV_IO, 0xd0);
 pub const RUSTHV_GET_GPA: u64 = iowr::<GpaInfo>(RUSTHV_IO, 0xd1);
 pub const RUSTHV_WALK: u64 = iowr::<Walk>(RUSTHV_IO, 0xd2);
+pub const RUSTHV_UNMAP_FRAME: u64 = iowr::<Unmap>(RUSTHV_IO, 0xd3);
 
 impl Device {
     /// Who has a frame mapped, after the first owners.
@@ -349,6 +381,13 @@ impl Device {
         let mut frame = Frame { hpa, first, ..Default::default() };
         self.ioctl(RUSTHV_GET_FRAME, ptr::from_mut(&mut frame) as u64)?;
         Ok(frame)
+    }
+
+    /// Unmaps a frame from all guests; how many mappings there were.
+    pub fn unmap_frame(&self, hpa: u64) -> Result<u64, Errno> {
+        let mut unmap = Unmap { hpa, ..Default::default() };
+        self.ioctl(RUSTHV_UNMAP_FRAME, ptr::from_mut(&mut unmap) as u64)?;
+        Ok(unmap.unmapped)
     }
 }
 

@@ -109,6 +109,8 @@ fn mirror_matches_the_header() {
     );
     layout!(text, "rusthv_owner", Owner, vm, gpa, pid, page_shift, flags, mode);
     layout!(text, "rusthv_frame", Frame, hpa, first, count, total, kind, node, owners, reserved);
+    layout!(text, "rusthv_rights", Rights, slot, rights, reserved);
+    layout!(text, "rusthv_unmap", Unmap, hpa, unmapped, reserved);
     layout!(
         text,
         "rusthv_gpa",

@@ -9,6 +9,7 @@
 //! old snapshot stays whole for whoever still reads it.
 
 use crate::model::arch::addr::{Gfn, GfnRange, Gpa, Hva, PAGE_SHIFT, PAGE_SIZE};
+use crate::model::paging::Permissions;
 
 /// Slot ids that user space may use: `KVM_CAP_NR_MEMSLOTS`.
 ///
@@ -91,6 +92,9 @@ pub struct Slot {
     pub hva: Hva,
     /// What the VMM asked for.
     pub flags: SlotFlags,
+    /// What guests may do with it: all, until the VMM says otherwise. They stay with the slot until it
+    /// is deleted.
+    pub rights: Permissions,
 }
 
 impl Slot {
@@ -114,6 +118,18 @@ impl Slot {
     #[inline]
     pub const fn is_plain(&self) -> bool {
         !self.flags.read_only() && !self.flags.log_dirty()
+    }
+
+    /// True when guests may write to the memory: neither flag nor rights forbid it.
+    #[inline]
+    pub const fn is_writable(&self) -> bool {
+        !self.flags.read_only() && self.rights.contains(Permissions::W)
+    }
+
+    /// True when guests may not do all that there is.
+    #[inline]
+    pub const fn is_restricted(&self) -> bool {
+        !self.rights.contains(Permissions::RWX)
     }
 
     /// True when the guest frame belongs to the slot.
@@ -443,6 +459,7 @@ pub fn plan(view: SlotView<'_>, request: &Request, limits: &Limits) -> Result<Ch
         pages,
         hva,
         flags,
+        rights: old.map_or(Permissions::RWX, |old| old.rights),
     };
     let change = match old {
         None => Change::Create(new),

@@ -59,6 +59,15 @@ impl Nested {
         }
     }
 
+    /// True when an entry can allow fetches and nothing else.
+    #[inline]
+    pub const fn can_only_execute(&self) -> bool {
+        match self {
+            Self::Ept(ept) => ept.execute_only,
+            Self::Npt(_) => false,
+        }
+    }
+
     /// Largest page that an entry may map.
     #[inline]
     pub const fn largest(&self) -> PageSize {

@@ -3,6 +3,7 @@
 //! What operations cost on two devices, measured by one program in one boot.
 
 pub mod exits;
+pub mod layout;
 pub mod options;
 pub mod parallel;
 pub mod report;

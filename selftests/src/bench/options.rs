@@ -13,6 +13,7 @@ device in turn, and compares the last device with the first.
   --unit UNIT     what the TSC counts here: cycles, or instructions (Bochs)
   --json FILE     write all figures there, too
   --tables        measure forward and inverted page tables instead, in memory alone
+  --layout        measure cache lines and prefetching instead, on this computer
   --parallel      measure faults of several vCPUs at once instead
   --check         fail when a row of the last device is slower than the first's
 ";
@@ -24,6 +25,7 @@ pub struct Options {
     pub json: Option<String>,
     pub check: bool,
     pub tables: bool,
+    pub layout: bool,
     pub parallel: bool,
     words: Vec<String>,
 }
@@ -37,6 +39,7 @@ impl Options {
             json: None,
             check: false,
             tables: false,
+            layout: false,
             parallel: false,
             words: Vec::new(),
         };
@@ -58,6 +61,7 @@ impl Options {
                 "--json" => options.json = Some(value()?),
                 "--check" => options.check = true,
                 "--tables" => options.tables = true,
+                "--layout" => options.layout = true,
                 "--parallel" => options.parallel = true,
                 option if option.starts_with('-') => return Err(format!("unknown option {option}")),
                 _ => options.words.push(argument),

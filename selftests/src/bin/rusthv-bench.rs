@@ -36,6 +36,9 @@ fn run(options: &options::Options) -> Result<ExitCode, Failure> {
     if options.tables {
         return bench::tables::run(&options.unit).map(|()| ExitCode::SUCCESS).map_err(Failure::failed);
     }
+    if options.layout {
+        return bench::layout::run(options.rounds).map(|()| ExitCode::SUCCESS).map_err(Failure::failed);
+    }
     if options.parallel {
         return bench::parallel::run(options).map(|()| ExitCode::SUCCESS);
     }

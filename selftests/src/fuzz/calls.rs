@@ -134,7 +134,7 @@ impl Sandbox {
         let first = match request {
             _ if random.one_in(6) => random.edge(),
             // Somewhere in the first GiB of the host.
-            RUSTHV_GET_FRAME => random.below(1 << 18) << 12,
+            RUSTHV_GET_FRAME | RUSTHV_UNMAP_FRAME => random.below(1 << 18) << 12,
             RUSTHV_GET_GPA | RUSTHV_WALK | RUSTHV_MEASURE => page,
             _ => random.below(4),
         };

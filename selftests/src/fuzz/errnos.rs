@@ -46,8 +46,8 @@ pub fn documented(request: u64) -> &'static [Errno] {
             &[Errno::EINVAL, Errno::ENXIO, Errno::EFAULT, Errno::ENOMEM, Errno::EINTR, Errno::ENOTTY]
         }
         // EPERM: the caller may not know where things are in the host.
-        RUSTHV_GET_FRAME | RUSTHV_GET_GPA => {
-            &[Errno::EPERM, Errno::EINVAL, Errno::ENXIO, Errno::EFAULT, Errno::ENOTTY]
+        RUSTHV_GET_FRAME | RUSTHV_UNMAP_FRAME | RUSTHV_GET_GPA => {
+            &[Errno::EPERM, Errno::EINVAL, Errno::ENXIO, Errno::EFAULT, Errno::EINTR, Errno::ENOTTY]
         }
         RUSTHV_WALK => {
             &[Errno::EPERM, Errno::EINVAL, Errno::EAGAIN, Errno::EFAULT, Errno::EINTR, Errno::ENOTTY]
@@ -62,6 +62,9 @@ pub fn documented(request: u64) -> &'static [Errno] {
             Errno::EOPNOTSUPP,
             Errno::ENOTTY,
         ],
+        RUSTHV_SET_RIGHTS => {
+            &[Errno::EINVAL, Errno::EFAULT, Errno::ENOENT, Errno::ENOMEM, Errno::EOPNOTSUPP, Errno::ENOTTY]
+        }
         RUSTHV_SET_NUMA_POLICY | RUSTHV_SET_WIPE => {
             &[Errno::EINVAL, Errno::EFAULT, Errno::EBUSY, Errno::ENOMEM, Errno::ENOTTY]
         }

@@ -309,6 +309,7 @@ fn argument(shared: &Shared, sandbox: &Sandbox, request: u64, random: &mut Rando
             start
         }
         RUSTHV_GET_FRAME
+        | RUSTHV_UNMAP_FRAME
         | RUSTHV_GET_GPA
         | RUSTHV_WALK
         | RUSTHV_MEASURE
@@ -316,6 +317,7 @@ fn argument(shared: &Shared, sandbox: &Sandbox, request: u64, random: &mut Rando
         | RUSTHV_SET_NUMA_POLICY
         | RUSTHV_SET_WIPE
         | RUSTHV_SET_INTERCEPTS
+        | RUSTHV_SET_RIGHTS
             if !random.one_in(4) =>
         {
             sandbox.question(request, random);

@@ -270,6 +270,15 @@ fn of_rusthv<'a>(files: &Files<'a>, memory: &'a Memory) -> Result<Vec<Calls<'a>>
             Ok(())
         })
         .and(Device, &[RUSTHV_GET_FRAME]),
+        calls(Vm, &[RUSTHV_SET_RIGHTS], |_| {
+            check_err!(vm.set_rights(77, RUSTHV_MAP_READ), ENOENT, "there is no such slot");
+            Ok(())
+        }),
+        calls(Device, &[RUSTHV_UNMAP_FRAME], move |_| {
+            // Nothing else is told of that page while others look at it.
+            device.unmap_frame(vm.locate(EXTRA)?.hpa)?;
+            Ok(())
+        }),
         calls(Vcpu, &[RUSTHV_WALK], |turn| {
             let walk = vcpu.walk(EXTRA, (turn % 3) as u32)?;
             check_eq!(walk.gpa, EXTRA, "{walk:x?}");

@@ -56,6 +56,7 @@ fn questions(device: &Device, injector: &Injector) -> Result<u64, Failure> {
     each("GET_PAGING_STATS", &mut || vm.paging_stats().map(drop))?;
     each("GET_GPA", &mut || vm.locate(at).map(drop))?;
     each("GET_FRAME", &mut || device.frame(hpa, 0).map(drop))?;
+    each("UNMAP_FRAME", &mut || device.unmap_frame(hpa).map(drop))?;
     each("WALK", &mut || vcpu.walk(at, 0).map(drop))?;
     each("TRANSLATE", &mut || {
         vcpu.translate(kvm_translation { linear_address: at, ..Default::default() }).map(drop)

@@ -15,12 +15,13 @@ fn run(t: &Context) -> Outcome {
     let device = t.rusthv()?;
     let machine = Machine::long(&device, frame_arguments())?;
     check_eq!(machine.run()?, Exit::Hlt);
-    check_eq!(device.check_extension(RUSTHV_CAP_INVERTED)?, 1);
+    check_eq!(device.check_extension(RUSTHV_CAP_INVERTED)?, 2);
     for (request, ask) in [
         (RUSTHV_GET_FRAME, &|arg| device.ioctl(RUSTHV_GET_FRAME, arg) as Result<i32, Errno>),
+        (RUSTHV_UNMAP_FRAME, &|arg| device.ioctl(RUSTHV_UNMAP_FRAME, arg)),
         (RUSTHV_GET_GPA, &|arg| machine.vm.ioctl(RUSTHV_GET_GPA, arg)),
         (RUSTHV_WALK, &|arg| machine.vcpu.ioctl(RUSTHV_WALK, arg)),
-    ] as [(u64, &dyn Fn(u64) -> Result<i32, Errno>); 3]
+    ] as [(u64, &dyn Fn(u64) -> Result<i32, Errno>); 4]
     {
         check_err!(ask(0), EFAULT, "{request:#x}");
         check_err!(ask(u64::MAX), EFAULT, "{request:#x}");
@@ -36,6 +37,13 @@ fn run(t: &Context) -> Outcome {
         walk.reserved[field] = 1 << 63;
         check_err!(machine.vcpu.ioctl(RUSTHV_WALK, ptr::from_mut(&mut walk) as u64), EINVAL);
     }
+    for field in 0..6 {
+        let mut unmap = Unmap::default();
+        unmap.reserved[field] = 1 << 33;
+        check_err!(device.ioctl(RUSTHV_UNMAP_FRAME, ptr::from_mut(&mut unmap) as u64), EINVAL);
+    }
+    let mut unmap = Unmap { unmapped: 1, ..Default::default() };
+    check_err!(device.ioctl(RUSTHV_UNMAP_FRAME, ptr::from_mut(&mut unmap) as u64), EINVAL);
     let mut frame = Frame { count: 1, ..Default::default() };
     check_err!(device.ioctl(RUSTHV_GET_FRAME, ptr::from_mut(&mut frame) as u64), EINVAL);
     for walk in [Walk { access: 3, ..Default::default() }, Walk { count: 1, ..Default::default() }] {
@@ -46,6 +54,7 @@ fn run(t: &Context) -> Outcome {
     for hpa in [0, 0xfee0_0000, 1 << 51, u64::MAX] {
         let frame = device.frame(hpa, 0)?;
         check_eq!((frame.total, frame.count), (0, 0), "{hpa:#x}: {frame:x?}");
+        check_eq!(device.unmap_frame(hpa), Ok(0), "{hpa:#x}");
     }
     check_eq!(device.frame(u64::MAX, 0)?.node, -1);
     for gpa in [1 << 45, u64::MAX] {
@@ -62,11 +71,12 @@ fn run(t: &Context) -> Outcome {
         if unsafe { libc::setresuid(65534, 65534, 65534) } != 0 {
             return b"setresuid".to_vec();
         }
-        match device.frame(0x10_0000, 0) {
-            Err(errno) => format!("{errno}").into_bytes(),
-            Ok(_) => b"told".to_vec(),
+        match (device.frame(0x10_0000, 0), device.unmap_frame(0x10_0000)) {
+            (Err(told), Err(taken)) => format!("{told}, {taken}").into_bytes(),
+            _ => b"told or taken".to_vec(),
         }
     })?;
-    check_eq!(String::from_utf8_lossy(&answer), Errno(libc::EPERM).to_string());
+    let refused = Errno(libc::EPERM);
+    check_eq!(String::from_utf8_lossy(&answer), format!("{refused}, {refused}"));
     Ok(())
 }

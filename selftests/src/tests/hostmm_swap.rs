@@ -2,11 +2,14 @@
 
 //! Pages go to a swap device, compressed, and come back under running vCPUs, and every word stays.
 
+use crate::device::PAGING;
 use crate::emulator;
 use crate::memory::{LARGE_PAGE, PAGE};
 use crate::prelude::*;
+use crate::rusthv::PAGING_NESTED;
 use crate::swap::{self, Swap};
 use crate::verifier::Verifier;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -17,19 +20,27 @@ const PAGES: usize = SIZE / PAGE;
 
 fn run(t: &Context) -> Outcome {
     t.exclusive()?;
-    if emulator::is_bochs() {
-        skip!("the machine falls silent in Bochs, why was not found out");
+    // Compressing takes Bochs the best part of a minute.
+    let slow = emulator::is_bochs();
+    if slow && PAGING.load(Ordering::Relaxed) != PAGING_NESTED {
+        skip!("in Bochs with nested paging alone, for the time that it takes");
     }
     let device = t.device()?;
     let swap = Swap::new(32 * SIZE)?;
     let (_, before) = swap::counts();
-    for advice in [libc::MADV_NOHUGEPAGE, libc::MADV_HUGEPAGE] {
+    let advices: &[libc::c_int] = match slow {
+        true => &[libc::MADV_NOHUGEPAGE],
+        false => &[libc::MADV_NOHUGEPAGE, libc::MADV_HUGEPAGE],
+    };
+    for &advice in advices {
         let memory = Memory::aligned(SIZE, LARGE_PAGE)?;
         // A kernel without huge pages has small ones anyway.
         let _ = memory.advise(0, SIZE, advice);
         anonymous(t, &device, &swap, &memory)?;
     }
-    shared(t, &device)?;
+    if !slow {
+        shared(t, &device)?;
+    }
     check!(swap::counts().1 > before, "nothing came back from the device");
     Ok(())
 }
