@@ -68,8 +68,8 @@ impl Mmu {
     ///
     /// # Errors
     ///
-    /// `EBUSY` when there are vCPUs, or slots with fewer rights; `EINVAL` for a number of tables out of range, or one for nested
-    /// tables; `ENOMEM`.
+    /// `EBUSY` when there are vCPUs, or slots with fewer rights; `EINVAL` for a number of tables out of
+    /// range, or one for nested tables; `ENOMEM`.
     pub fn choose(&self, mode: PagingMode, count: usize) -> Result {
         let _one_at_a_time = self.slots_lock.lock();
         if self.choice.0.load(Relaxed) & Choice::SETTLED != 0 {

@@ -6,7 +6,7 @@ use crate::host::switch::request_cache_flush;
 use crate::host::user;
 use crate::mmu::access::SlotCache;
 use crate::mmu::Mmu;
-use crate::model::arch::addr::{Gpa, Gva, Hva};
+use crate::model::arch::addr::{Gpa, Gva};
 use crate::model::arch::exception::Vector;
 use crate::model::arch::regs::Rflags;
 use crate::model::emulate::{Exception, Mode, Stop, MAX_LEN};
@@ -131,21 +131,12 @@ struct Present<'a> {
     slots: &'a SlotCache,
 }
 
-impl Present<'_> {
-    /// Not where rights have to be looked up.
-    #[inline]
-    fn hva(&self, at: Gpa) -> Result<Hva> {
-        let known = self.mmu.hva_known(self.slots, at);
-        known.filter(|_| self.mmu.is_unrestricted()).ok_or(EAGAIN)
-    }
-}
-
 impl GuestPhys for Present<'_> {
     type Error = Error;
 
     #[inline]
     fn read_entry(&mut self, at: Gpa, size: EntrySize) -> Result<u64> {
-        let hva = self.hva(at)?;
+        let hva = self.mmu.hva_known(self.slots, at).ok_or(EAGAIN)?;
         user::read_word(hva, size.bytes())
     }
 
@@ -157,7 +148,7 @@ impl GuestPhys for Present<'_> {
 impl ReadBytes for Present<'_> {
     #[inline]
     fn read_bytes(&mut self, at: Gpa, bytes: &mut [u8]) -> Result {
-        user::copy_from(self.hva(at)?, bytes)
+        user::copy_from(self.mmu.hva_known(self.slots, at).ok_or(EAGAIN)?, bytes)
     }
 }
 
@@ -169,6 +160,10 @@ pub fn fetch_present(
     slots: &SlotCache,
     bytes: &mut [u8; MAX_LEN],
 ) -> Result<usize, Stop<Error>> {
+    if !mmu.is_unrestricted() {
+        // Rights are looked up with the lock.
+        return Err(Stop::Failed(EAGAIN));
+    }
     // Software reads what the guest points it to.
     request_cache_flush();
     let mut memory = Present { mmu, slots };
