@@ -154,6 +154,8 @@ mod tests {
         let five = host_cr4(&irqs) & LA57 != 0;
         drop(irqs);
         assert_eq!(svm.npt.five_level, five);
+        let (_, number) = Nested::Npt(svm.npt).label();
+        assert_eq!(number, bindings::RUSTHV_MODE_NPT);
         let bits = if five { 57 } else { 48 };
         assert_eq!(Nested::Npt(svm.npt).address_bits(), bits);
         assert_eq!(svm.caps.common.phys_bits, cpu::phys_bits().min(bits));

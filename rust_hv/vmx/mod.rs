@@ -223,6 +223,8 @@ mod tests {
     fn the_format_is_the_cpus() -> Result {
         let vmx = vmx_or_skip!();
         let can = |bit: u32| msr::read(0x48c) >> bit & 1 != 0;
+        let (_, number) = Nested::Ept(vmx.ept).label();
+        assert_eq!(number, bindings::RUSTHV_MODE_EPT);
         assert_eq!(vmx.ept.execute_only, can(0));
         assert_eq!(vmx.ept.accessed_dirty, can(21));
         // Bit 17 of the secondary controls may be 1.

@@ -36,28 +36,31 @@ pub struct Window<'a> {
     irqs: IrqsOff,
 }
 
+/// VMREAD or VMWRITE of a field that the CPU does not have (SDM Vol. 3C, "VM Instruction Error
+/// Numbers").
+const UNSUPPORTED_FIELD: HwError = HwError::Instruction(12);
+
 /// Fields on their way from one VMCS to another. They are the guest's registers, among others: the
 /// frame is wiped like those of VMCSs.
 struct Saved(Frame);
 
 impl Saved {
-    /// Bytes of a field: its value and its encoding.
+    /// Bytes of a field: its value, its encoding, and that it is one.
     const BYTES: usize = 16;
-    /// No field.
-    const NONE: (u32, u64) = (u32::MAX, 0);
+    const IS_FIELD: u128 = 1 << 127;
 
     fn slots(&mut self) -> impl Iterator<Item = &mut [u8; Self::BYTES]> {
         let slots = self.0.bytes_mut().chunks_exact_mut(Self::BYTES);
         slots.take(FIELDS).filter_map(|slot| slot.first_chunk_mut())
     }
 
-    fn bytes((encoding, value): (u32, u64)) -> [u8; Self::BYTES] {
-        (u128::from(encoding) << 64 | u128::from(value)).to_ne_bytes()
+    fn bytes(encoding: u32, value: u64) -> [u8; Self::BYTES] {
+        (Self::IS_FIELD | u128::from(encoding) << 64 | u128::from(value)).to_ne_bytes()
     }
 
-    fn field(bytes: &[u8; Self::BYTES]) -> (u32, u64) {
+    fn field(bytes: &[u8; Self::BYTES]) -> Option<(u32, u64)> {
         let saved = u128::from_ne_bytes(*bytes);
-        ((saved >> 64) as u32, saved as u64)
+        (saved & Self::IS_FIELD != 0).then_some(((saved >> 64) as u32, saved as u64))
     }
 }
 
@@ -90,9 +93,10 @@ impl Vmcs {
     pub fn move_to(&mut self, revision: u32, place: Place) -> Result {
         let mut new = Self::new(revision, place)?;
         let mut saved = Saved(Frame::new(place)?);
-        self.open()?.save(&mut saved);
+        let kept = self.open()?.save(&mut saved);
         // It may have come from another CPU, and has that one's host area.
         self.region.clear();
+        kept?;
         let restored = new.open()?.restore(&mut saved);
         new.region.clear();
         restored?;
@@ -186,19 +190,21 @@ impl Window<'_> {
     }
 
     /// Reads all fields of ours that the CPU has.
-    fn save(&self, saved: &mut Saved) {
-        let mut encodings = encodings();
-        for slot in saved.slots() {
-            let next = encodings.next();
-            let field = next.and_then(|field| Some((field, instr::vmread(field).ok()?)));
-            *slot = Saved::bytes(field.unwrap_or(Saved::NONE));
+    fn save(&self, saved: &mut Saved) -> Result<(), HwError> {
+        // The rest of the frame is zeros.
+        for (slot, encoding) in saved.slots().zip(encodings()) {
+            *slot = match instr::vmread(encoding) {
+                Ok(value) => Saved::bytes(encoding, value),
+                Err(UNSUPPORTED_FIELD) => continue,
+                Err(error) => return Err(error),
+            };
         }
+        Ok(())
     }
 
     /// Writes what was read of another VMCS of the same vCPU.
     fn restore(&mut self, saved: &mut Saved) -> Result<(), HwError> {
-        let fields = saved.slots().map(|slot| Saved::field(slot));
-        for (encoding, value) in fields.filter(|&field| field != Saved::NONE) {
+        for (encoding, value) in saved.slots().filter_map(|slot| Saved::field(slot)) {
             // SAFETY: The host could live with it in the VMCS that it comes from.
             unsafe { instr::vmwrite(encoding, value) }?;
         }
@@ -253,7 +259,6 @@ mod tests {
     use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 
     /// VM-instruction errors (SDM Vol. 3C, "VM Instruction Error Numbers").
-    const UNSUPPORTED_FIELD: HwError = HwError::Instruction(12);
     const WRONG_REVISION: HwError = HwError::Instruction(11);
     const INVALID_OPERAND: HwError = HwError::Instruction(28);
 
