@@ -18,43 +18,38 @@ use std::sync::{Barrier, Mutex, OnceLock};
 use std::thread;
 use std::time::Instant;
 
-/// A value beside others of its kind, as the kernel's allocator puts what has 65 to 96 bytes.
-#[derive(Default)]
-#[repr(C)]
-struct Close<T>(T, [u64; 3]);
+/// A value, and how far from others of its kind it is.
+macro_rules! placed {
+    ($(#[$attribute:meta])* $name:ident $(, $behind:ty)?) => {
+        #[derive(Default)]
+        $(#[$attribute])*
+        struct $name<T>(T $(, $behind)?);
 
-impl<T> Deref for Close<T> {
-    type Target = T;
+        impl<T> Deref for $name<T> {
+            type Target = T;
 
-    fn deref(&self) -> &T {
-        &self.0
-    }
+            fn deref(&self) -> &T {
+                &self.0
+            }
+        }
+    };
 }
 
-/// A value beside others of its kind.
-#[derive(Default)]
-struct Packed<T>(T);
-
-/// A value in a cache line of its own.
-#[derive(Default)]
-#[repr(align(64))]
-struct Aligned<T>(T);
-
-impl<T> Deref for Packed<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0
-    }
-}
-
-impl<T> Deref for Aligned<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0
-    }
-}
+placed!(
+    /// Beside others.
+    Packed
+);
+placed!(
+    /// As the kernel's allocator puts what has 65 to 96 bytes.
+    #[repr(C)]
+    Close,
+    [u64; 3]
+);
+placed!(
+    /// In a cache line of its own.
+    #[repr(align(64))]
+    Aligned
+);
 
 /// Nanoseconds that one of `times` calls takes when two processors make so many each.
 fn side_by_side(cpus: [usize; 2], times: u64, work: impl Fn(usize, u64) + Sync) -> f64 {

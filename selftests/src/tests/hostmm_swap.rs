@@ -2,14 +2,11 @@
 
 //! Pages go to a swap device, compressed, and come back under running vCPUs, and every word stays.
 
-use crate::device::PAGING;
 use crate::emulator;
 use crate::memory::{LARGE_PAGE, PAGE};
 use crate::prelude::*;
-use crate::rusthv::PAGING_NESTED;
 use crate::swap::{self, Swap};
 use crate::verifier::Verifier;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -22,7 +19,7 @@ fn run(t: &Context) -> Outcome {
     t.exclusive()?;
     // Compressing takes Bochs the best part of a minute.
     let slow = emulator::is_bochs();
-    if slow && PAGING.load(Ordering::Relaxed) != PAGING_NESTED {
+    if slow && !emulator::is_nested() {
         skip!("in Bochs with nested paging alone, for the time that it takes");
     }
     let device = t.device()?;

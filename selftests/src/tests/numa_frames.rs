@@ -3,28 +3,17 @@
 //! A VM's frames are on the NUMA node of the thread that makes the VM, its vCPUs and its tables.
 
 use crate::host;
-use crate::memory::LARGE_PAGE;
+use crate::numa::{grown, in_use, machine, touch};
 use crate::prelude::*;
 use crate::rusthv::*;
 use std::ptr;
 
 pub const TEST: Test = Test::new(60, run).with_several_cpus();
 
-guest!(
-    numa_frames,
-    code64,
-    // Touches RCX places from RBX on, each in a page table of its own.
-    "2: mov [rbx], rbx",
-    "add rbx, 0x200000",
-    "loop 2b",
-    "hlt",
-);
-
 /// Page tables that the guest makes the host fill.
 const TABLES: u64 = 32;
 /// Frames that a vCPU sets aside for its next fault, wherever that will be.
 const RESERVE: u64 = 4;
-const BASE: u64 = 0x4000_0000;
 
 fn run(t: &Context) -> Outcome {
     t.exclusive()?;
@@ -41,32 +30,17 @@ fn run(t: &Context) -> Outcome {
     Ok(())
 }
 
-/// Frames in use on all nodes that there can be.
-fn in_use(device: &Device) -> Result<Vec<u64>, Errno> {
-    let mut frames = Vec::new();
-    loop {
-        match device.node_stats(frames.len() as u32) {
-            Ok(stats) => frames.push(stats.frames_in_use),
-            Err(Errno::EINVAL) => return Ok(frames),
-            Err(errno) => return Err(errno),
-        }
-    }
-}
-
 /// A VM that is made and run in one place.
 fn stays(device: &Device, (node, cpu): (u32, usize), (other, _): (u32, usize)) -> Outcome {
     host::pin(cpu)?;
     let before = in_use(device)?;
     check_eq!(before.iter().sum::<u64>(), device.host_stats()?.frames_in_use, "the nodes add up");
-    let grown = |now: Vec<u64>| -> Vec<u64> {
-        now.into_iter().zip(&before).map(|(now, before)| now.saturating_sub(*before)).collect()
-    };
-    let (machine, _memory) = machine(device)?;
+    let (machine, _memory) = machine(device, device.vm()?, TABLES)?;
     let vcpu = machine.vm.vcpu(1)?;
-    let made = grown(in_use(device)?);
+    let made = grown(device, &before)?;
     check!(made[node as usize] >= 3, "a root and two vCPUs on node {node}: {made:?}");
     touch(&machine, 0, TABLES)?;
-    let run = grown(in_use(device)?);
+    let run = grown(device, &before)?;
     let tables = machine.vm.stats()?.table_frames;
     check!(tables > TABLES, "{tables} frames in tables");
     check_eq!(run.iter().sum::<u64>(), run[node as usize], "all on node {node}: {run:?}");
@@ -80,7 +54,7 @@ fn stays(device: &Device, (node, cpu): (u32, usize), (other, _): (u32, usize)) -
 /// A VM that is made in one place, and run there and then in the other.
 fn moves(device: &Device, home: (u32, usize), away: (u32, usize)) -> Outcome {
     host::pin(home.1)?;
-    let (machine, _memory) = machine(device)?;
+    let (machine, _memory) = machine(device, device.vm()?, TABLES)?;
     touch(&machine, 0, TABLES / 2)?;
     let before = in_use(device)?;
     host::pin(away.1)?;
@@ -89,25 +63,6 @@ fn moves(device: &Device, home: (u32, usize), away: (u32, usize)) -> Outcome {
     let grown = |(node, _): (u32, usize)| after[node as usize].saturating_sub(before[node as usize]);
     check!(grown(away) >= TABLES / 2 - RESERVE, "node {}: {before:?}, then {after:?}", away.0);
     check!(grown(home) <= RESERVE, "node {}: {before:?}, then {after:?}", home.0);
-    Ok(())
-}
-
-/// A VM with memory behind which there are no large pages.
-fn machine(device: &Device) -> Result<(Machine, Memory), Errno> {
-    let machine = Machine::long(device, numa_frames())?;
-    let memory = Memory::new(TABLES as usize * LARGE_PAGE)?;
-    memory.advise(0, memory.size(), libc::MADV_NOHUGEPAGE)?;
-    machine.vm.map(1, BASE, &memory)?;
-    Ok((machine, memory))
-}
-
-fn touch(machine: &Machine, from: u64, count: u64) -> Outcome {
-    machine.change_regs(|regs| {
-        regs.rip = layout::CODE as u64;
-        regs.rbx = BASE + from * LARGE_PAGE as u64;
-        regs.rcx = count;
-    })?;
-    check_eq!(machine.run()?, Exit::Hlt);
     Ok(())
 }
 

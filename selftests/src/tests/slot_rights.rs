@@ -2,12 +2,11 @@
 
 //! RUSTHV_SET_RIGHTS: guests read, write and fetch from a slot what its rights allow, and nothing else.
 
-use crate::device::PAGING;
+use crate::emulator;
 use crate::memory::{LARGE_PAGE, PAGE};
 use crate::prelude::*;
 use crate::rusthv::*;
 use std::ptr;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -33,7 +32,7 @@ fn run(t: &Context) -> Outcome {
     let device = t.rusthv()?;
     check_eq!(device.check_extension(RUSTHV_CAP_RIGHTS), Ok(1));
     arguments(&device)?;
-    if PAGING.load(Ordering::Relaxed) != PAGING_NESTED {
+    if !emulator::is_nested() {
         let machine = Machine::long(&device, slot_rights_read())?;
         check_err!(machine.vm.set_rights(0, READ), EOPNOTSUPP, "without nested paging");
         return Ok(());
@@ -65,7 +64,7 @@ fn arguments(device: &Device) -> Outcome {
     ] {
         check_err!(vm.ioctl(RUSTHV_SET_RIGHTS, ptr::from_ref(&bad) as u64), EINVAL, "{bad:x?}");
     }
-    if PAGING.load(Ordering::Relaxed) == PAGING_NESTED {
+    if emulator::is_nested() {
         check_err!(vm.set_rights(1, READ), ENOENT, "no slot yet");
         check_err!(vm.set_rights(0xffff, ALL), ENOENT, "never a slot");
     }
