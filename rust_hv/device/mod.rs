@@ -122,6 +122,7 @@ pub(crate) fn check_extension(number: usize) -> isize {
         | bindings::KVM_CAP_ENABLE_CAP_VM
         | bindings::KVM_CAP_BINARY_STATS_FD
         | bindings::KVM_CAP_CHECK_EXTENSION_VM
+        | bindings::RUSTHV_CAP_GUEST_TICKS
         | bindings::RUSTHV_CAP_RIGHTS => YES,
         bindings::RUSTHV_CAP_INVERTED => inverted::VERSION,
         bindings::KVM_CAP_NR_VCPUS => (cpu::max_cpus().min(machines::MAX_VCPUS)) as isize,

@@ -86,6 +86,7 @@ impl<V: Vendor> FdObject for VcpuStats<V> {
             Stat("invlpg", Cumulative, now.invalidations.get()),
             Stat("pf_emulate", Cumulative, now.table_writes.get()),
             Stat("node_moves", Cumulative, now.node_moves.get()),
+            Stat("guest_ticks", Cumulative, now.guest_ticks.get()),
         ];
         stats::write(self.id.to_bytes(), &stats, |piece| reader.put(piece))
     }

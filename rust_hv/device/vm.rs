@@ -107,6 +107,12 @@ fn enable_cap(vm: &Vm<impl Vendor>, arg: usize) -> Result<isize> {
             let count = usize::try_from(more).map_err(|_| EINVAL)?;
             vm.choose_paging(value, count).map(|()| 0)
         }
+        bindings::RUSTHV_CAP_GUEST_TICKS => {
+            let [on @ (0 | 1), 0, 0, 0] = wanted.args else {
+                return Err(EINVAL);
+            };
+            vm.count_guest_ticks(on == 1).map(|()| 0)
+        }
         bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => vm.set_manual_log(value).map(|()| 0),
         _ => Err(EINVAL),
     }

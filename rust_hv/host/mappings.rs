@@ -46,11 +46,13 @@ mod tests {
     #[test]
     fn code_and_constants_are_not_writable() {
         static NUMBERS: [u64; 4] = [1, 2, 3, 4];
-        let entries: [*const (); 4] = [
+        let entries: [*const (); 6] = [
             mapping::<u8> as *const (),
             current_node as *const (),
             bindings::rhv_enter_guest as *const (),
+            bindings::rhv_enter_guest_counted as *const (),
             bindings::rhv_svm_enter as *const (),
+            bindings::rhv_svm_enter_counted as *const (),
         ];
         for entry in entries {
             assert_eq!(mapping(entry), CODE);

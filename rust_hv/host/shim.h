@@ -121,6 +121,8 @@ void rhv_machine_check(void);
  */
 int rhv_enter_guest(struct rhv_regs *regs, bool launched, bool nested,
 		    u32 *reason);
+int rhv_enter_guest_counted(struct rhv_regs *regs, bool launched, bool nested,
+			    u32 *reason, u64 *ticks);
 
 /* Memory */
 struct page *rhv_alloc_page(int node, u64 among, bool low);
@@ -237,5 +239,7 @@ void rhv_svm_put(void);
 int rhv_invlpga(u64 addr, u32 asid);
 /* 0: a VM exit; 2: an instruction faulted. */
 int rhv_svm_enter(struct rhv_regs *regs, u64 vmcb, u32 asid, u64 host_debugctl);
+int rhv_svm_enter_counted(struct rhv_regs *regs, u64 vmcb, u32 asid,
+			  u64 host_debugctl, u64 *ticks);
 
 #endif /* RUSTHV_SHIM_H */

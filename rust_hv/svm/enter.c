@@ -183,10 +183,10 @@ static __always_inline void rhv_reduce_speculation(struct rhv_svm_cpu *cpu)
 
 int rhv_svm_run(struct rhv_regs *regs, u64 vmcb, u64 host);
 
-/* noinstr: from the guest's entry on, RCU and lockdep see another context. */
-static noinstr int rhv_svm_enter_noinstr(struct rhv_regs *regs, u64 vmcb,
-					 u64 host)
+static __always_inline int rhv_svm_run_gif0(struct rhv_regs *regs, u64 vmcb,
+					    u64 host, u64 *ticks)
 {
+	u64 began = 0;
 	int ret;
 
 	guest_state_enter_irqoff();
@@ -197,13 +197,31 @@ static noinstr int rhv_svm_enter_noinstr(struct rhv_regs *regs, u64 vmcb,
 	raw_local_irq_enable();
 	/* Zen 1: the guest must not see the quotient of the host's division. */
 	amd_clear_divider();
+	if (ticks)
+		began = rdtsc_ordered();
 	ret = rhv_svm_run(regs, vmcb, host);
+	if (ticks)
+		*ticks += rdtsc_ordered() - began;
 	raw_local_irq_disable();
 	guest_state_exit_irqoff();
 	return ret;
 }
 
-int rhv_svm_enter(struct rhv_regs *regs, u64 vmcb, u32 asid, u64 host_debugctl)
+/* noinstr: from the guest's entry on, RCU and lockdep see another context. */
+static noinstr int rhv_svm_noinstr(struct rhv_regs *regs, u64 vmcb, u64 host)
+{
+	return rhv_svm_run_gif0(regs, vmcb, host, NULL);
+}
+
+static noinstr int rhv_svm_counted_noinstr(struct rhv_regs *regs, u64 vmcb,
+					   u64 host, u64 *ticks)
+{
+	return rhv_svm_run_gif0(regs, vmcb, host, ticks);
+}
+
+static __always_inline int rhv_svm_enter_any(struct rhv_regs *regs, u64 vmcb,
+					     u32 asid, u64 host_debugctl,
+					     u64 *ticks)
 {
 	struct rhv_svm_cpu *cpu = this_cpu_ptr(&rhv_svm_cpus);
 	int ret;
@@ -216,7 +234,11 @@ int rhv_svm_enter(struct rhv_regs *regs, u64 vmcb, u32 asid, u64 host_debugctl)
 		/* VMRUN does not switch it. */
 		if (host_debugctl)
 			update_debugctlmsr(0);
-		ret = rhv_svm_enter_noinstr(regs, vmcb, cpu->host);
+		if (ticks)
+			ret = rhv_svm_counted_noinstr(regs, vmcb, cpu->host,
+						      ticks);
+		else
+			ret = rhv_svm_noinstr(regs, vmcb, cpu->host);
 		if (host_debugctl)
 			update_debugctlmsr(host_debugctl);
 		/* An NMI that made the guest exit is taken here. */
@@ -229,6 +251,18 @@ int rhv_svm_enter(struct rhv_regs *regs, u64 vmcb, u32 asid, u64 host_debugctl)
 		this_cpu_write(x86_ibpb_exit_to_user, true);
 	guest_timing_exit_irqoff();
 	return ret;
+}
+
+int rhv_svm_enter(struct rhv_regs *regs, u64 vmcb, u32 asid, u64 host_debugctl)
+{
+	return rhv_svm_enter_any(regs, vmcb, asid, host_debugctl, NULL);
+}
+
+/* The ticks in the guest are added to *ticks: few ask for them. */
+int rhv_svm_enter_counted(struct rhv_regs *regs, u64 vmcb, u32 asid,
+			  u64 host_debugctl, u64 *ticks)
+{
+	return rhv_svm_enter_any(regs, vmcb, asid, host_debugctl, ticks);
 }
 
 /* Forgets one address of an ASID. 2: it faults, as SVM is off. */

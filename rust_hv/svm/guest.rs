@@ -400,13 +400,14 @@ impl GuestWindow<'_> {
         tag.number
     }
 
-    /// One entry and exit.
+    /// One entry and exit. Ticks in the guest are added to `ticks`.
     #[inline]
     pub(super) fn enter_raw(
         &mut self,
         running: &Running<'_>,
         fpu: &FpuInUse<'_>,
         xcr0: u64,
+        ticks: Option<&mut u64>,
     ) -> Result<(), HwError> {
         self.prepare_host(running, fpu);
         let asid = self.prepare_vmcb();
@@ -419,8 +420,9 @@ impl GuestWindow<'_> {
         // are off, no reference to the VMCB is alive, and the host's state is saved. Whoever sets
         // a guest's XCR0 checks it against the host's.
         let failed = unsafe {
-            msr::with_xcr0(&self.irqs, guest.host_xcr0, xcr0, || {
-                bindings::rhv_svm_enter(regs, vmcb, asid, debugctl)
+            msr::with_xcr0(&self.irqs, guest.host_xcr0, xcr0, || match ticks {
+                None => bindings::rhv_svm_enter(regs, vmcb, asid, debugctl),
+                Some(ticks) => bindings::rhv_svm_enter_counted(regs, vmcb, asid, debugctl, ticks),
             })
         };
         debug::restore(&self.irqs);

@@ -19,7 +19,7 @@ use crate::model::arch::regs::{Cr0, Cr4, Efer, Rflags, DR6_RESET};
 use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::exit::{Event, EventKind, Exit};
 use crate::vendor::flush::FlushKind;
-use crate::vendor::{HwError, SegmentRegister, TableRegister, Visit, Window};
+use crate::vendor::{HwError, More, SegmentRegister, TableRegister, Visit, Window};
 use kernel::prelude::*;
 
 /// CR0 bits that are never on in the CPU: the caches are the host's.
@@ -264,23 +264,26 @@ impl Window for GuestWindow<'_> {
         fpu: &FpuInUse<'_>,
         xcr0: u64,
     ) -> Result<Exit, HwError> {
-        self.enter_raw(running, fpu, xcr0)?;
+        self.enter_raw(running, fpu, xcr0, None)?;
         Ok(self.last_exit())
     }
 
     /// VMRUN loads a DR6 without conditions whatever the guest's is: see
     /// [`Window::debug_conditions`].
-    fn enter_with_breakpoints(
+    fn enter_with(
         &mut self,
         running: &Running<'_>,
         fpu: &FpuInUse<'_>,
         xcr0: u64,
-        addresses: &[u64; 4],
-        _dr6: u64,
+        more: More<'_>,
     ) -> Result<Exit, HwError> {
-        debug::load(&self.irqs, addresses, DR6_RESET);
-        let entered = self.enter_raw(running, fpu, xcr0);
-        debug::clear(&self.irqs);
+        if let Some((addresses, _)) = more.breakpoints {
+            debug::load(&self.irqs, addresses, DR6_RESET);
+        }
+        let entered = self.enter_raw(running, fpu, xcr0, more.ticks);
+        if more.breakpoints.is_some() {
+            debug::clear(&self.irqs);
+        }
         entered?;
         Ok(self.last_exit())
     }

@@ -213,6 +213,14 @@ struct rusthv_rights {
 
 #define RUSTHV_SET_RIGHTS	_IOW(RUSTHV_IO, 0x59, struct rusthv_rights)
 
+/*
+ * KVM_ENABLE_CAP on a VM without vCPUs, with 1 in args[0] (or 0 again): for how
+ * many ticks of the host's time-stamp counter each vCPU is in its guest is
+ * counted, with the entry before and the exit after it. EBUSY from the first
+ * vCPU on.
+ */
+#define RUSTHV_CAP_GUEST_TICKS		0x52480019
+
 /* On a vCPU: VM exits by what they were. */
 struct rusthv_vcpu_stats {
 	__u64 exits;		/* all */
@@ -231,7 +239,8 @@ struct rusthv_vcpu_stats {
 	__u64 invalidations;	/* INVLPG and INVPCID, without nested tables */
 	__u64 table_writes;	/* writes to page tables that were executed in software */
 	__u64 node_moves;	/* no exits: its state was moved to another NUMA node */
-	__u64 reserved[8];
+	__u64 guest_ticks;	/* with RUSTHV_CAP_GUEST_TICKS */
+	__u64 reserved[7];
 };
 
 #define RUSTHV_GET_VCPU_STATS	_IOR(RUSTHV_IO, 0x80, struct rusthv_vcpu_stats)

@@ -486,7 +486,7 @@ impl Handler<'_> {
                     6 => state.dr6 = value & DR6_WRITABLE,
                     7 => {
                         window.set_dr7(value & DR7_WRITABLE | DR7_FIXED)?;
-                        state.breakpoints = value & DR7_ENABLES != 0;
+                        state.special.set_breakpoints(value & DR7_ENABLES != 0);
                     }
                     _ => {
                         if let Some(place) = state.dr.get_mut(usize::from(register)) {

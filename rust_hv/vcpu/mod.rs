@@ -85,6 +85,43 @@ enum Pending {
     Load(PendingLoad),
 }
 
+/// What the vCPUs of a VM have to do with time.
+#[derive(Clone, Copy)]
+pub struct Clock {
+    /// Added to the host's time-stamp counter.
+    pub tsc_offset: u64,
+    /// How long they are in the guest is counted.
+    pub count_guest_ticks: bool,
+}
+
+/// What is special about entries: in one byte, as most entries are not, and ask once.
+#[derive(Clone, Copy)]
+struct Special(u8);
+
+impl Special {
+    /// DR7 has breakpoints: DR0 to DR3 must be in the CPU.
+    const BREAKPOINTS: u8 = 1 << 0;
+    /// Ticks in the guest are counted.
+    const COUNTED: u8 = 1 << 1;
+
+    fn new(counted: bool) -> Self {
+        Self(if counted { Self::COUNTED } else { 0 })
+    }
+
+    #[inline]
+    fn any(self) -> bool {
+        self.0 != 0
+    }
+
+    fn has(self, what: u8) -> bool {
+        self.0 & what != 0
+    }
+
+    fn set_breakpoints(&mut self, on: bool) {
+        self.0 = self.0 & !Self::BREAKPOINTS | if on { Self::BREAKPOINTS } else { 0 };
+    }
+}
+
 /// The part of a vCPU's state that no hardware holds.
 pub struct State {
     cpuid: Cpuid,
@@ -104,8 +141,7 @@ pub struct State {
     osxsave: bool,
     dr: [u64; 4],
     dr6: u64,
-    /// DR7 has breakpoints: DR0 to DR3 must be in the CPU.
-    breakpoints: bool,
+    special: Special,
     msrs: Msrs,
     /// Without nested tables.
     software: Option<Software>,
@@ -132,7 +168,7 @@ macro_rules! counters {
             pub fn read(&self) -> rusthv_vcpu_stats {
                 rusthv_vcpu_stats {
                     $($uapi: self.$name.get(),)*
-                    reserved: [0; 8],
+                    reserved: [0; 7],
                 }
             }
         }
@@ -157,6 +193,7 @@ counters!(
     invalidations: invalidations,
     table_writes: table_writes,
     node_moves: node_moves,
+    guest_ticks: guest_ticks,
 );
 
 /// One counter with a single writer.
@@ -167,6 +204,13 @@ impl Counter {
     #[inline]
     pub fn bump(&self) {
         let count = self.get().wrapping_add(1);
+        self.0.store(count, Ordering::Relaxed);
+    }
+
+    /// More by some.
+    #[inline]
+    pub fn add(&self, more: u64) {
+        let count = self.get().wrapping_add(more);
         self.0.store(count, Ordering::Relaxed);
     }
 
@@ -211,7 +255,7 @@ impl<V: Vendor> Vcpu<V> {
         mmu: Arc<Mmu>,
         intercepts: Option<Arc<V::Intercepts>>,
         id: u32,
-        tsc_offset: u64,
+        clock: Clock,
     ) -> Result<Arc<Self>> {
         let place = mmu.supply().place();
         let mode = mmu.settle();
@@ -227,7 +271,7 @@ impl<V: Vendor> Vcpu<V> {
             }
         };
         let vendor = machine.vendor;
-        let guest = vendor.guest(translation, intercepts, tsc_offset, place)?;
+        let guest = vendor.guest(translation, intercepts, clock.tsc_offset, place)?;
         let mut inner = Inner {
             switch: KBox::pin_init(HostSwitch::new(V::LEAVES), GFP_KERNEL_ACCOUNT)?,
             guest,
@@ -247,7 +291,7 @@ impl<V: Vendor> Vcpu<V> {
                 osxsave: false,
                 dr: [0; 4],
                 dr6: 0,
-                breakpoints: false,
+                special: Special::new(clock.count_guest_ticks),
                 msrs: Msrs::new(),
                 software,
                 slots: SlotCache::new(),

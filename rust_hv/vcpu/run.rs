@@ -12,7 +12,7 @@ use super::memory::GuestPhysical;
 use super::mmio::{Mmio, Step};
 use super::port::StringStep;
 use super::snapshot::{paging_state, Snapshot};
-use super::{direct, port, Inner, Pending, State, Vcpu};
+use super::{direct, port, Inner, Pending, Special, State, Vcpu};
 use crate::host::bindings::KVM_INTERNAL_ERROR_DELIVERY_EV;
 use crate::host::cpu;
 use crate::host::errno::no_such_device;
@@ -26,7 +26,7 @@ use crate::mmu::Mmu;
 use crate::model::arch::regs::{Cr0, Rflags};
 use crate::model::emulate::{Backing, Stop, MAX_LEN};
 use crate::model::exit::{Event, Exit, NestedFault, PortAccess};
-use crate::vendor::{Guest, HwError, Vendor, Window};
+use crate::vendor::{Guest, HwError, More, Vendor, Window};
 use kernel::prelude::*;
 use kernel::sync::atomic::ordering::Relaxed;
 
@@ -508,11 +508,9 @@ impl Entry<'_> {
         } else {
             msr::SAME_XCR0
         };
-        let exit = if state.breakpoints {
-            let dr6 = state.dr6();
-            window.enter_with_breakpoints(self.running, self.fpu, xcr0, &state.dr, dr6)
-        } else {
-            window.enter(self.running, self.fpu, xcr0)
+        let exit = match state.special.any() {
+            false => window.enter(self.running, self.fpu, xcr0),
+            true => self.enter_specially(state, window, xcr0),
         };
         let exit = exit?;
         state.event = match exit {
@@ -523,6 +521,25 @@ impl Entry<'_> {
             _ => window.interrupted_event()?,
         };
         Ok(exit)
+    }
+
+    /// An entry with breakpoints in the CPU, or one whose ticks are counted.
+    #[inline(never)]
+    fn enter_specially(
+        &self,
+        state: &State,
+        window: &mut impl Window,
+        xcr0: u64,
+    ) -> Result<Exit, HwError> {
+        let breakpoints = state.special.has(Special::BREAKPOINTS);
+        let mut ticks = 0;
+        let more = More {
+            breakpoints: breakpoints.then(|| (&state.dr, state.dr6())),
+            ticks: state.special.has(Special::COUNTED).then_some(&mut ticks),
+        };
+        let exit = window.enter_with(self.running, self.fpu, xcr0, more);
+        self.handler.counters.guest_ticks.add(ticks);
+        exit
     }
 }
 

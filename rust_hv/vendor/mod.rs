@@ -317,6 +317,15 @@ pub trait Guest: Send + 'static {
     fn set_cr2(&mut self, value: u64);
 }
 
+/// What few entries do.
+pub struct More<'a> {
+    /// The guest's breakpoint addresses and DR6 are in the CPU.
+    pub breakpoints: Option<(&'a [u64; 4], u64)>,
+    /// Ticks of the time-stamp counter from just before the entry to just after the exit are
+    /// added here.
+    pub ticks: Option<&'a mut u64>,
+}
+
 /// A guest that is current on this CPU: its registers can be reached, and it can be entered.
 ///
 /// Setters do not check: whoever calls them has checked that the guest's CPU could hold the value.
@@ -344,14 +353,13 @@ pub trait Window {
         xcr0: u64,
     ) -> Result<Exit, HwError>;
 
-    /// As [`Window::enter`], with the guest's breakpoint addresses and DR6 in the CPU.
-    fn enter_with_breakpoints(
+    /// As [`Window::enter`], and more than most entries do.
+    fn enter_with(
         &mut self,
         running: &Running<'_>,
         fpu: &FpuInUse<'_>,
         xcr0: u64,
-        addresses: &[u64; 4],
-        dr6: u64,
+        more: More<'_>,
     ) -> Result<Exit, HwError>;
 
     /// After [`Exit::LogFull`], when the log has been emptied: the CPU is to fill it again.

@@ -34,7 +34,7 @@ use crate::model::arch::addr::Hva;
 use crate::model::arch::addr::{Gpa, PAGE_SIZE};
 use crate::model::memory::slots::Request;
 use crate::model::paging::Permissions;
-use crate::vcpu::{Machine, Vcpu};
+use crate::vcpu::{Clock, Machine, Vcpu};
 use crate::vendor::Vendor;
 use intercepts::Own;
 use kernel::prelude::*;
@@ -99,6 +99,8 @@ pub struct Vm<V: Vendor> {
     machine: Machine<V>,
     /// Added to the host's TSC: the guest's starts at 0 with the VM.
     tsc_offset: u64,
+    /// vCPUs count how long they are in the guest. Settled with the first one.
+    count_guest_ticks: Atomic<bool>,
     /// Number of the task that created it, for people.
     owner: i32,
     /// No other VM has it, before the module is loaded again.
@@ -136,6 +138,7 @@ impl<V: Vendor> Vm<V> {
                 mmu,
                 machine,
                 tsc_offset: tsc::now().wrapping_neg(),
+                count_guest_ticks: Atomic::new(false),
                 owner,
                 id,
                 _census: Census::new(&VMS),
@@ -241,6 +244,18 @@ impl<V: Vendor> Vm<V> {
         })
     }
 
+    /// `RUSTHV_CAP_GUEST_TICKS`.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` when there was a vCPU.
+    pub fn count_guest_ticks(&self, on: bool) -> Result {
+        self.before_vcpus(|| {
+            self.count_guest_ticks.store(on, Relaxed);
+            Ok(())
+        })
+    }
+
     /// `KVM_CREATE_VCPU`.
     ///
     /// # Errors
@@ -267,7 +282,11 @@ impl<V: Vendor> Vm<V> {
         }
         let intercepts = self.intercepts.lock().share();
         let mmu = self.mmu.clone();
-        let vcpu = Vcpu::new(self.machine, mmu, intercepts, id, self.tsc_offset)?;
+        let clock = Clock {
+            tsc_offset: self.tsc_offset,
+            count_guest_ticks: self.count_guest_ticks.load(Relaxed),
+        };
+        let vcpu = Vcpu::new(self.machine, mmu, intercepts, id, clock)?;
         let member = Member {
             vcpu: vcpu.clone(),
             _census: Census::new(&VCPUS),

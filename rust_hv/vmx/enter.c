@@ -140,10 +140,11 @@ static __always_inline u32 rhv_vmread32(unsigned long field)
 	return value;
 }
 
-/* noinstr: from the guest's entry on, RCU and lockdep see another context. */
-static noinstr int rhv_enter_guest_noinstr(struct rhv_regs *regs, bool launched,
-					   bool nested, u32 *reason)
+static __always_inline int rhv_enter_irqoff(struct rhv_regs *regs,
+					    bool launched, bool nested,
+					    u32 *reason, u64 *ticks)
 {
+	u64 began = 0;
 	int ret;
 
 	guest_state_enter_irqoff();
@@ -153,7 +154,11 @@ static noinstr int rhv_enter_guest_noinstr(struct rhv_regs *regs, bool launched,
 	if (regs->cr2 != native_read_cr2())
 		native_write_cr2(regs->cr2);
 
+	if (ticks)
+		began = rdtsc_ordered();
 	ret = rhv_vmx_run(regs, launched);
+	if (ticks)
+		*ticks += rdtsc_ordered() - began;
 
 	regs->cr2 = native_read_cr2();
 	if (likely(!ret)) {
@@ -173,16 +178,47 @@ static noinstr int rhv_enter_guest_noinstr(struct rhv_regs *regs, bool launched,
 	return ret;
 }
 
-int rhv_enter_guest(struct rhv_regs *regs, bool launched, bool nested,
-		    u32 *reason)
+/* noinstr: from the guest's entry on, RCU and lockdep see another context. */
+static noinstr int rhv_enter_noinstr(struct rhv_regs *regs, bool launched,
+				     bool nested, u32 *reason)
+{
+	return rhv_enter_irqoff(regs, launched, nested, reason, NULL);
+}
+
+static noinstr int rhv_enter_counted_noinstr(struct rhv_regs *regs,
+					     bool launched, bool nested,
+					     u32 *reason, u64 *ticks)
+{
+	return rhv_enter_irqoff(regs, launched, nested, reason, ticks);
+}
+
+static __always_inline int rhv_enter(struct rhv_regs *regs, bool launched,
+				     bool nested, u32 *reason, u64 *ticks)
 {
 	int ret;
 
 	guest_timing_enter_irqoff();
-	ret = rhv_enter_guest_noinstr(regs, launched, nested, reason);
+	if (ticks)
+		ret = rhv_enter_counted_noinstr(regs, launched, nested, reason,
+						ticks);
+	else
+		ret = rhv_enter_noinstr(regs, launched, nested, reason);
 	/* VMSCAPE: the guest must not steer the VMM's predictions. */
 	if (cpu_feature_enabled(X86_FEATURE_IBPB_EXIT_TO_USER))
 		this_cpu_write(x86_ibpb_exit_to_user, true);
 	guest_timing_exit_irqoff();
 	return ret;
+}
+
+int rhv_enter_guest(struct rhv_regs *regs, bool launched, bool nested,
+		    u32 *reason)
+{
+	return rhv_enter(regs, launched, nested, reason, NULL);
+}
+
+/* The ticks in the guest are added to *ticks: few ask for them. */
+int rhv_enter_guest_counted(struct rhv_regs *regs, bool launched, bool nested,
+			    u32 *reason, u64 *ticks)
+{
+	return rhv_enter(regs, launched, nested, reason, ticks);
 }

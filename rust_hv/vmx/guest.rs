@@ -391,13 +391,14 @@ impl GuestWindow<'_> {
         Ok(())
     }
 
-    /// One entry and exit; the exit reason.
+    /// One entry and exit; the exit reason. Ticks in the guest are added to `ticks`.
     #[inline]
     pub(super) fn enter_raw(
         &mut self,
         running: &Running<'_>,
         fpu: &FpuInUse<'_>,
         xcr0: u64,
+        ticks: Option<&mut u64>,
     ) -> Result<u32, HwError> {
         self.prepare_host(running, fpu)?;
         let launched = self.window.launched();
@@ -406,8 +407,15 @@ impl GuestWindow<'_> {
         // SAFETY: Our VMCS is current and complete, interrupts are off, the host area is up to
         // date. Whoever sets a guest's XCR0 checks it against the host's.
         let failed = unsafe {
-            msr::with_xcr0(self.window.irqs(), self.host_xcr0, xcr0, || {
-                bindings::rhv_enter_guest(self.regs, launched, nested, &mut reason)
+            msr::with_xcr0(self.window.irqs(), self.host_xcr0, xcr0, || match ticks {
+                None => bindings::rhv_enter_guest(self.regs, launched, nested, &mut reason),
+                Some(ticks) => bindings::rhv_enter_guest_counted(
+                    self.regs,
+                    launched,
+                    nested,
+                    &mut reason,
+                    ticks,
+                ),
             })
         };
         if self.host_debugctl != 0 {

@@ -19,7 +19,7 @@ use crate::model::arch::regs::{Cr0, Cr4, Efer};
 use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::exit::{Event, Exit};
 use crate::vendor::flush::FlushKind;
-use crate::vendor::{HwError, SegmentRegister, TableRegister, Visit, Window};
+use crate::vendor::{HwError, More, SegmentRegister, TableRegister, Visit, Window};
 use kernel::prelude::*;
 
 /// Interruptibility bits 1:0: blocking by STI and by MOV SS.
@@ -94,21 +94,24 @@ impl Window for GuestWindow<'_> {
         fpu: &FpuInUse<'_>,
         xcr0: u64,
     ) -> Result<Exit, HwError> {
-        let reason = self.enter_raw(running, fpu, xcr0);
+        let reason = self.enter_raw(running, fpu, xcr0, None);
         exit_of(self, reason)
     }
 
-    fn enter_with_breakpoints(
+    fn enter_with(
         &mut self,
         running: &Running<'_>,
         fpu: &FpuInUse<'_>,
         xcr0: u64,
-        addresses: &[u64; 4],
-        dr6: u64,
+        more: More<'_>,
     ) -> Result<Exit, HwError> {
-        debug::load(self.window.irqs(), addresses, dr6);
-        let reason = self.enter_raw(running, fpu, xcr0);
-        debug::clear(self.window.irqs());
+        if let Some((addresses, dr6)) = more.breakpoints {
+            debug::load(self.window.irqs(), addresses, dr6);
+        }
+        let reason = self.enter_raw(running, fpu, xcr0, more.ticks);
+        if more.breakpoints.is_some() {
+            debug::clear(self.window.irqs());
+        }
         exit_of(self, reason)
     }
 

@@ -108,7 +108,8 @@ pub struct VcpuStats {
     pub invalidations: u64,
     pub table_writes: u64,
     pub node_moves: u64,
-    pub reserved: [u64; 8],
+    pub guest_ticks: u64,
+    pub reserved: [u64; 7],
 }
 
 #[repr(C)]
@@ -150,6 +151,7 @@ pub const RUSTHV_WIPE_RANDOM: u32 = 2;
 pub const RUSTHV_SET_NUMA_POLICY: u64 = iow::<NumaPolicy>(RUSTHV_IO, 0x56);
 pub const RUSTHV_CAP_INTERCEPTS: u32 = 0x5248_0017;
 pub const RUSTHV_CAP_RIGHTS: u32 = 0x5248_0018;
+pub const RUSTHV_CAP_GUEST_TICKS: u32 = 0x5248_0019;
 pub const RUSTHV_INTERCEPT_PORT: u32 = 0;
 pub const RUSTHV_INTERCEPT_MSR_READ: u32 = 1;
 pub const RUSTHV_INTERCEPT_MSR_WRITE: u32 = 2;

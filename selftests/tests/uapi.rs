@@ -89,6 +89,8 @@ fn mirror_matches_the_header() {
         page_faults,
         invalidations,
         table_writes,
+        node_moves,
+        guest_ticks,
         reserved
     );
     layout!(
@@ -146,6 +148,7 @@ fn mirror_matches_the_header() {
         ("RUSTHV_INTERCEPT_PORT", u64::from(RUSTHV_INTERCEPT_PORT)),
         ("RUSTHV_INTERCEPT_MSR_READ", u64::from(RUSTHV_INTERCEPT_MSR_READ)),
         ("RUSTHV_INTERCEPT_MSR_WRITE", u64::from(RUSTHV_INTERCEPT_MSR_WRITE)),
+        ("RUSTHV_CAP_GUEST_TICKS", u64::from(RUSTHV_CAP_GUEST_TICKS)),
         ("RUSTHV_CAP_PAGING", u64::from(CAP_PAGING)),
         ("RUSTHV_PAGING_NESTED", u64::from(PAGING_NESTED)),
         ("RUSTHV_PAGING_SHADOW", u64::from(PAGING_SHADOW)),

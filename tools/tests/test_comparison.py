@@ -6,14 +6,14 @@ import xml.etree.ElementTree
 
 import comparison
 
-COLUMNS = ("device paging kernel workload vcpus checksum ms cycles faults exits yields vmexits "
+COLUMNS = ("device paging kernel workload vcpus checksum ms cycles guest faults exits yields vmexits "
            "nested pf invlpg cr twrites frames hits misses")
 
 
-def line(paging, workload="fork", checksum="2a", cycles=1000, vmexits=20):
+def line(paging, workload="fork", checksum="2a", cycles=1000, vmexits=20, guest="-", vcpus=1):
     device = "/dev/kvm" if paging == "-" else "/dev/rusthv"
-    return (f"{device} {paging} long {workload} 1 {checksum} 1.5 {cycles} 9 3 0 {vmexits} "
-            "1 2 3 4 5 6 7 8")
+    return (f"{device} {paging} long {workload} {vcpus} {checksum} 1.5 {cycles} {guest} 9 3 0 "
+            f"{vmexits} 1 2 3 4 5 6 7 8")
 
 
 def read(*lines, kvm="kvm-nested"):
@@ -40,8 +40,22 @@ class Rows(unittest.TestCase):
         rows = read(line("-"), line("shadow"), "# /dev/kvm, -, 1 vCPUs: it stopped, at 8",
                     kvm="kvm-shadow")
         self.assertEqual([row["failure"] for row in rows], ["it stopped, at 8", None])
-        self.assertEqual(list(comparison.grouped(rows)[("long", "fork")]), ["shadow"])
-        self.assertEqual(comparison.notes(rows), ["KVM, shadow, long: without fork (it stopped)"])
+        self.assertEqual(list(comparison.grouped(rows)[("long", "fork", 1)]), ["shadow"])
+        self.assertEqual(comparison.notes(rows), ["KVM, shadow, long, 1 vCPUs: without fork (it stopped)"])
+
+    def test_failures_are_of_one_number_of_vcpus(self):
+        rows = read(line("trap"), line("trap", vcpus=4), "# /dev/rusthv, trap, 4 vCPUs: why")
+        self.assertEqual([row["failure"] for row in rows], [None, "why"])
+
+    def test_what_is_the_hosts(self):
+        rows = read(line("-", cycles=900), line("nested", cycles=800, guest=500),
+                    line("shadow", cycles=2000, guest=510), line("-", cycles=900, vcpus=4),
+                    line("nested", cycles=800, guest=600, vcpus=4))
+        groups = comparison.grouped(rows)
+        self.assertEqual(list(groups), [("long", "fork", 1), ("long", "fork", 4)])
+        hosts = [[comparison.host(row, group) for row in group.values()] for group in groups.values()]
+        # Of KVM's vCPUs it is known for one that is alone.
+        self.assertEqual(hosts, [[400, 300, 1490], [None, 200]])
 
     def test_failures_are_of_the_last_workload(self):
         rows = read(line("trap", "churn"), line("trap"), "# /dev/rusthv, trap, 1 vCPUs: why")
@@ -78,8 +92,8 @@ class Shown(unittest.TestCase):
         lines = comparison.table(read(line("trap", cycles=2500), line("-", cycles=500), line("nested")))
         self.assertEqual(len(lines), 4)
         # In an order of their own, and in relation to nested tables.
-        self.assertEqual([text.split()[4:6] for text in lines[2:]],
-                         [["1000", "1.00"], ["2500", "2.50"]])
+        self.assertEqual([text.split()[5:8] for text in lines[2:]],
+                         [["1000", "-", "1.00"], ["2500", "-", "2.50"]])
         self.assertIn("0.50", lines[1])
 
     def test_plot(self):

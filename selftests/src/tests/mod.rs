@@ -80,6 +80,7 @@ mod garbage_state;
 mod gigantic_pages;
 mod gigantic_pages_log;
 mod gigantic_pages_running;
+mod guest_ticks;
 mod guest_walk;
 mod guest_walk_kvm;
 mod high_memory;

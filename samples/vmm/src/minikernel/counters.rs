@@ -48,6 +48,8 @@ pub struct Counters {
     pub table_frames: u64,
     pub root_hits: u64,
     pub root_misses: u64,
+    /// Of the time-stamp counter, in the guest: with the entries and exits, where the device counts them.
+    pub guest_ticks: u64,
 }
 
 impl Counters {
@@ -89,6 +91,7 @@ impl Counters {
         self.page_faults += stats[12];
         self.invalidations += stats[13];
         self.table_writes += stats[14];
+        self.guest_ticks += stats[16];
     }
 
     /// Adds what the VM has counted.

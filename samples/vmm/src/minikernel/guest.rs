@@ -20,7 +20,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestM
 use vmm_sys_util::signal::{register_signal_handler, SIGRTMIN};
 
 use super::counters::Counters;
-use super::Paging;
+use super::{ticks, Paging};
 use crate::boot::Mode;
 use crate::error::{Error, Result};
 use crate::machine::{self, FOUR_GIB, IDENTITY_MAP_SIZE};
@@ -46,6 +46,8 @@ pub struct Setup<'a> {
     pub paging: Option<Paging>,
     pub parameters: Parameters,
     pub timeout: Duration,
+    /// Ticks of each entry and exit, where those in the guest are to be counted.
+    pub exit_ticks: Option<u64>,
 }
 
 /// What came of it.
@@ -61,6 +63,8 @@ pub struct Report {
     pub elapsed: Duration,
     /// Of the processor's time-stamp counter.
     pub cycles: u64,
+    /// Of those, the guests'.
+    pub guest_cycles: Option<u64>,
 }
 
 /// How often vCPUs came back to user space.
@@ -170,6 +174,9 @@ pub fn run(setup: &Setup) -> Result<Report> {
             port: shared.ports.load(Ordering::Relaxed),
             yields: shared.yields.load(Ordering::Relaxed),
         },
+        guest_cycles: setup
+            .exit_ticks
+            .map(|ticks| counters.guest_ticks.saturating_sub(ticks * counters.exits)),
         counters,
         elapsed,
         cycles,
@@ -236,6 +243,9 @@ fn create(setup: &Setup) -> Result<Created> {
         };
         vm.enable_cap(&cap)
             .map_err(Error::ioctl("RUSTHV_CAP_PAGING"))?;
+    }
+    if setup.exit_ticks.is_some() {
+        ticks::count(&vm)?;
     }
     place_host_pages(&kvm, &vm)?;
     for (slot, region) in (0..).zip(memory.iter()) {

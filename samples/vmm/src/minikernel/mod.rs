@@ -5,6 +5,7 @@
 
 mod counters;
 mod guest;
+mod ticks;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -47,6 +48,9 @@ pub struct Options {
     /// First run everything on this device too, with the first number of vCPUs, to set the standard
     #[arg(long, value_name = "PATH")]
     against: Option<PathBuf>,
+    /// Count the guests' own cycles apart, where the device can
+    #[arg(long)]
+    ticks: bool,
     /// Print results in the Test Anything Protocol
     #[arg(long)]
     tap: bool,
@@ -142,6 +146,10 @@ pub fn run(options: &Options, device: &Path, memory: u64, timeout: Option<Durati
             options.workload.is_empty() || options.workload.iter().any(|w| w == WORKLOADS[*i])
         })
         .collect();
+    let exit_ticks = match options.ticks {
+        true => ticks::of_an_exit(device)?,
+        false => None,
+    };
     let mut printer = Printer::new(options.tap).map_err(Error::Output)?;
     for &form in &options.kernel {
         let kernel = read(options, &format!("minikernel-{}.bin", form.name()))?;
@@ -151,12 +159,12 @@ pub fn run(options: &Options, device: &Path, memory: u64, timeout: Option<Durati
             let against = options
                 .against
                 .as_deref()
-                .map(|other| (other, None, &options.vcpus[..1]));
+                .map(|other| (other, None, &options.vcpus[..1], None));
             let ours = options
                 .paging
                 .iter()
-                .map(|&paging| (device, Some(paging), &options.vcpus[..]));
-            for (device, paging, counts) in against.into_iter().chain(ours) {
+                .map(|&paging| (device, Some(paging), &options.vcpus[..], exit_ticks));
+            for (device, paging, counts, exit_ticks) in against.into_iter().chain(ours) {
                 for &vcpus in counts {
                     let parameters = Parameters {
                         magic: MAGIC,
@@ -175,6 +183,7 @@ pub fn run(options: &Options, device: &Path, memory: u64, timeout: Option<Durati
                         paging,
                         parameters,
                         timeout: timeout.unwrap_or(TIMEOUT),
+                        exit_ticks,
                     })?;
                     standard.check(&mut report);
                     let name = Name {
@@ -237,6 +246,7 @@ impl Printer {
                 "device", "paging", "kernel", "workload"
             )?;
             write!(out, " {:<16} {:>7} {:>10}", Value::NAMES[0], "ms", "cycles")?;
+            write!(out, " {:>10}", "guest")?;
             for name in &Value::NAMES[1..] {
                 write!(out, " {name:>NARROWEST$}")?;
             }
@@ -268,6 +278,10 @@ impl Printer {
             )?;
             write!(out, " {:016x}", report.values[0])?;
             write!(out, " {milliseconds:>7.1} {:>10}", report.cycles)?;
+            let guest_cycles = report
+                .guest_cycles
+                .map_or("-".to_owned(), |cycles| cycles.to_string());
+            write!(out, " {guest_cycles:>10}")?;
             for (value, column) in report.values.iter().zip(Value::NAMES).skip(1) {
                 let width = column.len().max(NARROWEST);
                 write!(out, " {value:>width$}")?;
