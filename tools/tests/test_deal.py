@@ -35,14 +35,18 @@ class Deal(unittest.TestCase):
 class Machines(unittest.TestCase):
     """With machines that run so many of their selftests and then die."""
 
-    def run_all(self, lives, names, checks=(), kind="bochs", several=(), hands=1):
+    def run_all(self, lives, names, checks=(), kind="bochs", several=(), hands=1, kernel="base"):
         boots = []
-        self.cpus, self.models = [], []
+        self.cpus, self.models, self.scans = [], [], {}
 
         def run(box):
             boots.append([s.name for s in box.sections])
             self.cpus.append(box.cpus)
             self.models.append(box.cpu)
+            scans = any(s.name == "leaks" for s in box.sections)
+            self.assertEqual(scans, kernel == "debug" and "kmemleak=off" not in box.append)
+            for section in box.sections:
+                self.scans.update(dict.fromkeys(getattr(section, "expected", None) or [], scans))
             box.result = types.SimpleNamespace(ready_after=1.0)
             tests = lives[len(boots) - 1] if len(boots) <= len(lives) else None
             for section in box.sections:
@@ -59,7 +63,7 @@ class Machines(unittest.TestCase):
                     return False
             return True
 
-        arguments = types.SimpleNamespace(kernel="base", scale=None, cpus=2, seconds=None, verbose=False)
+        arguments = types.SimpleNamespace(kernel=kernel, scale=None, cpus=2, seconds=None, verbose=False)
         with tempfile.TemporaryDirectory(dir=paths.BUILD) as logs, \
                 mock.patch.object(tools_test.programs, "stripped", lambda path, name: path), \
                 mock.patch.object(session.Session, "run", run), \
@@ -112,6 +116,14 @@ class Machines(unittest.TestCase):
         self.assertEqual(self.models, [None])
         self.run_all([], ["a", "dirty_log_x"], kind="qemu")
         self.assertEqual(self.models, [None])
+
+    def test_in_bochs_some_are_looked_at_for_leaks(self):
+        names = ["hlt", "module_reload", "signal", "slot_alias", "several_vcpus"]
+        several = ["several_vcpus"]
+        self.run_all([], names, several=several, hands=2, kernel="debug")
+        self.assertEqual([name for name in names if self.scans[name]], ["hlt", "module_reload"])
+        self.run_all([], names, several=several, hands=2, kernel="debug", kind="qemu")
+        self.assertEqual([name for name in names if self.scans[name]], names)
 
     def test_refusals_have_machines_of_their_own(self):
         _, boots = self.run_all([], ["a"], ["refuse_no_svm", "refuse_no_vmx"], kind="qemu")
