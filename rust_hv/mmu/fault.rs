@@ -517,7 +517,6 @@ fn add_small(
             accessed: false,
             ..others
         };
-        let run = run.map(|hpa| Some((hpa, others.perms)));
         filled = region.fill(next, neighbours, run, |number| set |= 2 << number);
     }
     notes.mapped(base.gfn(), PageSize::Size4K, found.pages.addresses(), set);

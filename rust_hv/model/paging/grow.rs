@@ -18,8 +18,8 @@
 
 use super::format::{Entry, Format, Leaf};
 use super::frames::{Counts, TableMemory, ENTRIES};
-use super::table::{encode, index, MapError, Table};
-use super::{Level, PageSize, Permissions};
+use super::table::{encode, index, MapError, Stencil, Table};
+use super::{Level, PageSize};
 use crate::model::arch::addr::{Gpa, Hpa};
 use crate::model::sync::{AtomicU64, Ordering};
 
@@ -89,23 +89,14 @@ impl<'a, F: Format> Grow<'a, F> {
         gpa: Gpa,
         like: Leaf,
         pages: impl IntoIterator<Item = Hpa>,
-        mut on_set: impl FnMut(usize),
+        on_set: impl FnMut(usize),
     ) -> Result<(), MapError> {
         let (format, level) = (*self.table.format(), like.size.level());
         let table = self.table.descend(memory, gpa, level, &mut self.added)?;
-        let entries = memory.entries(table).iter().skip(index(gpa.raw(), level));
-        for (number, (entry, hpa)) in entries.zip(pages).enumerate() {
-            if entry.load(Ordering::Relaxed) != 0 {
-                continue;
-            }
-            let raw = encode(format, gpa, &Leaf { hpa, ..like })?;
-            let set = entry.compare_exchange(0, raw, Ordering::AcqRel, Ordering::Relaxed);
-            if set.is_ok() {
-                self.added.add_leaves(like.size, 1);
-                on_set(number);
-            }
-        }
-        Ok(())
+        let entries = memory.entries(table);
+        let (filled, result) = fill(format, entries, gpa, &like, pages, on_set);
+        self.added.add_leaves(like.size, filled);
+        result
     }
 
     /// Walks once to the page table of a 2 MiB region, for several pages in it.
@@ -160,6 +151,43 @@ fn add<F: Format>(
     }
 }
 
+/// Writes entries of a table for consecutive pages from `gpa` on, where there is none. How many, and why
+/// not all.
+#[inline]
+fn fill<F: Format>(
+    format: F,
+    entries: &[AtomicU64; ENTRIES],
+    gpa: Gpa,
+    like: &Leaf,
+    pages: impl IntoIterator<Item = Hpa>,
+    mut on_set: impl FnMut(usize),
+) -> (u64, Result<(), MapError>) {
+    let stencil = match Stencil::new(format, like) {
+        Ok(_) if gpa.raw() & (like.size.bytes() - 1) != 0 => {
+            return (0, Err(MapError::Misaligned));
+        }
+        Ok(stencil) => stencil,
+        Err(error) => return (0, Err(error)),
+    };
+    let first = index(gpa.raw(), like.size.level());
+    let mut filled = 0u64;
+    for (number, (entry, hpa)) in entries.iter().skip(first).zip(pages).enumerate() {
+        if entry.load(Ordering::Relaxed) != 0 {
+            continue;
+        }
+        let raw = match stencil.at(hpa) {
+            Ok(raw) => raw,
+            Err(error) => return (filled, Err(error)),
+        };
+        let set = entry.compare_exchange(0, raw, Ordering::AcqRel, Ordering::Relaxed);
+        if set.is_ok() {
+            filled = filled.wrapping_add(1);
+            on_set(number);
+        }
+    }
+    (filled, Ok(()))
+}
+
 /// The page table of one 2 MiB region.
 #[derive(Debug)]
 pub struct Region<'a, F: Format> {
@@ -191,45 +219,22 @@ impl<F: Format> Region<'_, F> {
     }
 
     /// Maps consecutive 4 KiB pages from `gpa` on, up to the end of the region, where nothing is
-    /// mapped yet; `None` in the run leaves a hole. `like` has the memory type of all. Tells of
-    /// each page that it maps, by its number in the run. Returns how many.
+    /// mapped yet, as `like` is. Tells of each page that it maps, by its number in the run. Returns
+    /// how many.
     #[inline]
     pub fn fill(
         &mut self,
         gpa: Gpa,
         like: Leaf,
-        run: impl IntoIterator<Item = Option<(Hpa, Permissions)>>,
-        mut on_set: impl FnMut(usize),
+        run: impl IntoIterator<Item = Hpa>,
+        on_set: impl FnMut(usize),
     ) -> Result<u64, MapError> {
         self.check(gpa)?;
-        let first = index(gpa.raw(), Level::Pt);
-        let mut filled = 0u64;
-        let mut result = Ok(());
-        for (number, (entry, page)) in self.entries.iter().skip(first).zip(run).enumerate() {
-            let Some((hpa, perms)) = page else { continue };
-            if entry.load(Ordering::Relaxed) != 0 {
-                continue;
-            }
-            let leaf = Leaf {
-                hpa,
-                perms,
-                size: PageSize::Size4K,
-                ..like
-            };
-            match encode(self.format, gpa.page_base(), &leaf) {
-                Ok(raw) => {
-                    let set = entry.compare_exchange(0, raw, Ordering::AcqRel, Ordering::Relaxed);
-                    if set.is_ok() {
-                        filled = filled.wrapping_add(1);
-                        on_set(number);
-                    }
-                }
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
-            }
+        if like.size != PageSize::Size4K {
+            return Err(MapError::Unsupported);
         }
+        let base = gpa.page_base();
+        let (filled, result) = fill(self.format, self.entries, base, &like, run, on_set);
         self.added.add_leaves(PageSize::Size4K, filled);
         result.map(|()| filled)
     }

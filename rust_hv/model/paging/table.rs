@@ -385,6 +385,43 @@ pub(super) fn encode<F: Format>(format: F, gpa: Gpa, leaf: &Leaf) -> Result<u64,
     format.leaf(leaf).ok_or(MapError::Unsupported)
 }
 
+/// The entries of pages that differ in their addresses alone: what they have in common is worked out
+/// once.
+#[derive(Clone, Copy)]
+pub(super) struct Stencil {
+    raw: u64,
+    /// Bits that an address may have.
+    address: u64,
+    low: u64,
+}
+
+impl Stencil {
+    /// For pages like one, wherever that is itself.
+    pub(super) fn new<F: Format>(format: F, like: &Leaf) -> Result<Self, MapError> {
+        let low = like.size.bytes() - 1;
+        let like = Leaf {
+            hpa: Hpa::new(0),
+            ..*like
+        };
+        Ok(Self {
+            raw: encode(format, Gpa::new(0), &like)?,
+            address: format.address_mask() & !low,
+            low,
+        })
+    }
+
+    /// What [`encode`] says of the page at `hpa`.
+    #[inline]
+    pub(super) fn at(&self, hpa: Hpa) -> Result<u64, MapError> {
+        let bits = hpa.raw();
+        match bits & !self.address {
+            0 => Ok(self.raw | bits),
+            wrong if wrong & self.low != 0 => Err(MapError::Misaligned),
+            _ => Err(MapError::OutOfRange),
+        }
+    }
+}
+
 /// Writes a leaf entry. A table that it replaces is returned, unlinked but not drained.
 #[inline]
 fn install<F: Format, G: Gather>(

@@ -124,7 +124,7 @@ pub enum Op {
     },
     Run {
         gfn: u64,
-        pages: Vec<bool>,
+        pages: u64,
     },
     Zap {
         start: u64,
@@ -204,7 +204,7 @@ pub fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         8 => (gfn(), 0..3u64, size(), perms(), any::<bool>()).prop_map(|(gfn, hpa, size, perms, noticed)| Op::Map { gfn, hpa, size, perms, noticed }),
         8 => (gfn(), 0..3u64, size(), perms(), any::<bool>()).prop_map(|(gfn, hpa, size, perms, noticed)| Op::Add { gfn, hpa, size, perms, noticed }),
-        2 => (gfn(), prop::collection::vec(any::<bool>(), 0..20)).prop_map(|(gfn, pages)| Op::Run { gfn, pages }),
+        2 => (gfn(), 0..20u64).prop_map(|(gfn, pages)| Op::Run { gfn, pages }),
         3 => (gfn(), length(), budget()).prop_map(|(start, len, budget)| Op::Zap { start, len, budget }),
         3 => (gfn(), length(), budget()).prop_map(|(start, len, budget)| Op::Track { start, len, budget }),
         1 => (gfn(), length(), budget()).prop_map(|(start, len, budget)| Op::Untrack { start, len, budget }),
@@ -362,12 +362,10 @@ impl Machine {
                 let new = wanted(hpa, size, perms, noticed);
                 self.add(gfn & !(size.pages() - 1), new);
             }
-            Op::Run { gfn, ref pages } => {
-                let like = leaf(0, PageSize::Size4K, Permissions::NONE);
+            Op::Run { gfn, pages } => {
+                let like = leaf(0, PageSize::Size4K, Permissions::RW);
                 let frame = |i: u64| Hpa::new(0x7_0000_0000 + ((gfn + i) << 12));
-                let run = (0..)
-                    .zip(pages)
-                    .map(|(i, yes)| yes.then(|| (frame(i), Permissions::RW)));
+                let run = (0..pages).map(frame);
                 let mut grow = self.table.grow();
                 let gpa = Gpa::new(gfn << 12);
                 let result = match grow.region(&mut self.arena, gpa) {
@@ -386,11 +384,10 @@ impl Machine {
                     return;
                 };
                 let mut expected = 0;
-                for (i, yes) in (0..512 - gfn % 512).zip(pages) {
-                    if *yes && self.reference.covering(gfn + i).is_none() {
+                for i in 0..pages.min(512 - gfn % 512) {
+                    if self.reference.covering(gfn + i).is_none() {
                         let page = Leaf {
                             hpa: frame(i),
-                            perms: Permissions::RW,
                             ..like
                         };
                         self.reference.insert(gfn + i, page);

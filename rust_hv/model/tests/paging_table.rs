@@ -292,7 +292,7 @@ fn fill(
     arena: &mut Arena,
     gpa: u64,
     like: Leaf,
-    run: impl IntoIterator<Item = Option<(Hpa, Permissions)>>,
+    run: impl IntoIterator<Item = Hpa>,
 ) -> (Result<u64, MapError>, u64) {
     let (mut grow, gpa, mut set) = (table.grow(), Gpa::new(gpa), 0);
     let result = match grow.region(arena, gpa) {
@@ -307,16 +307,16 @@ fn fill(
 fn a_run_fills_what_is_empty(format: Nested) {
     let (mut arena, mut table, mut gather) = setup(format);
     let like =
-        leaf(0, PageSize::Size4K, Permissions::NONE).with_memory_type(MemoryType::WriteBack, true);
+        leaf(0, PageSize::Size4K, Permissions::RW).with_memory_type(MemoryType::WriteBack, true);
     let old = leaf(0xdead_b000, PageSize::Size4K, Permissions::R);
     table
         .map(&mut arena, Gpa::new(0x1f_e000), old, &mut gather)
         .unwrap();
-    // From page 0x1fc: mapped, hole, already there, mapped, and the end of the region.
-    let run = (0..8u64).map(|i| (i != 1).then(|| (Hpa::new(0x1000 * (i + 1)), Permissions::RW)));
+    // From page 0x1fc: two mapped, one already there, one mapped, and the end of the region.
+    let run = (0..8u64).map(|i| Hpa::new(0x1000 * (i + 1)));
     assert_eq!(
         fill(&mut table, &mut arena, 0x1f_c000, like, run),
-        (Ok(2), 1 << 0 | 1 << 3)
+        (Ok(3), 0b1011)
     );
     let at = |gpa| {
         table
@@ -324,27 +324,43 @@ fn a_run_fills_what_is_empty(format: Nested) {
             .map(|leaf| leaf.hpa.raw())
     };
     assert_eq!(at(0x1f_c000), Some(0x1000));
-    assert_eq!(at(0x1f_d000), None);
+    assert_eq!(at(0x1f_d000), Some(0x2000));
     assert_eq!(at(0x1f_e000), Some(0xdead_b000));
     assert_eq!(at(0x1f_f000), Some(0x4000));
     assert_eq!(at(0x20_0000), None);
-    assert_eq!(table.counts().leaves, [3, 0, 0]);
-
-    let bad = [
-        Some((Hpa::new(0x1000), Permissions::R)),
-        Some((Hpa::new(7), Permissions::R)),
-    ];
-    assert_eq!(
-        fill(&mut table, &mut arena, 0, like, bad),
-        (Err(MapError::Misaligned), 1)
-    );
     assert_eq!(table.counts().leaves, [4, 0, 0]);
+
+    for (gpa, bad, error) in [
+        (0, 7, MapError::Misaligned),
+        (0x1000, 1 << 52, MapError::OutOfRange),
+        (0x2000, 1 << 52 | 7, MapError::Misaligned),
+    ] {
+        let bad = [Hpa::new(0x1000), Hpa::new(bad)];
+        assert_eq!(
+            fill(&mut table, &mut arena, gpa, like, bad),
+            (Err(error), 1)
+        );
+    }
+    assert_eq!(table.counts().leaves, [7, 0, 0]);
+    // Each is the entry that it would have been alone.
+    let alone = Leaf {
+        hpa: Hpa::new(0x4000),
+        ..like
+    };
+    let elsewhere = Gpa::new(0x5000);
+    table
+        .map(&mut arena, elsewhere, alone, &mut gather)
+        .unwrap();
+    assert_eq!(
+        table.lookup(&arena, Gpa::new(0x1f_f000)),
+        table.lookup(&arena, elsewhere)
+    );
 
     let huge = leaf(0, PageSize::Size2M, Permissions::RW);
     table
         .map(&mut arena, Gpa::new(0x40_0000), huge, &mut gather)
         .unwrap();
-    let run = [Some((Hpa::new(0x1000), Permissions::R))];
+    let run = [Hpa::new(0x1000)];
     assert_eq!(
         fill(&mut table, &mut arena, 0x40_3000, like, run),
         (Err(MapError::LargePage), 0)

@@ -201,10 +201,7 @@ fn two_faults_in_one_region_share_the_table() {
     loom::model(|| {
         let world = world(2);
         let other = world.clone();
-        let run = |first: u64| {
-            (0..2 - first)
-                .map(move |i| Some((page(first + i, Permissions::RW).hpa, Permissions::RW)))
-        };
+        let run = |first: u64| (0..2 - first).map(move |i| page(first + i, Permissions::RW).hpa);
         let thread = thread::spawn(move || {
             let mut memory = Memory::new(&other.frames, &[2]);
             let (filled, counts) = add(&other, |grow| {
