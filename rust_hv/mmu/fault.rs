@@ -23,7 +23,7 @@ use crate::model::emulate::Backing;
 use crate::model::exit::NestedFault;
 use crate::model::memory::slots::{Slot, SlotFlags};
 use crate::model::paging::format::Leaf;
-use crate::model::paging::grow::{Grow, Grown};
+use crate::model::paging::grow::{Grow, Grown, Region};
 use crate::model::paging::nested::Nested;
 use crate::model::paging::table::{MapError, Mapped, Table};
 use crate::model::paging::{MemoryType, PageSize, Permissions};
@@ -511,15 +511,33 @@ fn add_small(
     let grown = region.map(base, Leaf { hpa, ..like })?;
     // A bit for each page that was mapped: `BATCH` are not more than 64.
     let mut set = u64::from(grown == Grown::Fresh);
-    let mut filled = Ok(0);
-    if let (Some(next), true) = (base.checked_add(PAGE_SIZE), found.pages.count() > 1) {
-        let neighbours = Leaf {
-            accessed: false,
-            ..others
-        };
-        filled = region.fill(next, neighbours, run, |number| set |= 2 << number);
+    let mut filled = Ok(());
+    if found.pages.count() > 1 {
+        filled = add_neighbours(&mut region, base, others, run, &mut set);
     }
     notes.mapped(base.gfn(), PageSize::Size4K, found.pages.addresses(), set);
+    filled
+}
+
+/// Maps the pages behind one, and notes them in `set` behind its bit.
+#[inline(never)]
+fn add_neighbours(
+    region: &mut Region<'_, Nested>,
+    base: Gpa,
+    like: Leaf,
+    run: impl Iterator<Item = Hpa>,
+    set: &mut u64,
+) -> Result<(), MapError> {
+    let Some(next) = base.checked_add(PAGE_SIZE) else {
+        return Ok(());
+    };
+    let like = Leaf {
+        accessed: false,
+        ..like
+    };
+    let mut behind = 0u64;
+    let filled = region.fill(next, like, run, |number| behind |= 1 << number);
+    *set |= behind << 1;
     filled.map(|_| ())
 }
 
