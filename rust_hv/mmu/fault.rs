@@ -146,11 +146,6 @@ impl Faults {
         self.mmu.empty_log(&self.mapper);
     }
 
-    /// Room for the addresses of pages.
-    pub fn run(&mut self) -> &mut PageRun {
-        &mut self.run
-    }
-
     /// How many pages a fault at `gfn` is to map.
     fn adapt(&mut self, gfn: Gfn) -> usize {
         self.window = if gfn == self.next {

@@ -8,6 +8,7 @@
 //! | `mod` | the address space and its lock; slots; notifications of the host |
 //! | `choice` | how a VM's memory is virtualized |
 //! | `paging` | what the tables of every paging mode can do |
+//! | `vcpu` | what every paging mode makes of what guests do |
 //! | `fault` | from a nested fault to a mapping |
 //! | `size` | how large a page may be mapped |
 //! | `rights` | what guests may do with a slot |
@@ -60,6 +61,7 @@ pub mod shadow;
 pub mod show;
 mod size;
 pub mod tlb;
+pub mod vcpu;
 pub mod verify;
 
 use crate::host::inverted::{InvertedTable, INVERTED};

@@ -8,8 +8,7 @@
 //! | [`Mode::Shadow`], virtual | ours | when the guest invalidates (a virtual TLB) |
 //! | [`Mode::Shadow`], exact | ours | each write is executed here (brute force) |
 //!
-//! What a fault does is in `fault` for the first and in `shadow` for the others; this is what the
-//! host and the dirty log need of all of them. Everything here that changes something is called by
+//! What guests do is in `vcpu`; this is what the host and the dirty log need of all of them. Everything here that changes something is called by
 //! whoever holds `Mmu::state` alone.
 
 use super::owners::Notes;

@@ -184,7 +184,7 @@ impl Mmu {
         let Some(Mode::Shadow(shadow)) = &state.tree.mode else {
             return None;
         };
-        let leaf = shadow.path(&memory, cpu.root()?, gva, &mut on_entry)?;
+        let leaf = shadow.path(&memory, cpu.current_root()?, gva, &mut on_entry)?;
         end_of(&leaf, gva.raw(), write, fetch)
     }
 }

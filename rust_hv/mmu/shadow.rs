@@ -18,6 +18,7 @@ use super::access::SlotCache;
 use super::choice::{PagingMode, MAX_TABLES};
 use super::owners::look_at;
 use super::paging::Shadows;
+use super::vcpu::Outcome;
 use super::{Mmu, Moment, Unlinked};
 use crate::host::errno::{no_such_device, unsupported};
 use crate::host::frame::Frame;
@@ -27,8 +28,8 @@ use crate::host::tables::{give_back, Tables};
 use crate::host::task;
 use crate::host::user::{PageRun, UserPages, Wanted};
 use crate::model::arch::addr::{Gfn, Gpa, Gva, Hpa, Hva, PAGE_SIZE};
-use crate::model::arch::exception::PageFaultError;
-use crate::model::emulate::Backing;
+use crate::model::arch::exception::{PageFaultError, Vector};
+use crate::model::emulate::{Backing, Exception};
 use crate::model::exit::{NestedFault, Origin};
 use crate::model::memory::slots::{Slot, SlotFlags};
 use crate::model::paging::frames::TableFrame;
@@ -54,26 +55,15 @@ const NEIGHBOURS: usize = 7;
 /// Pieces of a large page that are mapped with the first.
 const PIECES: usize = 31;
 
-/// What a fault in shadow tables came to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ShadowFault {
-    /// Try the access again.
-    Mapped,
-    /// It is the guest's own fault.
-    Guest(PageFaultError),
-    /// The address is not canonical, and the CPU has said nothing of it before.
-    NonCanonical,
-    /// There is no memory for the guest there: a device's business.
-    Device(NestedFault, Backing),
-    /// A write to a table of the guest's, to be executed in software.
-    Table(NestedFault),
-    /// The guest's tables are where it has no memory.
-    NoTables,
-}
-
 /// A vCPU's part of shadow paging.
 pub struct ShadowCpu {
-    mmu: Arc<Mmu>,
+    pub(super) mmu: Arc<Mmu>,
+    pub(super) place: Place,
+    pub(super) run: PageRun,
+}
+
+/// Where a vCPU is in the tables, and what it keeps for the next change of them.
+pub(super) struct Place {
     root: Option<TableId>,
     /// The tables' sequence when it was last looked at: whatever was read since is current if it is
     /// still the same.
@@ -105,26 +95,29 @@ impl ShadowCpu {
     pub fn new(mmu: Arc<Mmu>) -> Result<Self> {
         Ok(Self {
             mmu,
-            root: None,
-            sequence: 0,
-            leaf: None,
-            slot: None,
-            reserves: Default::default(),
-            pointers: None,
-            comparing: Comparing {
-                words: KBox::new([0; 512], GFP_KERNEL_ACCOUNT)?,
-                slots: SlotCache::new(),
+            place: Place {
+                root: None,
+                sequence: 0,
+                leaf: None,
+                slot: None,
+                reserves: Default::default(),
+                pointers: None,
+                comparing: Comparing {
+                    words: KBox::new([0; 512], GFP_KERNEL_ACCOUNT)?,
+                    slots: SlotCache::new(),
+                },
             },
+            run: PageRun::new(),
         })
+    }
+
+    /// The root that it runs on.
+    pub(super) fn current_root(&self) -> Option<TableId> {
+        self.place.root
     }
 }
 
-impl ShadowCpu {
-    /// The root that it runs on.
-    pub(super) fn root(&self) -> Option<TableId> {
-        self.root
-    }
-
+impl Place {
     /// What is read from here on is as new as this.
     fn renew(&mut self, sequence: u64) {
         if self.sequence != sequence {
@@ -137,10 +130,11 @@ impl ShadowCpu {
 
 impl Drop for ShadowCpu {
     fn drop(&mut self) {
-        if let (Some(root), Some(shadow)) = (self.root, self.mmu.state.write().tree.shadow()) {
+        if let (Some(root), Some(shadow)) = (self.place.root, self.mmu.state.write().tree.shadow())
+        {
             shadow.leave(root);
         }
-        if let Some(frame) = self.pointers.take() {
+        if let Some(frame) = self.place.pointers.take() {
             give_back(&self.mmu.supply, frame);
         }
     }
@@ -175,6 +169,15 @@ pub struct GuestFault {
     pub cpl: u8,
     /// RFLAGS.AC.
     pub ac: bool,
+}
+
+/// The guest's own page fault, where the CPU has had one.
+fn page_fault(fault: &GuestFault, code: PageFaultError) -> Exception {
+    Exception {
+        vector: Vector::PF,
+        error_code: Some(code.raw()),
+        cr2: Some(fault.gva),
+    }
 }
 
 /// What a fault has found before it takes the lock.
@@ -318,7 +321,7 @@ impl Mmu {
     /// # Errors
     ///
     /// `EOPNOTSUPP` for 5-level paging; `ENOMEM`.
-    pub fn shadow_root(&self, cpu: &mut ShadowCpu, paging: &PagingState) -> Result<Hpa> {
+    pub(super) fn shadow_root(&self, cpu: &mut Place, paging: &PagingState) -> Result<Hpa> {
         self.sync(&mut cpu.comparing, true)?;
         let key = RootKey::of(paging, paging.pointers()).ok_or_else(unsupported)?;
         loop {
@@ -349,7 +352,7 @@ impl Mmu {
     }
 
     /// Room in the inverted page table for what a fault maps.
-    fn grow_inverted(&self, cpu: &mut ShadowCpu) -> Result {
+    fn grow_inverted(&self, cpu: &mut Place) -> Result {
         if self.inverted.is_short() {
             let [reserve, ..] = &mut cpu.reserves;
             self.inverted.grow(reserve)?;
@@ -358,7 +361,7 @@ impl Mmu {
         Ok(())
     }
 
-    fn fill(&self, cpu: &mut ShadowCpu) -> Result {
+    fn fill(&self, cpu: &mut Place) -> Result {
         for reserve in &mut cpu.reserves {
             reserve.fill(&self.supply)?;
         }
@@ -371,9 +374,9 @@ impl Mmu {
     /// # Errors
     ///
     /// `EIO`.
-    pub fn shadow_invalidate<M: GuestPhys<Error = Error>>(
+    pub(super) fn shadow_invalidate<M: GuestPhys<Error = Error>>(
         &self,
-        cpu: &mut ShadowCpu,
+        cpu: &mut Place,
         run: &mut PageRun,
         guest: &mut M,
         paging: &PagingState,
@@ -406,7 +409,7 @@ impl Mmu {
     /// by now is mapped at once, if the guest has used it before. False when there is more to it.
     fn renew_page<M: GuestPhys<Error = Error>>(
         &self,
-        cpu: &mut ShadowCpu,
+        cpu: &mut Place,
         run: &mut PageRun,
         guest: &mut M,
         paging: &PagingState,
@@ -450,7 +453,7 @@ impl Mmu {
     /// Maps what an entry of the guest's says that it has used, as far as the host has that present.
     fn fill_used(
         &self,
-        cpu: &mut ShadowCpu,
+        cpu: &mut Place,
         run: &mut PageRun,
         paging: &PagingState,
         spot: Spot,
@@ -535,30 +538,33 @@ impl Mmu {
     /// # Errors
     ///
     /// As [`super::fault::Faults::resolve`].
-    pub fn shadow_fault<M: GuestPhys<Error = Error>>(
+    pub(super) fn shadow_fault<M: GuestPhys<Error = Error>>(
         &self,
-        cpu: &mut ShadowCpu,
+        cpu: &mut Place,
         run: &mut PageRun,
         memory: &mut M,
         paging: &PagingState,
         fault: &GuestFault,
-    ) -> Result<ShadowFault> {
+    ) -> Result<Outcome> {
         self.stats.shadow_faults.add(1, Relaxed);
         let access = access_of(fault.code, fault.cpl, fault.ac);
         if !self.inverted.is_short() && self.quick_fault(cpu, run, memory, paging, fault, access)? {
-            return Ok(ShadowFault::Mapped);
+            return Ok(Outcome::Mapped);
         }
         let key = RootKey::of(paging, paging.pointers()).ok_or_else(unsupported)?;
         for _ in 0..TRIES {
             let (page, path) = match walk::walk_traced(memory, paging, fault.gva, access) {
                 Ok(found) => found,
-                Err(WalkError::Fault(code)) => return Ok(ShadowFault::Guest(code)),
-                Err(WalkError::NonCanonical) => return Ok(ShadowFault::NonCanonical),
+                Err(WalkError::Fault(code)) => return Ok(Outcome::Raise(page_fault(fault, code))),
+                // The CPU has said nothing of it before.
+                Err(WalkError::NonCanonical) => {
+                    return Ok(Outcome::Raise(Exception::general_protection()));
+                }
                 Err(WalkError::Memory { error, .. }) if error == no_such_device() => {
-                    return Ok(ShadowFault::NoTables);
+                    return Ok(Outcome::NoTables);
                 }
                 Err(WalkError::Memory { error, .. }) => return Err(error),
-                Err(WalkError::Contended) => return Ok(ShadowFault::Mapped),
+                Err(WalkError::Contended) => return Ok(Outcome::Mapped),
             };
             let nested = NestedFault {
                 gpa: page.gpa,
@@ -568,10 +574,10 @@ impl Mmu {
                 origin: Origin::Access(Some(fault.gva)),
             };
             let Some((slot, moment)) = self.slot_now(cpu, page.gpa.gfn()) else {
-                return Ok(ShadowFault::Device(nested, Backing::Mmio));
+                return Ok(Outcome::Device(nested, Backing::Mmio));
             };
             if nested.write && slot.flags.contains(SlotFlags::READ_ONLY) {
-                return Ok(ShadowFault::Device(nested, Backing::Rom));
+                return Ok(Outcome::Device(nested, Backing::Rom));
             }
             let last = path.leaf_of_small_page(paging);
             let (next, used) = used_behind(memory, paging, last);
@@ -586,8 +592,8 @@ impl Mmu {
             self.fill(cpu)?;
             self.grow_inverted(cpu)?;
             match self.install(cpu, run, &route, &nested, access, &found)? {
-                Some(Installed::Done(_)) => return Ok(ShadowFault::Mapped),
-                Some(Installed::Watched) => return Ok(ShadowFault::Table(nested)),
+                Some(Installed::Done(_)) => return Ok(Outcome::Mapped),
+                Some(Installed::Watched) => return Ok(Outcome::Table(nested)),
                 Some(Installed::Loose) => self.sync(&mut cpu.comparing, true)?,
                 Some(Installed::Lacking(Lack::Room)) => self.evict()?,
                 // A full reserve has enough for any fault.
@@ -601,14 +607,14 @@ impl Mmu {
             cpu.renew(self.with_shadow(|shadow| shadow.sequence)?);
             cpu.slot = None;
         }
-        Ok(ShadowFault::Mapped)
+        Ok(Outcome::Mapped)
     }
 
     /// A fault in a table whose way from the root is known: only the guest's entry for the page is
     /// read. False when there is more to it.
     fn quick_fault<M: GuestPhys<Error = Error>>(
         &self,
-        cpu: &mut ShadowCpu,
+        cpu: &mut Place,
         run: &mut PageRun,
         memory: &mut M,
         paging: &PagingState,
@@ -703,7 +709,7 @@ impl Mmu {
 
     /// The slot of a frame as the slots are now, and when the host's changes were last looked at,
     /// which may be a while ago.
-    fn slot_now(&self, cpu: &mut ShadowCpu, gfn: Gfn) -> Option<(Slot, Moment)> {
+    fn slot_now(&self, cpu: &mut Place, gfn: Gfn) -> Option<(Slot, Moment)> {
         let generation = self.generation.load(Ordering::Acquire);
         if let Some((slot, moment)) = cpu.slot {
             if moment.generation == generation && slot.gfns().contains(gfn) {
@@ -720,7 +726,7 @@ impl Mmu {
     /// it was found; `None` when the host has changed it.
     fn install(
         &self,
-        cpu: &mut ShadowCpu,
+        cpu: &mut Place,
         run: &mut PageRun,
         route: &Route,
         fault: &NestedFault,
@@ -805,7 +811,12 @@ impl Mmu {
     /// # Errors
     ///
     /// `EIO`.
-    pub fn shadow_refill(&self, run: &mut PageRun, paging: &PagingState, gpa: Gpa) -> Result {
+    pub(super) fn shadow_refill(
+        &self,
+        run: &mut PageRun,
+        paging: &PagingState,
+        gpa: Gpa,
+    ) -> Result {
         if self.inverted.is_short() {
             // A fault looks after that.
             return Ok(());
@@ -875,7 +886,7 @@ impl Mmu {
 
     /// The guest may write to a table as if it was none, until it is next looked at: where the
     /// instruction cannot be executed.
-    pub fn shadow_let_go(&self, gpa: Gpa) {
+    pub(super) fn shadow_let_go(&self, gpa: Gpa) {
         self.loosen(gpa.gfn().raw());
     }
 }

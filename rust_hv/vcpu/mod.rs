@@ -44,7 +44,7 @@ use crate::host::switch::HostSwitch;
 use crate::host::sync::{KillableGuard, KillableMutex};
 use crate::mmu::access::SlotCache;
 use crate::mmu::choice::PagingMode;
-use crate::mmu::fault::Faults;
+use crate::mmu::vcpu::PagedVcpu;
 use crate::mmu::Mmu;
 use crate::model::arch::regs::Efer;
 use crate::model::exit::Event;
@@ -239,7 +239,7 @@ struct Inner<V: Vendor> {
     switch: Pin<KBox<HostSwitch>>,
     guest: V::Guest,
     fpu: GuestFpu,
-    faults: Faults,
+    paging: PagedVcpu,
     mmio: Mmio,
     state: State,
 }
@@ -259,15 +259,15 @@ impl<V: Vendor> Vcpu<V> {
     ) -> Result<Arc<Self>> {
         let place = mmu.supply().place();
         let mode = mmu.settle();
-        let faults = Faults::new(mmu.clone())?;
+        let paging = PagedVcpu::new(mmu.clone(), mode)?;
         let (translation, software) = match mode {
             PagingMode::Nested => {
-                let root = Mmu::root(&mmu).with_log(faults.write_log());
+                let root = Mmu::root(&mmu).with_log(paging.write_log());
                 (Translation::Nested(root), None)
             }
             PagingMode::Shadow | PagingMode::Trap => {
-                let software = Software::new(mmu.clone())?;
-                (Translation::Software(mmu.clone()), Some(software))
+                let software = Some(Software::new());
+                (Translation::Software(mmu.clone()), software)
             }
         };
         let vendor = machine.vendor;
@@ -276,7 +276,7 @@ impl<V: Vendor> Vcpu<V> {
             switch: KBox::pin_init(HostSwitch::new(V::LEAVES), GFP_KERNEL_ACCOUNT)?,
             guest,
             fpu: GuestFpu::new(place.wipe)?,
-            faults,
+            paging,
             mmio: Mmio::new(),
             state: State {
                 cpuid: Cpuid::empty(),

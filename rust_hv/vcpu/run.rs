@@ -12,7 +12,7 @@ use super::memory::GuestPhysical;
 use super::mmio::{Mmio, Step};
 use super::port::StringStep;
 use super::snapshot::{paging_state, Snapshot};
-use super::{direct, port, Inner, Pending, Special, State, Vcpu};
+use super::{direct, port, Counter, Inner, Pending, Special, State, Vcpu};
 use crate::host::bindings::KVM_INTERNAL_ERROR_DELIVERY_EV;
 use crate::host::cpu;
 use crate::host::errno::no_such_device;
@@ -21,7 +21,7 @@ use crate::host::msr;
 use crate::host::run_page::UserExit;
 use crate::host::switch::{request_cache_flush, Running};
 use crate::host::task;
-use crate::mmu::fault::{Faults, Resolved};
+use crate::mmu::vcpu::{Fault, Outcome, PagedVcpu, VcpuPaging};
 use crate::mmu::Mmu;
 use crate::model::arch::regs::{Cr0, Rflags};
 use crate::model::emulate::{Backing, Stop, MAX_LEN};
@@ -95,7 +95,7 @@ impl<V: Vendor> Vcpu<V> {
             switch,
             guest,
             fpu,
-            faults,
+            paging,
             mmio,
             state,
         } = inner;
@@ -124,7 +124,7 @@ impl<V: Vendor> Vcpu<V> {
             if guest.has_moved() {
                 self.follow_node(guest);
             }
-            let done = match self.turn(&entry, state, mmio, guest, faults) {
+            let done = match self.turn(&entry, state, mmio, guest, paging) {
                 Ok(Turn::User(exit)) => return Ok(exit),
                 Ok(Turn::Again) => task::do_work_if_pending(),
                 Err(error) => Err(error),
@@ -203,9 +203,9 @@ impl<V: Vendor> Vcpu<V> {
         state: &mut State,
         mmio: &mut Mmio,
         guest: &mut impl Guest,
-        faults: &mut Faults,
+        paging: &mut PagedVcpu,
     ) -> Result<Turn> {
-        self.follow_registers(state, guest)?;
+        self.follow_registers(state, guest, paging)?;
         let mut window = guest.open()?;
         if let Some(software) = &mut state.software {
             software.apply(&mut window)?;
@@ -239,14 +239,17 @@ impl<V: Vendor> Vcpu<V> {
             let facts = *state.cpuid.facts();
             let mut snapshot = Snapshot::take(&mut window, &facts)?;
             drop(window);
-            return self.invalidate_context(state, guest, faults, &mut snapshot);
+            return self.invalidate_context(state, guest, paging, &mut snapshot);
         }
         drop(window);
         match action {
-            Action::Memory(fault) => self.memory(state, mmio, guest, faults, &fault),
-            Action::GuestFault(fault) => self.guest_fault(state, mmio, guest, faults, &fault),
+            Action::Memory(fault) => {
+                let (fault, counter) = (Fault::Nested(&fault), &self.counters.nested_faults);
+                self.fault(state, mmio, guest, paging, fault, counter)
+            }
+            Action::GuestFault(fault) => self.guest_fault(state, mmio, guest, paging, &fault),
             Action::Invalidate(gva) => {
-                self.invalidate(state, faults, gva)?;
+                self.invalidate(state, paging, gva)?;
                 Ok(Turn::Again)
             }
             Action::Control { register, value } => {
@@ -262,7 +265,7 @@ impl<V: Vendor> Vcpu<V> {
                 Ok(Turn::Again)
             }
             Action::EmptyLog => {
-                faults.empty_write_log();
+                paging.empty_write_log();
                 guest.open()?.restart_log()?;
                 Ok(Turn::Again)
             }
@@ -337,24 +340,34 @@ impl<V: Vendor> Vcpu<V> {
         }
     }
 
-    fn memory(
+    /// A fault of the CPU's in the tables that it walks. Counted where it is not a device's business.
+    pub(super) fn fault(
         &self,
         state: &mut State,
         mmio: &mut Mmio,
         guest: &mut impl Guest,
-        faults: &mut Faults,
-        fault: &NestedFault,
+        paging: &mut PagedVcpu,
+        fault: Fault<'_>,
+        counter: &Counter,
     ) -> Result<Turn> {
-        match faults.resolve(fault)? {
-            Resolved::Mapped => {
-                self.counters.nested_faults.bump();
+        let mut memory = GuestPhysical::new(&self.mmu, &mut state.slots);
+        match paging.fault(&mut memory, fault)? {
+            Outcome::Mapped => {
+                counter.bump();
                 Ok(Turn::Again)
             }
-            Resolved::Mmio(backing) => self.device(state, mmio, guest, fault, backing),
-            Resolved::Denied(right) => Ok(Turn::User(UserExit::MemoryFault {
-                gpa: fault.gpa.page_base(),
-                right,
-            })),
+            Outcome::Raise(exception) => {
+                counter.bump();
+                state.raise_outside(guest, exception);
+                Ok(Turn::Again)
+            }
+            Outcome::Device(fault, backing) => self.device(state, mmio, guest, &fault, backing),
+            Outcome::Denied(gpa, right) => Ok(Turn::User(UserExit::MemoryFault { gpa, right })),
+            Outcome::Table(write) => self.table_write(state, mmio, guest, paging, fault, &write),
+            Outcome::NoTables => {
+                counter.bump();
+                Ok(Turn::User(UserExit::UNKNOWN_INSTRUCTION))
+            }
         }
     }
 

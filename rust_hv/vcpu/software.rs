@@ -16,11 +16,11 @@ use crate::host::errno::{no_such_device, unsupported};
 use crate::host::run_page::UserExit;
 use crate::host::switch::request_cache_flush;
 use crate::mmu::access::SlotCache;
-use crate::mmu::fault::Faults;
-use crate::mmu::shadow::{GuestFault, ShadowCpu, ShadowFault};
+use crate::mmu::shadow::GuestFault;
+use crate::mmu::vcpu::{Fault, Forget, PagedVcpu, VcpuPaging};
 use crate::mmu::Mmu;
 use crate::model::arch::addr::{Gva, Hpa};
-use crate::model::arch::exception::{PageFaultError, Vector};
+use crate::model::arch::exception::PageFaultError;
 use crate::model::arch::regs::Rflags;
 use crate::model::emulate::system::{invpcid_allows, Kind, System};
 use crate::model::emulate::{Backing, Cpu, Exception, Stop, MAX_LEN};
@@ -29,11 +29,9 @@ use crate::model::paging::state::{Mode, PagingState};
 use crate::vendor::{Guest, HwError, Vendor, Window};
 use kernel::prelude::*;
 use kernel::sync::atomic::{ordering::Relaxed, Atomic};
-use kernel::sync::Arc;
 
 /// What such a vCPU has beside its other state.
 pub(super) struct Software {
-    cpu: ShadowCpu,
     /// Page-directory pointers, as they were loaded.
     pointers: [u64; 4],
     /// What walks depend on, as of the last exit that needs to know.
@@ -44,46 +42,30 @@ pub(super) struct Software {
     /// A root for the next window.
     root: Option<Hpa>,
     /// What the next window forgets.
-    flush: Flush,
-}
-
-/// Translations to be forgotten.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Flush {
-    Nothing,
-    Address(Gva),
-    Everything,
+    forget: Forget,
 }
 
 impl Software {
-    pub(super) fn new(mmu: Arc<Mmu>) -> Result<Self> {
-        Ok(Self {
-            cpu: ShadowCpu::new(mmu)?,
+    pub(super) const fn new() -> Self {
+        Self {
             pointers: [0; 4],
             paging: None,
             stale: true,
             root: None,
-            flush: Flush::Nothing,
-        })
+            forget: Forget::Nothing,
+        }
     }
 
     /// Brings to the CPU what was decided outside of the window.
     #[inline]
     pub(super) fn apply(&mut self, window: &mut impl Window) -> Result<(), HwError> {
-        let flush = core::mem::replace(&mut self.flush, Flush::Nothing);
-        match (self.root.take(), flush) {
+        let forget = core::mem::replace(&mut self.forget, Forget::Nothing);
+        match (self.root.take(), forget) {
             (Some(root), _) => window.set_root(root),
-            (None, Flush::Nothing) => Ok(()),
-            (None, Flush::Address(gva)) => window.flush_address(gva),
-            (None, Flush::Everything) => window.flush_guest_tables(),
+            (None, Forget::Nothing) => Ok(()),
+            (None, Forget::Address(gva)) => window.flush_address(gva),
+            (None, Forget::Everything) => window.flush_guest_tables(),
         }
-    }
-}
-
-impl Software {
-    /// The tables that the CPU walks at the next entry, as far as they are known.
-    pub(super) fn tables(&self) -> Option<&ShadowCpu> {
-        (!self.stale).then_some(&self.cpu)
     }
 }
 
@@ -93,6 +75,12 @@ impl State {
         if let Some(software) = &mut self.software {
             software.stale = true;
         }
+    }
+
+    /// The CPU walks tables at the next entry that are not known yet.
+    pub(super) fn root_is_stale(&self) -> bool {
+        let software = self.software.as_ref();
+        software.is_some_and(|software| software.stale)
     }
 
     /// The page-directory pointers have been loaded.
@@ -196,7 +184,12 @@ fn invpcid(mmu: &Mmu, slots: &mut SlotCache, snapshot: &mut Snapshot) -> Result<
 
 impl<V: Vendor> Vcpu<V> {
     /// Brings the root that the CPU walks in line with the guest's registers.
-    pub(super) fn follow_registers(&self, state: &mut State, guest: &mut impl Guest) -> Result {
+    pub(super) fn follow_registers(
+        &self,
+        state: &mut State,
+        guest: &mut impl Guest,
+        paged: &mut PagedVcpu,
+    ) -> Result {
         let Some(software) = &mut state.software else {
             return Ok(());
         };
@@ -211,8 +204,7 @@ impl<V: Vendor> Vcpu<V> {
             return Err(refuse());
         }
         if let Some(software) = &mut state.software {
-            let root = self.mmu.shadow_root(&mut software.cpu, &paging)?;
-            software.root = Some(root);
+            software.root = paged.root(&paging)?;
             software.stale = false;
         }
         Ok(())
@@ -222,7 +214,7 @@ impl<V: Vendor> Vcpu<V> {
     pub(super) fn invalidate(
         &self,
         state: &mut State,
-        faults: &mut Faults,
+        paged: &mut PagedVcpu,
         gva: Option<Gva>,
     ) -> Result {
         let State {
@@ -231,14 +223,11 @@ impl<V: Vendor> Vcpu<V> {
         if let Some(software) = software {
             let mut memory = GuestPhysical::new(&self.mmu, slots);
             let paging = software.paging.take().ok_or(EIO)?;
-            let cpu = &mut software.cpu;
-            let run = faults.run();
-            let alone = self
-                .mmu
-                .shadow_invalidate(cpu, run, &mut memory, &paging, gva)?;
-            software.flush = match (software.flush, gva.filter(|_| alone)) {
-                (Flush::Nothing, Some(gva)) => Flush::Address(gva),
-                _ => Flush::Everything,
+            let forget = paged.invalidate(&mut memory, &paging, gva)?;
+            software.forget = match (software.forget, forget) {
+                (Forget::Nothing, forget) => forget,
+                (before, Forget::Nothing) => before,
+                _ => Forget::Everything,
             };
         }
         Ok(())
@@ -249,7 +238,7 @@ impl<V: Vendor> Vcpu<V> {
         &self,
         state: &mut State,
         guest: &mut impl Guest,
-        faults: &mut Faults,
+        paged: &mut PagedVcpu,
         snapshot: &mut Snapshot,
     ) -> Result<Turn> {
         match invpcid(&self.mmu, &mut state.slots, snapshot) {
@@ -258,7 +247,7 @@ impl<V: Vendor> Vcpu<V> {
                 state.finish_instruction(&mut window, snapshot.rip, len.into())?;
                 state.note_paging(&window)?;
                 drop(window);
-                self.invalidate(state, faults, None)?;
+                self.invalidate(state, paged, None)?;
             }
             Err(Stop::Fault(exception)) => state.raise(&mut guest.open()?, exception),
             Err(Stop::Retry) => {}
@@ -277,87 +266,45 @@ impl<V: Vendor> Vcpu<V> {
         state: &mut State,
         mmio: &mut Mmio,
         guest: &mut impl Guest,
-        faults: &mut Faults,
+        paged: &mut PagedVcpu,
         fault: &GuestFault,
     ) -> Result<Turn> {
         // Software reads what the guest points it to.
         request_cache_flush();
-        let State {
-            software: Some(software),
-            slots,
-            ..
-        } = state
-        else {
-            return Err(EIO);
-        };
-        let mut memory = GuestPhysical::new(&self.mmu, slots);
+        let software = state.software.as_mut().ok_or(EIO)?;
         let paging = software.paging.take().ok_or(EIO)?;
-        let run = faults.run();
-        let cpu = &mut software.cpu;
-        let found = self
-            .mmu
-            .shadow_fault(cpu, run, &mut memory, &paging, fault)?;
-        match found {
-            ShadowFault::Mapped => {
-                self.counters.page_faults.bump();
-                Ok(Turn::Again)
-            }
-            ShadowFault::Guest(code) => {
-                self.counters.page_faults.bump();
-                let exception = Exception {
-                    vector: Vector::PF,
-                    error_code: Some(code.raw()),
-                    cr2: Some(fault.gva),
-                };
-                state.raise_outside(guest, exception);
-                Ok(Turn::Again)
-            }
-            ShadowFault::NonCanonical => {
-                self.counters.page_faults.bump();
-                let exception = Exception {
-                    vector: Vector::GP,
-                    error_code: Some(0),
-                    cr2: None,
-                };
-                state.raise_outside(guest, exception);
-                Ok(Turn::Again)
-            }
-            ShadowFault::Device(fault, backing) => self.device(state, mmio, guest, &fault, backing),
-            ShadowFault::Table(fault) => {
-                self.table_write(state, mmio, guest, faults, &paging, &fault)
-            }
-            ShadowFault::NoTables => {
-                self.counters.page_faults.bump();
-                Ok(Turn::User(UserExit::UNKNOWN_INSTRUCTION))
-            }
-        }
+        let (fault, counter) = (Fault::Guest(fault, &paging), &self.counters.page_faults);
+        self.fault(state, mmio, guest, paged, fault, counter)
     }
 
     /// Executes a write to one of the guest's tables.
-    fn table_write(
+    pub(super) fn table_write(
         &self,
         state: &mut State,
         mmio: &mut Mmio,
         guest: &mut impl Guest,
-        faults: &mut Faults,
-        paging: &PagingState,
-        fault: &NestedFault,
+        paged: &mut PagedVcpu,
+        fault: Fault<'_>,
+        write: &NestedFault,
     ) -> Result<Turn> {
+        let Fault::Guest(_, paging) = fault else {
+            return Err(EIO);
+        };
         if state.event.is_some() {
             // Not an instruction's write but the delivery of an event.
-            self.mmu.shadow_let_go(fault.gpa);
+            paged.let_go(write.gpa);
             return Ok(Turn::Again);
         }
         self.counters.table_writes.bump();
         self.mmu.stats.table_writes.add(1, Relaxed);
-        match mmio.emulate(state, guest, &self.mmu, fault, Backing::Ram)? {
+        match mmio.emulate(state, guest, &self.mmu, write, Backing::Ram)? {
             Step::Enter => {
-                self.mmu.shadow_refill(faults.run(), paging, fault.gpa)?;
+                paged.written(paging, write.gpa)?;
                 Ok(Turn::Again)
             }
             Step::Exit(exit) => Ok(Turn::User(exit)),
             Step::Unknown(_) => {
-                self.mmu.shadow_let_go(fault.gpa);
+                paged.let_go(write.gpa);
                 Ok(Turn::Again)
             }
         }

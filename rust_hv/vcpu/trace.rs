@@ -109,18 +109,21 @@ impl<V: Vendor> Vcpu<V> {
         };
         answer.gpa = gpa.raw();
         let (write, fetch) = (kind == AccessKind::Write, kind == AccessKind::Fetch);
-        let table = match inner.state.software {
+        let shadow = inner.paging.shadow();
+        let table = match shadow {
             Some(_) => bindings::RUSTHV_TABLE_SHADOW,
             None => bindings::RUSTHV_TABLE_NESTED,
         };
         let on_entry = |level: Level, at: Hpa, entry| {
             note_entry(&mut answer, table, level as u32, at.raw(), entry);
         };
-        let hpa = match &inner.state.software {
-            Some(software) => software.tables().and_then(|cpu| {
+        let hpa = match shadow {
+            // Another root is due, and not known yet.
+            Some(_) if inner.state.root_is_stale() => None,
+            Some(cpu) => {
                 let gva = Gva::new(asked.gva);
                 self.mmu.trace_shadow(cpu, gva, write, fetch, on_entry)
-            }),
+            }
             None => self.mmu.trace(gpa, write, fetch, on_entry),
         };
         match hpa {
