@@ -4,11 +4,13 @@
 
 use super::bindings;
 use core::cell::UnsafeCell;
+use core::convert::Infallible;
 use core::mem::ManuallyDrop;
 use core::ops::{Deref, DerefMut};
 use kernel::prelude::*;
 use kernel::sync::LockClassKey;
 use kernel::types::{NotThreadSafe, Opaque};
+use pin_init::cast_init;
 
 /// A mutex for state that is held as long as a guest runs.
 ///
@@ -29,21 +31,23 @@ unsafe impl<T: Send> Send for KillableMutex<T> {}
 unsafe impl<T: Send> Sync for KillableMutex<T> {}
 
 impl<T> KillableMutex<T> {
-    /// A mutex around `data`, of which nothing stays in memory if it is to be wiped.
-    pub fn new(
-        data: T,
+    /// A mutex around `data`, of which nothing stays in memory if it is to be wiped. It is made where it
+    /// is to be: what is as large as a vCPU's state has no place on the stack.
+    pub fn new<E: From<Infallible>>(
+        data: impl Init<T, E>,
         wipe: bool,
         name: &'static CStr,
         key: Pin<&'static LockClassKey>,
-    ) -> impl PinInit<Self> {
-        pin_init!(Self {
+    ) -> impl PinInit<Self, E> {
+        try_pin_init!(Self {
             // SAFETY: The slot is pinned memory for a mutex; name and key are static.
             raw <- Opaque::ffi_init(|slot| unsafe {
                 kernel::bindings::__mutex_init(slot, name.as_char_ptr(), key.as_ptr())
             }),
-            data: UnsafeCell::new(ManuallyDrop::new(data)),
+            // SAFETY: Both wrappers have the layout of what is in them, and any value of that will do.
+            data <- unsafe { cast_init(data) },
             wipe,
-        })
+        }? E)
     }
 
     /// Waits for the lock.

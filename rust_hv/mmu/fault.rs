@@ -124,8 +124,9 @@ impl Faults {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub fn new(mmu: Arc<Mmu>) -> Result<Self> {
-        Ok(Self {
+    pub fn new(mmu: Arc<Mmu>) -> Result<KBox<Self>> {
+        // Where it is to be: it is too large for the stack.
+        let new = try_init!(Self {
             mapper: mmu.add_mapper()?,
             mmu,
             reserve: Reserve::default(),
@@ -133,7 +134,8 @@ impl Faults {
             slot: None,
             next: Gfn::new(0),
             window: FEWEST,
-        })
+        });
+        KBox::init(new, GFP_KERNEL_ACCOUNT)
     }
 
     /// Where the CPU is to log the vCPU's writes, if it does.

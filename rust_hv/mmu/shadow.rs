@@ -92,8 +92,9 @@ impl ShadowCpu {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub fn new(mmu: Arc<Mmu>) -> Result<Self> {
-        Ok(Self {
+    pub fn new(mmu: Arc<Mmu>) -> Result<KBox<Self>> {
+        // Where it is to be: it is too large for the stack.
+        let new = try_init!(Self {
             mmu,
             place: Place {
                 root: None,
@@ -103,12 +104,13 @@ impl ShadowCpu {
                 reserves: Default::default(),
                 pointers: None,
                 comparing: Comparing {
-                    words: KBox::new([0; 512], GFP_KERNEL_ACCOUNT)?,
+                    words: KBox::zeroed(GFP_KERNEL_ACCOUNT)?,
                     slots: SlotCache::new(),
                 },
             },
             run: PageRun::new(),
-        })
+        });
+        KBox::init(new, GFP_KERNEL_ACCOUNT)
     }
 
     /// The root that it runs on.

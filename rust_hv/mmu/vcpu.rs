@@ -186,7 +186,7 @@ impl VcpuPaging for ShadowCpu {
 }
 
 /// As [`ShadowCpu`], but that the guest's writes to its tables are executed.
-pub struct TrapCpu(ShadowCpu);
+pub struct TrapCpu(KBox<ShadowCpu>);
 
 impl VcpuPaging for TrapCpu {
     fn root(&mut self, paging: &PagingState) -> Result<Option<Hpa>> {
@@ -212,7 +212,7 @@ impl VcpuPaging for TrapCpu {
 
     /// What the entry refers to now is mapped at once.
     fn written(&mut self, paging: &PagingState, gpa: Gpa) -> Result {
-        let ShadowCpu { mmu, run, .. } = &mut self.0;
+        let ShadowCpu { mmu, run, .. } = &mut *self.0;
         mmu.shadow_refill(run, paging, gpa)
     }
 
@@ -224,9 +224,9 @@ impl VcpuPaging for TrapCpu {
 /// A vCPU, as its VM is paged.
 pub enum PagedVcpu {
     /// With nested tables.
-    Nested(Faults),
+    Nested(KBox<Faults>),
     /// With shadow tables that follow the guest's when it invalidates translations.
-    Shadow(ShadowCpu),
+    Shadow(KBox<ShadowCpu>),
     /// With shadow tables that follow each write.
     Trap(TrapCpu),
 }

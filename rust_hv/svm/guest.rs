@@ -57,7 +57,7 @@ pub struct Guest {
     /// The virtual-interrupt word. The CPU writes its own back at each exit.
     pub(super) virtual_interrupt: u32,
     /// The registers before the last entry that could have failed.
-    before: Save,
+    before: KBox<Save>,
     /// The last entry was one.
     can_fail: bool,
     /// CR0 as the guest sees it.
@@ -113,7 +113,7 @@ impl Guest {
         };
         let vmcb = VmcbPage::new(place)?;
         let mut guest = Self {
-            before: vmcb.get().save,
+            before: KBox::new(vmcb.get().save, GFP_KERNEL_ACCOUNT)?,
             can_fail: false,
             vmcb,
             regs: rhv_regs::default(),
@@ -363,7 +363,7 @@ impl GuestWindow<'_> {
         let injects = guest.vmcb.get().control.event != 0;
         guest.can_fail = injects || guest.clean & clean::CHECKED != clean::CHECKED;
         if guest.can_fail {
-            guest.before = guest.vmcb.get().save;
+            *guest.before = guest.vmcb.get().save;
         }
         let (rax, cr2) = (guest.regs.gpr[0], guest.regs.cr2);
         let word = guest.virtual_interrupt;
@@ -444,7 +444,7 @@ impl GuestWindow<'_> {
             // The CPU has looked at some of it and flushed nothing for sure. QEMU leaves registers
             // of the host's here.
             if guest.can_fail {
-                vmcb.save = guest.before;
+                vmcb.save = *guest.before;
             }
             guest.clean = 0;
         } else {

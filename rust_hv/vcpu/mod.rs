@@ -234,6 +234,32 @@ pub struct Vcpu<V: Vendor> {
     state: KillableMutex<Inner<V>>,
 }
 
+impl State {
+    /// Of a vCPU that has not been reset yet.
+    fn new(id: u32, software: Option<Software>, clock: Clock) -> Self {
+        Self {
+            cpuid: Cpuid::empty(),
+            pending: Pending::None,
+            event: None,
+            triple_fault: false,
+            has_run: false,
+            interrupt: None,
+            cr8: 0,
+            apic_base: regs::apic_base_after_reset(id),
+            xcr0: 1,
+            osxsave: false,
+            dr: [0; 4],
+            dr6: 0,
+            special: Special::new(clock.count_guest_ticks),
+            msrs: Msrs::new(),
+            software,
+            slots: SlotCache::new(),
+            if_flag: false,
+            ready_for_interrupt: false,
+        }
+    }
+}
+
 /// What a vCPU's mutex protects. In parts, as an open window borrows `guest`.
 struct Inner<V: Vendor> {
     switch: Pin<KBox<HostSwitch>>,
@@ -271,37 +297,16 @@ impl<V: Vendor> Vcpu<V> {
             }
         };
         let vendor = machine.vendor;
-        let guest = vendor.guest(translation, intercepts, clock.tsc_offset, place)?;
-        let mut inner = Inner {
+        let run = RunPages::new(place)?;
+        let inner = try_init!(Inner {
             switch: KBox::pin_init(HostSwitch::new(V::LEAVES), GFP_KERNEL_ACCOUNT)?,
-            guest,
+            guest: vendor.guest(translation, intercepts, clock.tsc_offset, place)?,
             fpu: GuestFpu::new(place.wipe)?,
             paging,
             mmio: Mmio::new(),
-            state: State {
-                cpuid: Cpuid::empty(),
-                pending: Pending::None,
-                event: None,
-                triple_fault: false,
-                has_run: false,
-                interrupt: None,
-                cr8: 0,
-                apic_base: regs::apic_base_after_reset(id),
-                xcr0: 1,
-                osxsave: false,
-                dr: [0; 4],
-                dr6: 0,
-                special: Special::new(clock.count_guest_ticks),
-                msrs: Msrs::new(),
-                software,
-                slots: SlotCache::new(),
-                if_flag: false,
-                ready_for_interrupt: false,
-            },
-        };
-        regs::reset(&mut inner.state, &mut inner.guest)?;
-        let run = RunPages::new(place)?;
-        Arc::pin_init(
+            state: State::new(id, software, clock),
+        });
+        let vcpu = Arc::pin_init(
             try_pin_init!(Self {
                 id,
                 machine,
@@ -314,9 +319,14 @@ impl<V: Vendor> Vcpu<V> {
                     c"rusthv vcpu",
                     kernel::static_lock_class!(),
                 ),
-            }),
+            }? Error),
             GFP_KERNEL_ACCOUNT,
-        )
+        )?;
+        let mut inner = vcpu.lock()?;
+        let Inner { guest, state, .. } = &mut *inner;
+        regs::reset(state, guest)?;
+        drop(inner);
+        Ok(vcpu)
     }
 
     fn lock(&self) -> Result<KillableGuard<'_, Inner<V>>> {
