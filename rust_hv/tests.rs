@@ -91,6 +91,7 @@ mod objects {
         Ok(())
     }
 
+    const TRIES: usize = 20;
     const SECRET: u64 = 0x6ec2_e75e_c2e7_6ec2;
 
     /// How many frames a VM with secrets had, how many were wiped when it went, and how often a
@@ -124,10 +125,18 @@ mod objects {
     }
 
     fn leaves_nothing<V: Vendor>(machine: Machine<V>) -> Result {
-        // What this test finds is there otherwise.
-        let (_, wiped, left) = secrets_left(machine, Wipe::Never)?;
-        assert_eq!(wiped, 0);
-        assert!(left > 3);
+        // What this test finds is there otherwise, unless somebody gets the memory before it is
+        // looked at.
+        let mut found = 0;
+        for _ in 0..TRIES {
+            let (_, wiped, left) = secrets_left(machine, Wipe::Never)?;
+            assert_eq!(wiped, 0);
+            found = left;
+            if found > 3 {
+                break;
+            }
+        }
+        assert!(found > 3);
         for wipe in [Wipe::Zeros, Wipe::Random] {
             let (had, wiped, left) = secrets_left(machine, wipe)?;
             assert_eq!(left, 0);
