@@ -223,26 +223,13 @@ impl Machine {
                 .map_err(Error::ioctl("KVM_SET_TSS_ADDR"))?;
         }
         let read_only = kvm.check_extension(Cap::ReadonlyMem);
-        for (slot, region) in (0..).zip(memory.iter()) {
-            let start = region.start_addr().0;
-            let host = memory
-                .get_host_address(region.start_addr())
-                .map_err(Error::memory)?;
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags: if start >= rom && read_only {
-                    KVM_MEM_READONLY
-                } else {
-                    0
-                },
-                guest_phys_addr: start,
-                memory_size: region.len(),
-                userspace_addr: host as u64,
-            };
-            // SAFETY: the region is mapped, and `Machine` unmaps it after the VM is gone.
-            unsafe { vm.set_user_memory_region(region) }
-                .map_err(Error::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
-        }
+        map_memory(&vm, &memory, |start| {
+            if start >= rom && read_only {
+                KVM_MEM_READONLY
+            } else {
+                0
+            }
+        })?;
 
         let run_size = kvm
             .get_vcpu_mmap_size()
@@ -571,6 +558,26 @@ pub fn host_pages(rom: u64) -> u64 {
 
 fn buffered_stdout() -> io::BufWriter<Stdout> {
     io::BufWriter::new(io::stdout())
+}
+
+/// Gives a VM all of the memory, which has to outlive it; `flags` says from a region's start those of its
+/// slot.
+pub fn map_memory(vm: &VmFd, memory: &GuestMemoryMmap, flags: impl Fn(u64) -> u32) -> Result<()> {
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let start = region.start_addr();
+        let host = memory.get_host_address(start).map_err(Error::memory)?;
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: flags(start.0),
+            guest_phys_addr: start.0,
+            memory_size: region.len(),
+            userspace_addr: host as u64,
+        };
+        // SAFETY: the region is mapped, and is unmapped after the VM is gone.
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(Error::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
 }
 
 pub fn open(path: &Path) -> Result<Kvm> {

@@ -10,13 +10,13 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{kvm_enable_cap, kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{kvm_enable_cap, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use minikernel_abi::report::{
     status, Value, Wait, CONSOLE_PORT, EXIT_PORT, NAME_PORT, VALUE_PORT, YIELD_PORT,
 };
 use minikernel_abi::{Parameters, KERNEL, PARAMETERS, PROGRAM};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::signal::{register_signal_handler, SIGRTMIN};
 
 use super::counters::Counters;
@@ -248,21 +248,7 @@ fn create(setup: &Setup) -> Result<Created> {
         ticks::count(&vm)?;
     }
     place_host_pages(&kvm, &vm)?;
-    for (slot, region) in (0..).zip(memory.iter()) {
-        let host = memory
-            .get_host_address(region.start_addr())
-            .map_err(Error::memory)?;
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: host as u64,
-        };
-        // SAFETY: the region is mapped, and is unmapped after the VM is gone.
-        unsafe { vm.set_user_memory_region(region) }
-            .map_err(Error::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
-    }
+    machine::map_memory(&vm, &memory, |_| 0)?;
 
     let mut cpuid = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)

@@ -4,9 +4,9 @@
 
 use std::path::Path;
 
-use kvm_bindings::{kvm_enable_cap, kvm_userspace_memory_region};
+use kvm_bindings::kvm_enable_cap;
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::counters::Counters;
 use crate::error::{Error, Result};
@@ -46,21 +46,7 @@ pub fn of_an_exit(device: &Path) -> Result<Option<u64>> {
     memory
         .write_slice(&CODE, GuestAddress(0))
         .map_err(Error::memory)?;
-    for region in memory.iter() {
-        let host = memory
-            .get_host_address(region.start_addr())
-            .map_err(Error::memory)?;
-        let region = kvm_userspace_memory_region {
-            slot: 0,
-            flags: 0,
-            guest_phys_addr: region.start_addr().0,
-            memory_size: region.len(),
-            userspace_addr: host as u64,
-        };
-        // SAFETY: the region is mapped, and is unmapped after the VM is gone.
-        unsafe { vm.set_user_memory_region(region) }
-            .map_err(Error::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
-    }
+    machine::map_memory(&vm, &memory, |_| 0)?;
     let mut vcpu = vm.create_vcpu(0).map_err(Error::ioctl("KVM_CREATE_VCPU"))?;
     let mut regs = vcpu.get_regs().map_err(Error::ioctl("KVM_GET_REGS"))?;
     let mut sregs = vcpu.get_sregs().map_err(Error::ioctl("KVM_GET_SREGS"))?;
