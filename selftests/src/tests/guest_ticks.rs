@@ -41,15 +41,15 @@ fn run(t: &Context) -> Outcome {
         check_eq!(machine.vcpu.stats()?.guest_ticks, 0, "not asked for");
 
         let vm = device.vm()?;
-        enable(&vm, 0, [1, 0, 0, 0])?;
+        vm.enable_cap(RUSTHV_CAP_GUEST_TICKS, 0, 1)?;
         let machine = Machine::long_in(&device, vm, code)?;
         let (few, many) = (least(&machine, FEW)?, least(&machine, MANY)?);
         check!(few > 0 && many > 3 * few, "{few} ticks for {FEW} turns, {many} for {MANY}");
         check_eq!(machine.vcpu.statistics()?.value("guest_ticks")?, Some(machine.vcpu.stats()?.guest_ticks));
 
         let vm = device.vm()?;
-        enable(&vm, 0, [1, 0, 0, 0])?;
-        enable(&vm, 0, [0, 0, 0, 0])?;
+        vm.enable_cap(RUSTHV_CAP_GUEST_TICKS, 0, 1)?;
+        vm.enable_cap(RUSTHV_CAP_GUEST_TICKS, 0, 0)?;
         let machine = Machine::long_in(&device, vm, code)?;
         least(&machine, FEW)?;
         check_eq!(machine.vcpu.stats()?.guest_ticks, 0, "not asked for any more");
@@ -60,18 +60,14 @@ fn run(t: &Context) -> Outcome {
 fn arguments(device: &Device) -> Outcome {
     let vm = device.vm()?;
     for args in [[2, 0, 0, 0], [u64::MAX, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]] {
-        check_err!(enable(&vm, 0, args), EINVAL, "{args:?}");
+        let cap = kvm_enable_cap { cap: RUSTHV_CAP_GUEST_TICKS, args, ..Default::default() };
+        check_err!(vm.ioctl(KVM_ENABLE_CAP, ptr::from_ref(&cap) as u64), EINVAL, "{args:?}");
     }
-    check_err!(enable(&vm, 1, [1, 0, 0, 0]), EINVAL, "flags");
+    check_err!(vm.enable_cap(RUSTHV_CAP_GUEST_TICKS, 1, 1), EINVAL, "flags");
     let vcpu = vm.vcpu(0)?;
-    check_err!(enable(&vm, 0, [1, 0, 0, 0]), EBUSY, "there is a vCPU");
+    check_err!(vm.enable_cap(RUSTHV_CAP_GUEST_TICKS, 0, 1), EBUSY, "there is a vCPU");
     check_eq!(vcpu.stats()?.guest_ticks, 0);
     Ok(())
-}
-
-fn enable(vm: &Vm, flags: u32, args: [u64; 4]) -> Result<i32, Errno> {
-    let cap = kvm_enable_cap { cap: RUSTHV_CAP_GUEST_TICKS, flags, args, ..Default::default() };
-    vm.ioctl(KVM_ENABLE_CAP, ptr::from_ref(&cap) as u64)
 }
 
 /// The least number of ticks in the guest that so many turns have taken, of several tries: the host's
