@@ -8,8 +8,8 @@
 //! | [`Mode::Shadow`], virtual | ours | when the guest invalidates (a virtual TLB) |
 //! | [`Mode::Shadow`], exact | ours | each write is executed here (brute force) |
 //!
-//! What guests do is in `vcpu`; this is what the host and the dirty log need of all of them. Everything here that changes something is called by
-//! whoever holds `Mmu::state` alone.
+//! What guests do is in `vcpu`; this is what the host and the dirty log need of all of them.
+//! Everything here that changes something is called by whoever holds `Mmu::state` alone.
 
 use super::owners::Notes;
 use super::{TableCounts, Unlinked, STEP};

@@ -28,7 +28,7 @@ use crate::host::tables::{give_back, Tables};
 use crate::host::task;
 use crate::host::user::{PageRun, UserPages, Wanted};
 use crate::model::arch::addr::{Gfn, Gpa, Gva, Hpa, Hva, PAGE_SIZE};
-use crate::model::arch::exception::{PageFaultError, Vector};
+use crate::model::arch::exception::PageFaultError;
 use crate::model::emulate::{Backing, Exception};
 use crate::model::exit::{NestedFault, Origin};
 use crate::model::memory::slots::{Slot, SlotFlags};
@@ -171,15 +171,6 @@ pub struct GuestFault {
     pub cpl: u8,
     /// RFLAGS.AC.
     pub ac: bool,
-}
-
-/// The guest's own page fault, where the CPU has had one.
-fn page_fault(fault: &GuestFault, code: PageFaultError) -> Exception {
-    Exception {
-        vector: Vector::PF,
-        error_code: Some(code.raw()),
-        cr2: Some(fault.gva),
-    }
 }
 
 /// What a fault has found before it takes the lock.
@@ -557,7 +548,9 @@ impl Mmu {
         for _ in 0..TRIES {
             let (page, path) = match walk::walk_traced(memory, paging, fault.gva, access) {
                 Ok(found) => found,
-                Err(WalkError::Fault(code)) => return Ok(Outcome::Raise(page_fault(fault, code))),
+                Err(WalkError::Fault(code)) => {
+                    return Ok(Outcome::Raise(Exception::page_fault(fault.gva, code)))
+                }
                 // The CPU has said nothing of it before.
                 Err(WalkError::NonCanonical) => {
                     return Ok(Outcome::Raise(Exception::general_protection()));

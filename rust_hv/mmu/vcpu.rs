@@ -96,16 +96,19 @@ pub trait VcpuPaging {
         fault: Fault<'_>,
     ) -> Result<Outcome>;
 
-    /// After [`Outcome::Table`]: the write was executed.
+    /// After [`Outcome::Table`], which only forms that watch for writes come to: the write was
+    /// executed.
     ///
     /// # Errors
     ///
     /// `EIO`.
-    fn written(&mut self, paging: &PagingState, gpa: Gpa) -> Result;
+    fn written(&mut self, _paging: &PagingState, _gpa: Gpa) -> Result {
+        Ok(())
+    }
 
     /// After [`Outcome::Table`]: it cannot be executed. The guest may write there until it
     /// invalidates.
-    fn let_go(&mut self, gpa: Gpa);
+    fn let_go(&mut self, _gpa: Gpa) {}
 }
 
 impl VcpuPaging for Faults {
@@ -137,12 +140,6 @@ impl VcpuPaging for Faults {
             Resolved::Denied(right) => Outcome::Denied(fault.gpa.page_base(), right),
         })
     }
-
-    fn written(&mut self, _paging: &PagingState, _gpa: Gpa) -> Result {
-        Ok(())
-    }
-
-    fn let_go(&mut self, _gpa: Gpa) {}
 }
 
 impl VcpuPaging for ShadowCpu {
@@ -176,13 +173,6 @@ impl VcpuPaging for ShadowCpu {
         let Self { mmu, place, run } = self;
         mmu.shadow_fault(place, run, guest, paging, fault)
     }
-
-    /// Its guest's writes go ahead.
-    fn written(&mut self, _paging: &PagingState, _gpa: Gpa) -> Result {
-        Ok(())
-    }
-
-    fn let_go(&mut self, _gpa: Gpa) {}
 }
 
 /// As [`ShadowCpu`], but that the guest's writes to its tables are executed.

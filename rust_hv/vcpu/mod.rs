@@ -203,11 +203,10 @@ impl Counter {
     /// One more. No locked access: nobody else writes.
     #[inline]
     pub fn bump(&self) {
-        let count = self.get().wrapping_add(1);
-        self.0.store(count, Ordering::Relaxed);
+        self.add(1);
     }
 
-    /// More by some.
+    /// So many more.
     #[inline]
     pub fn add(&self, more: u64) {
         let count = self.get().wrapping_add(more);

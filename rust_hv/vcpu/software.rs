@@ -273,8 +273,7 @@ impl<V: Vendor> Vcpu<V> {
         request_cache_flush();
         let software = state.software.as_mut().ok_or(EIO)?;
         let paging = software.paging.take().ok_or(EIO)?;
-        let (fault, counter) = (Fault::Guest(fault, &paging), &self.counters.page_faults);
-        self.fault(state, mmio, guest, paged, fault, counter)
+        self.fault(state, mmio, guest, paged, Fault::Guest(fault, &paging))
     }
 
     /// Executes a write to one of the guest's tables.

@@ -162,10 +162,10 @@ fn fill<F: Format>(
     pages: impl IntoIterator<Item = Hpa>,
     mut on_set: impl FnMut(usize),
 ) -> (u64, Result<(), MapError>) {
+    if gpa.raw() & (like.size.bytes() - 1) != 0 {
+        return (0, Err(MapError::Misaligned));
+    }
     let stencil = match Stencil::new(format, like) {
-        Ok(_) if gpa.raw() & (like.size.bytes() - 1) != 0 => {
-            return (0, Err(MapError::Misaligned));
-        }
         Ok(stencil) => stencil,
         Err(error) => return (0, Err(error)),
     };
