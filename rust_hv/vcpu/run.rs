@@ -12,7 +12,7 @@ use super::memory::GuestPhysical;
 use super::mmio::{Mmio, Step};
 use super::port::StringStep;
 use super::snapshot::{paging_state, Snapshot};
-use super::{direct, port, Inner, Pending, Special, State, Vcpu};
+use super::{direct, port, Counter, Inner, Pending, Special, State, Vcpu};
 use crate::host::bindings::KVM_INTERNAL_ERROR_DELIVERY_EV;
 use crate::host::cpu;
 use crate::host::errno::no_such_device;
@@ -243,7 +243,10 @@ impl<V: Vendor> Vcpu<V> {
         }
         drop(window);
         match action {
-            Action::Memory(fault) => self.fault(state, mmio, guest, paging, Fault::Nested(&fault)),
+            Action::Memory(fault) => {
+                let (fault, counter) = (Fault::Nested(&fault), &self.counters.nested_faults);
+                self.fault(state, mmio, guest, paging, fault, counter)
+            }
             Action::GuestFault(fault) => self.guest_fault(state, mmio, guest, paging, &fault),
             Action::Invalidate(gva) => {
                 self.invalidate(state, paging, gva)?;
@@ -345,11 +348,8 @@ impl<V: Vendor> Vcpu<V> {
         guest: &mut impl Guest,
         paging: &mut PagedVcpu,
         fault: Fault<'_>,
+        counter: &Counter,
     ) -> Result<Turn> {
-        let counter = match fault {
-            Fault::Nested(_) => &self.counters.nested_faults,
-            Fault::Guest(..) => &self.counters.page_faults,
-        };
         let mut memory = GuestPhysical::new(&self.mmu, &mut state.slots);
         match paging.fault(&mut memory, fault)? {
             Outcome::Mapped => {

@@ -273,7 +273,8 @@ impl<V: Vendor> Vcpu<V> {
         request_cache_flush();
         let software = state.software.as_mut().ok_or(EIO)?;
         let paging = software.paging.take().ok_or(EIO)?;
-        self.fault(state, mmio, guest, paged, Fault::Guest(fault, &paging))
+        let (fault, counter) = (Fault::Guest(fault, &paging), &self.counters.page_faults);
+        self.fault(state, mmio, guest, paged, fault, counter)
     }
 
     /// Executes a write to one of the guest's tables.
