@@ -714,6 +714,34 @@ fn smep_without_write_protection() {
     }
 }
 
+/// Two large pages of the guest's with the same memory behind them, in small pieces: each entry has
+/// a dirty flag of its own. Without CR0.WP a kernel writes to what is read-only, too.
+#[test]
+fn aliases_of_a_large_page_have_their_own_dirty_flags() {
+    for mode in [Mode::FourLevel, Mode::Pae, Mode::Bits32] {
+        for (wp, rights) in [(0, 0), (0, W), (1, W)] {
+            let mut vm = paged(mode, P | U);
+            registers(&mut vm.guest, wp);
+            let size = vm.guest.size();
+            let first = vm.guest.at(2);
+            let other = first + if mode == Mode::Bits32 { 4 } else { 16 };
+            for at in [first, other] {
+                vm.guest.memory.set(at, size, P | PS | rights);
+            }
+            vm.reload();
+            for gva in [LINEAR, LINEAR + 0x40_0000] {
+                vm.check_access(gva, by(AccessKind::Read, KERNEL));
+            }
+            for (at, gva) in [(first, LINEAR), (other, LINEAR + 0x40_0000)] {
+                assert_eq!(vm.guest.memory.get(at, size) & D, 0);
+                vm.check_access(gva, by(AccessKind::Write, KERNEL));
+                assert_ne!(vm.guest.memory.get(at, size) & D, 0);
+            }
+            vm.end();
+        }
+    }
+}
+
 /// A root that the guest comes back to is as it was left: no fault.
 #[test]
 fn roots_are_kept() {

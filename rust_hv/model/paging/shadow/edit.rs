@@ -340,7 +340,7 @@ where
         let slot = self.slot(spot.table);
         let role = slot.role;
         let frame = slot.gfn.wrapping_add(spot.index as u64);
-        let grant = Grant::new(role.regime, role.rights, true, Cause::NONE);
+        let grant = Grant::new(role.regime, role.rights, !role.clean, Cause::NONE);
         let watched = self.is_watched(frame);
         let grant = Grant {
             write: grant.write && page.writable && !watched,

@@ -181,6 +181,7 @@ impl Slot {
                 level: Level::Pt,
                 quadrant: 0,
                 direct: true,
+                clean: false,
                 rights: super::state::Rights::ALL,
             },
             gfn: 0,

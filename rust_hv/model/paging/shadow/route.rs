@@ -87,6 +87,9 @@ pub(super) struct Role {
     pub(super) level: Level,
     pub(super) quadrant: u8,
     pub(super) direct: bool,
+    /// Of a direct table: the entry of the guest's has no dirty flag, so that nothing of it can be
+    /// written. Another entry for the same page may have one, and then a table of its own.
+    pub(super) clean: bool,
     /// What the guest's tables above allow. It is in the lowest entries of the shadow tables alone;
     /// those above allow everything.
     pub(super) rights: Rights,
@@ -142,6 +145,7 @@ impl RootKey {
             level: self.regime.top(),
             quadrant: 0,
             direct: self.regime.has_pointers(),
+            clean: false,
             rights: Rights::ALL,
         }
     }
@@ -262,6 +266,7 @@ impl Route {
                 level: lower,
                 quadrant,
                 direct,
+                clean: direct && !self.is_dirty(),
                 rights,
             },
         };
@@ -278,13 +283,7 @@ impl Route {
                 )
             }
             // A large page in small pieces.
-            (Some(_), _) => {
-                let rights = Rights {
-                    writable: self.page.rights.writable && self.is_dirty(),
-                    ..self.page.rights
-                };
-                (source, table(self.frame(level), 0, true, rights))
-            }
+            (Some(_), _) => (source, table(self.frame(level), 0, true, self.page.rights)),
             (None, Mode::Pae) if level == Level::Pdpt => {
                 let pointer = self.key.pointers[index % 4];
                 let gfn = (pointer & bits(51, 12)) >> 12;
