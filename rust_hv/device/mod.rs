@@ -20,6 +20,7 @@ use crate::host::file::{install, Device};
 use crate::host::global::Global;
 use crate::host::pool::PoolCounts;
 use crate::host::{cpu, frame, pool, user};
+use crate::model::paging::format::Notice;
 use crate::vcpu::{cpuid, Machine};
 use crate::vendor::{Caps, Vendor};
 use crate::vm::{self as machines, Vm};
@@ -33,6 +34,9 @@ pub trait Platform: Send + Sync {
     /// What guests can have.
     fn caps(&self) -> &Caps;
 
+    /// The best way to notice guests' writes.
+    fn notice(&self) -> Notice;
+
     /// A new VM's file descriptor.
     ///
     /// # Errors
@@ -44,6 +48,10 @@ pub trait Platform: Send + Sync {
 impl<V: Vendor> Platform for Machine<V> {
     fn caps(&self) -> &Caps {
         self.vendor.caps()
+    }
+
+    fn notice(&self) -> Notice {
+        self.vendor.format().notice()
     }
 
     fn create_vm(&self) -> Result<isize> {
@@ -131,11 +139,22 @@ pub(crate) fn check_extension(number: usize) -> isize {
         bindings::KVM_CAP_NR_MEMSLOTS => crate::model::memory::slots::USER_SLOTS as isize,
         bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => crate::mmu::dirty::Manual::ALL as isize,
         bindings::RUSTHV_CAP_PAGING => 0b111,
+        bindings::RUSTHV_CAP_DIRTY_TRACKING => dirty_tracking(),
         bindings::RUSTHV_CAP_EXTENSIONS => bindings::RUSTHV_EXTENSIONS_VERSION as isize,
         bindings::RUSTHV_CAP_NUMA_POLICY => vm::NUMA_POLICIES,
         bindings::RUSTHV_CAP_WIPE => vm::WIPE_MODES,
         bindings::RUSTHV_CAP_INTERCEPTS => vm::INTERCEPTS,
         _ => 0,
+    }
+}
+
+/// A bit for each way to notice writes that the CPU has: the best one, and all below it.
+fn dirty_tracking() -> isize {
+    match PLATFORM.get().map(|platform| platform.notice()) {
+        Ok(Notice::Fault) => 0b1,
+        Ok(Notice::Flag) => 0b11,
+        Ok(Notice::Log) => 0b111,
+        Err(_) => 0,
     }
 }
 

@@ -113,6 +113,12 @@ fn enable_cap(vm: &Vm<impl Vendor>, arg: usize) -> Result<isize> {
             };
             vm.count_guest_ticks(on == 1).map(|()| 0)
         }
+        bindings::RUSTHV_CAP_DIRTY_TRACKING => {
+            let [tracking, 0, 0, 0] = wanted.args else {
+                return Err(EINVAL);
+            };
+            vm.choose_dirty_tracking(tracking).map(|()| 0)
+        }
         bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => vm.set_manual_log(value).map(|()| 0),
         _ => Err(EINVAL),
     }

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How a VM's memory is virtualized: chosen before its first vCPU.
+//! How a VM's memory is virtualized, and how writes to it are noticed: chosen before its first vCPU.
 
 use super::owners::Notes;
 use super::paging::{Mode, Shadows};
 use super::Mmu;
+use crate::host::errno::unsupported;
 use crate::host::tables::Tables;
+use crate::model::paging::format::Notice;
+use crate::model::paging::nested::Nested;
 use crate::model::paging::shadow::{self, Policy, Shadow};
 use kernel::prelude::*;
 use kernel::sync::atomic::{
@@ -47,6 +50,28 @@ impl Choice {
             1 => PagingMode::Shadow,
             _ => PagingMode::Trap,
         }
+    }
+}
+
+/// A [`Notice`] that others look at meanwhile.
+pub(super) struct ChosenNotice(Atomic<u64>);
+
+impl ChosenNotice {
+    pub(super) fn new(notice: Notice) -> Self {
+        Self(Atomic::new(notice as u64))
+    }
+
+    #[inline]
+    fn load(&self) -> Notice {
+        match self.0.load(Relaxed) {
+            0 => Notice::Fault,
+            1 => Notice::Flag,
+            _ => Notice::Log,
+        }
+    }
+
+    fn store(&self, notice: Notice) {
+        self.0.store(notice as u64, Relaxed);
     }
 }
 
@@ -101,6 +126,31 @@ impl Mmu {
         }
         self.choice.0.store(mode as u64, Release);
         Ok(())
+    }
+
+    /// How writes to pages of slots that log are noticed from now on. No vCPU is there or comes meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` for what the CPU does not have, or without nested tables; `ENOMEM`.
+    pub fn choose_notice(&self, notice: Notice) -> Result {
+        if notice > self.format.notice() || self.paging_mode() != PagingMode::Nested {
+            return Err(unsupported());
+        }
+        let before = self.notice();
+        self.notice.store(notice);
+        self.renew_root().inspect_err(|_| self.notice.store(before))
+    }
+
+    /// How writes to pages of slots that log are noticed, with nested tables.
+    #[inline]
+    pub(super) fn notice(&self) -> Notice {
+        self.notice.load()
+    }
+
+    /// The format of this VM's nested tables.
+    pub(super) fn format(&self) -> Nested {
+        self.format.with_notice(self.notice())
     }
 
     /// The mode, which does not change any more.

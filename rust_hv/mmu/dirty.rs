@@ -3,10 +3,11 @@
 //! The dirty log: which pages of a slot were written since user space asked.
 //!
 //! A slot with `KVM_MEM_LOG_DIRTY_PAGES` has a bitmap. Its mappings are *tracked*
-//! (`model/paging/track.rs`): a page whose bit is clear cannot be written by the guest without a
-//! fault, which sets the bit and allows the write in one step under `Mmu::state`. While a slot
-//! logs, only 4 KiB pages are mapped writable; large ones from before stay as long as they are
-//! only read.
+//! (`model/paging/track.rs`): a page whose bit is clear cannot be written by the guest without
+//! notice. That is a fault, which sets the bit and allows the write in one step under `Mmu::state`;
+//! or, for pages of 4 KiB where CPUs set dirty flags or log what they set, something that is brought
+//! into the bitmap before bits are taken from it (`cpu_log`). While a slot logs, only 4 KiB pages are
+//! mapped writable; large ones from before stay as long as they are only read.
 //!
 //! # No write is lost
 //!
@@ -26,16 +27,12 @@
 //!   the bits that user space names. A bit of a page that was written again meanwhile goes with
 //!   them: user space copies pages after it has cleared their bits.
 //!
-//! # Why not the dirty flags of the tables
+//! # Which notice
 //!
-//! The CPU could set them without a fault, but somebody would have to look at every page that is
-//! mapped to find the few that were written, and again whenever a mapping goes. The price of a
-//! write fault is paid once per page that is written between two readings, whatever the slot's
-//! size; CPUs without such flags, and tables of other modes, need nothing else. The figures are in
-//! `Documentation/architecture.md`.
-//!
-//! CPUs that log the pages whose flag they set spare the guest the fault, and nobody has to look:
-//! `cpu_log`.
+//! The guest pays for a fault, once per page that it writes between two readings. Whoever reads pays
+//! for flags: with a look at each page that is mapped. A log costs neither, and few CPUs have one. The
+//! best that the CPU has is the default, and `RUSTHV_CAP_DIRTY_TRACKING` chooses another. Shadow tables
+//! know faults alone. The figures are in `Documentation/architecture.md`.
 
 use super::choice::PagingMode;
 use super::paging::{Mode, Paging, Steps};
@@ -231,9 +228,9 @@ impl State {
 }
 
 /// Makes CPUs forget their rights to write at the end of a call, however it ends.
-struct FlushLater<'a> {
+pub(super) struct FlushLater<'a> {
     mmu: &'a Mmu,
-    needed: bool,
+    pub(super) needed: bool,
 }
 
 impl<'a> FlushLater<'a> {
@@ -394,12 +391,12 @@ impl Mmu {
         let slot = self.logging_slot(number)?;
         let count = words_for(slot.pages) as usize;
         let mut buffer = KVec::from_elem(0u64, CHUNK.min(count), GFP_KERNEL_ACCOUNT)?;
-        self.gather_logs();
+        // Before `slots_lock` is dropped, and before the call returns.
+        let mut flush = FlushLater::new(self);
+        self.gather(&slot, &mut flush);
         if self.manual_log.enabled() {
             return self.show_log(&slot, count, &mut buffer, to);
         }
-        // Before `slots_lock` is dropped, and before the call returns.
-        let mut flush = FlushLater::new(self);
         let mut at = 0;
         while at < count {
             let taken = self.take_words(&slot, at, &mut buffer)?;
@@ -469,6 +466,7 @@ impl Mmu {
         let count = words_for(pages) as usize;
         let mut masks = KVVec::from_elem(0u64, count, GFP_KERNEL_ACCOUNT)?;
         user::copy_from(wanted.bitmap, masks.as_mut_bytes())?;
+        // Flags need no look: they are cleared with the bits, and what has none keeps its flag.
         self.gather_logs();
         // Before `slots_lock` is dropped, and before the call returns.
         let mut flush = FlushLater::new(self);

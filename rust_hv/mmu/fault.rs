@@ -11,7 +11,8 @@ use super::mapper::Mapper;
 use super::owners::Notes;
 use super::rights::needed;
 use super::size::host_page;
-use super::{Mmu, Moment, State, Unlinked};
+use super::unlinked::{Gone, Unlinked};
+use super::{Mmu, Moment};
 use crate::host::notifier::HvaRange;
 use crate::host::pool::Reserve;
 use crate::host::tables::Tables;
@@ -345,12 +346,7 @@ impl Mmu {
         if !state.is_current(found.moment, looked_up(found)) {
             return Ok(Attempt::Late);
         }
-        let State {
-            tree,
-            mappers,
-            logs,
-            ..
-        } = &mut *state;
+        let (tree, mappers, written) = self.parts(&mut state);
         let table = tree.nested().ok_or(EIO)?;
         let (gfn, size) = (fault.gpa.gfn(), found.size);
         if size == PageSize::Size1G && table.end_of_walk(&memory, gfn) < size.level() {
@@ -360,10 +356,11 @@ impl Mmu {
             return Ok(Attempt::Late);
         }
         unlinked.notes.begin(mappers);
-        let mapped = put(table, &mut memory, &mut unlinked, fault.gpa, found);
+        let mut gone = Gone::new(&mut unlinked, written);
+        let mapped = put(table, &mut memory, &mut gone, fault.gpa, found);
         unlinked.notes.end();
         if mapped.is_ok() && fault.write && found.slot.flags.log_dirty() {
-            logs.mark(&found.slot, fault.gpa.gfn());
+            state.logs.mark(&found.slot, fault.gpa.gfn());
         }
         drop(state);
         unlinked.notes.check_shared();
@@ -542,7 +539,7 @@ fn add_neighbours(
 fn put(
     table: &mut Table<Nested>,
     memory: &mut Tables<'_>,
-    unlinked: &mut Unlinked<'_>,
+    gone: &mut Gone<'_, '_>,
     gpa: Gpa,
     found: &Found<'_>,
 ) -> Result<(), MapError> {
@@ -553,7 +550,9 @@ fn put(
         let [like, _] = found.like;
         (gpa.page_base(), Leaf { hpa, ..like })
     };
-    match table.map(memory, base, leaf, unlinked) {
+    let mapped = table.map(memory, base, leaf, gone);
+    let unlinked = &mut *gone.unlinked;
+    match mapped {
         Ok(Mapped::Fresh | Mapped::Replaced) => {
             let page = &[leaf.hpa.raw()];
             unlinked.notes.mapped(base.gfn(), leaf.size, page, 1);

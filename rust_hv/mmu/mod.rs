@@ -15,9 +15,10 @@
 //! | `mapper` | what faults have mapped and not told of yet |
 //! | `shadow` | the same, and the rest, where the tables stand in place of the guest's |
 //! | `tlb` | which CPU must forget what, and when a frame may be freed |
+//! | `unlinked` | what was taken out of the tables, until that is safe |
 //! | `access` | reads and writes of guest memory by the hypervisor |
 //! | `dirty` | which pages of a slot were written: the dirty log |
-//! | `cpu_log` | what CPUs put into that themselves |
+//! | `cpu_log` | what CPUs note themselves: their logs, and dirty flags |
 //! | `owners` | which VM has a host frame mapped, and where: the inverted page table |
 //! | `verify` | the inverted page table compared with the VMs' own |
 //! | `query` | who has a frame, where an address is: for user space |
@@ -61,6 +62,7 @@ pub mod shadow;
 pub mod show;
 mod size;
 pub mod tlb;
+mod unlinked;
 pub mod vcpu;
 pub mod verify;
 
@@ -69,20 +71,19 @@ use crate::host::notifier::{HvaRange, MmuEvents};
 use crate::host::pool::Reserve;
 use crate::host::rwlock::RwLock;
 use crate::host::supply::Supply;
-use crate::host::tables::{give_back, Tables};
+use crate::host::tables::Tables;
 use crate::host::task;
 use crate::host::user::{self, UserMm};
 use crate::model::arch::addr::{Gfn, GfnRange, Gpa};
 use crate::model::memory::slots::{plan, Change, Limits, Request, Slot, SlotView};
-use crate::model::paging::format::Leaf;
-use crate::model::paging::frames::{Counts, Gather, TableFrame};
+use crate::model::paging::frames::Counts;
 use crate::model::paging::nested::Nested;
 use crate::model::paging::sweep::Progress;
 use crate::model::paging::table::Table;
 use crate::model::sync::{AtomicU64, Ordering};
 use crate::vendor::flush::Flushes;
 use crate::vendor::{KeepAlive, NestedRoot};
-use choice::Choice;
+use choice::{Choice, ChosenNotice};
 use dirty::{Logs, Manual, Prepared};
 use kernel::prelude::*;
 use kernel::sync::atomic::{ordering::Relaxed, Atomic};
@@ -91,12 +92,10 @@ use mapper::Mappers;
 use owners::{Notes, OwnerId};
 use paging::{Mode, Paging, Shadows, Steps};
 use tlb::Tlb;
+use unlinked::{Gone, Unlinked};
 
 /// Entries that one step of a long change looks at before the lock is dropped.
 const STEP: usize = 4096;
-/// Tables that one step can unlink: each has 512 entries that were looked at, and one change may
-/// end with those above.
-const STEP_TABLES: usize = STEP / 512 + 8;
 
 /// What a VM's memory has been through.
 pub struct MmuStats {
@@ -201,7 +200,8 @@ struct State {
     generation: u64,
     /// Those of the slots whose flag asks for one, and of no others.
     logs: Logs,
-    /// A slot that logs and has moved, as it was, until no CPU's log has pages of it.
+    /// A slot that logs and has moved, as it was, until neither the tables nor a CPU's log has pages of
+    /// it.
     moved: Option<Slot>,
     tree: Tree,
     /// What the vCPUs' faults have added to `tree` and not told of yet.
@@ -264,10 +264,13 @@ pub struct Mmu {
     limits: Limits,
     mm: UserMm,
     supply: Arc<Supply>,
+    /// The best that the CPU has; see [`Mmu::format`].
     format: Nested,
     overrules_pat: bool,
     /// How memory is virtualized.
     choice: Choice,
+    /// How writes to it are noticed.
+    notice: ChosenNotice,
     inverted: &'static InvertedTable,
     /// After `state`: no number is given to another VM while something is mapped.
     owner: OwnerId,
@@ -291,79 +294,6 @@ impl TableCounts {
             *count = count.wrapping_add(more);
         }
         self
-    }
-}
-
-/// Tables that were unlinked, until it is safe to free them; and what the inverted page table has
-/// to be told before the lock is dropped.
-struct Unlinked<'a> {
-    tables: [Option<TableFrame>; STEP_TABLES],
-    changed: bool,
-    /// What [`crate::model::paging::shadow::Shadow::flushed`] has to hear after the flush.
-    stale: Option<u64>,
-    notes: Notes,
-    mmu: &'a Mmu,
-}
-
-impl<'a> Unlinked<'a> {
-    fn new(mmu: &'a Mmu) -> Self {
-        Self {
-            tables: [const { None }; STEP_TABLES],
-            changed: false,
-            stale: None,
-            notes: Notes::new(mmu.inverted, &mmu.owner),
-            mmu,
-        }
-    }
-
-    /// Everything that shadow tables have dropped up to now is to be flushed.
-    fn note(&mut self, shadow: &Shadows) {
-        self.stale = shadow.stale();
-        self.changed |= self.stale.is_some();
-    }
-
-    /// Makes every CPU forget what was unmapped, then frees the tables.
-    fn finish(&mut self) {
-        // No table comes without a change.
-        if !core::mem::take(&mut self.changed) {
-            return;
-        }
-        self.mmu.tlb.flush(&self.mmu.stats);
-        for table in self.tables.iter_mut().filter_map(Option::take) {
-            give_back(&self.mmu.supply, table);
-        }
-    }
-}
-
-impl Gather for Unlinked<'_> {
-    fn leaf(&mut self, gfn: Gfn, leaf: Leaf) {
-        // The page was marked dirty when it was mapped writable.
-        self.changed = true;
-        self.notes.unmapped(gfn, &leaf);
-    }
-
-    fn table(&mut self, frame: TableFrame) {
-        self.changed = true;
-        if self.tables.iter().all(Option::is_some) {
-            // More than a step should bring: flush early, which is allowed under the lock.
-            self.finish();
-            self.changed = true;
-        }
-        if let Some(place) = self.tables.iter_mut().find(|place| place.is_none()) {
-            *place = Some(frame);
-        }
-    }
-}
-
-impl Drop for Unlinked<'_> {
-    /// Not under the lock.
-    fn drop(&mut self) {
-        self.finish();
-        if let Some(stale) = self.stale {
-            if let Some(shadow) = self.mmu.state.write().tree.shadow() {
-                shadow.flushed(stale);
-            }
-        }
     }
 }
 
@@ -416,6 +346,7 @@ impl Mmu {
             format,
             overrules_pat: format.overrules_pat(),
             choice: Choice::new(),
+            notice: ChosenNotice::new(format.notice()),
             inverted,
             owner,
             stats: MmuStats::new(),
@@ -435,7 +366,7 @@ impl Mmu {
     ///
     /// `ENOMEM`.
     pub fn renew_root(&self) -> Result {
-        let new = Mode::Nested(empty_table(&self.supply, self.format)?);
+        let new = Mode::Nested(empty_table(&self.supply, self.format())?);
         let mut state = self.state.write();
         // Without a vCPU nothing was mapped, and shadow tables are made when they are needed.
         let old = match state.tree.nested() {
@@ -549,10 +480,11 @@ impl Mmu {
             let memory = Tables::existing(&self.supply);
             let progress = {
                 let mut state = self.state.write();
-                let State { tree, mappers, .. } = &mut *state;
+                let (tree, mappers, written) = self.parts(&mut state);
                 unlinked.notes.begin(mappers);
+                let mut gone = Gone::new(&mut unlinked, written);
                 let progress = match tree.mode.as_mut() {
-                    Some(mode) => mode.unmap(&memory, &mut steps, &mut unlinked),
+                    Some(mode) => mode.unmap(&memory, &mut steps, &mut gone),
                     None => Progress::Done,
                 };
                 unlinked.notes.end();
@@ -669,6 +601,7 @@ mod tests {
     use crate::model::emulate::Backing;
     use crate::model::exit::{NestedFault, Origin};
     use crate::model::paging::ept::Ept;
+    use crate::model::paging::format::Notice;
     use crate::model::paging::PageSize;
 
     const READ_ONLY: u32 = 1 << 1;
@@ -684,7 +617,7 @@ mod tests {
     pub(super) fn space() -> Result<Space> {
         let format = Nested::Ept(Ept {
             accessed_dirty: true,
-            logs_writes: false,
+            notice: Notice::Fault,
             execute_only: false,
             largest: PageSize::Size4K,
             five_level: false,

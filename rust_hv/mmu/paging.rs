@@ -12,7 +12,8 @@
 //! Everything here that changes something is called by whoever holds `Mmu::state` alone.
 
 use super::owners::Notes;
-use super::{TableCounts, Unlinked, STEP};
+use super::unlinked::Gone;
+use super::{TableCounts, STEP};
 use crate::host::tables::Tables;
 use crate::model::arch::addr::{Gfn, GfnRange};
 use crate::model::memory::dirty::WORD_PAGES;
@@ -52,7 +53,7 @@ pub(super) trait Paging {
         &mut self,
         memory: &Tables<'_>,
         steps: &mut Steps,
-        unlinked: &mut Unlinked<'_>,
+        gone: &mut Gone<'_, '_>,
     ) -> Progress;
 
     /// Withholds the right to write from some of a range. `stale` becomes true when TLBs must be
@@ -99,9 +100,9 @@ impl Paging for Table<Nested> {
         &mut self,
         memory: &Tables<'_>,
         steps: &mut Steps,
-        unlinked: &mut Unlinked<'_>,
+        gone: &mut Gone<'_, '_>,
     ) -> Progress {
-        self.zap(memory, &mut steps.sweep, STEP, unlinked)
+        self.zap(memory, &mut steps.sweep, STEP, gone)
     }
 
     fn track(&mut self, memory: &Tables<'_>, steps: &mut Steps, stale: &mut bool) -> Progress {
@@ -170,12 +171,12 @@ impl Paging for Shadows {
         &mut self,
         memory: &Tables<'_>,
         steps: &mut Steps,
-        unlinked: &mut Unlinked<'_>,
+        gone: &mut Gone<'_, '_>,
     ) -> Progress {
         let progress = Shadow::unmap(self, memory, steps.range, &mut steps.cursor);
         // The host may be waiting.
         self.census.settle_gone();
-        unlinked.note(self);
+        gone.unlinked.note(self);
         progress
     }
 
@@ -279,9 +280,9 @@ impl Paging for Mode {
         &mut self,
         memory: &Tables<'_>,
         steps: &mut Steps,
-        unlinked: &mut Unlinked<'_>,
+        gone: &mut Gone<'_, '_>,
     ) -> Progress {
-        either!(self, tables => Paging::unmap(tables, memory, steps, unlinked))
+        either!(self, tables => Paging::unmap(tables, memory, steps, gone))
     }
 
     fn track(&mut self, memory: &Tables<'_>, steps: &mut Steps, stale: &mut bool) -> Progress {

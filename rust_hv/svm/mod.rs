@@ -39,6 +39,7 @@ use crate::host::frame::Place;
 use crate::host::global::Global;
 use crate::host::switch::{host_cr4, Leaves};
 use crate::model::arch::regs::Cr4;
+use crate::model::paging::format::Notice;
 use crate::model::paging::nested::Nested;
 use crate::model::paging::npt::Npt;
 use crate::model::paging::PageSize;
@@ -99,6 +100,8 @@ fn npt(pages_1g: bool) -> Npt {
             PageSize::Size2M
         },
         five_level,
+        // The CPU always sets flags.
+        notice: Notice::Flag,
     }
 }
 

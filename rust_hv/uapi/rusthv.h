@@ -221,6 +221,19 @@ struct rusthv_rights {
  */
 #define RUSTHV_CAP_GUEST_TICKS		0x52480019
 
+/*
+ * KVM_ENABLE_CAP on a VM without vCPUs, with one of these in args[0]: how guests'
+ * writes to the 4 KiB pages of slots that log come into KVM_GET_DIRTY_LOG. The
+ * bitmaps are the same. KVM_CHECK_EXTENSION returns a bit for each that the CPU
+ * has (1 << it); the highest is the default. EBUSY from the first vCPU on;
+ * EOPNOTSUPP for what the CPU lacks, and without nested paging, which has faults.
+ */
+#define RUSTHV_CAP_DIRTY_TRACKING	0x5248001a
+
+#define RUSTHV_TRACK_FAULTS		0	/* the first write to a page exits */
+#define RUSTHV_TRACK_FLAGS		1	/* the CPU sets dirty flags, reading looks at each page */
+#define RUSTHV_TRACK_LOG		2	/* and writes the pages down (PML) */
+
 /* On a vCPU: VM exits by what they were. */
 struct rusthv_vcpu_stats {
 	__u64 exits;		/* all */

@@ -178,7 +178,7 @@ impl NestedRoot {
         }
     }
 
-    /// The same, for a vCPU whose writes the CPU is to log: see [`Nested::logs_writes`].
+    /// The same, for a vCPU whose writes the CPU is to log: see `Notice::Log`.
     pub fn with_log(mut self, log: Option<Arc<WriteLog>>) -> Self {
         self.log = log;
         self

@@ -33,6 +33,7 @@ use crate::mmu::Mmu;
 use crate::model::arch::addr::Hva;
 use crate::model::arch::addr::{Gpa, PAGE_SIZE};
 use crate::model::memory::slots::Request;
+use crate::model::paging::format::Notice;
 use crate::model::paging::Permissions;
 use crate::vcpu::{Clock, Machine, Vcpu};
 use crate::vendor::Vendor;
@@ -254,6 +255,22 @@ impl<V: Vendor> Vm<V> {
             self.count_guest_ticks.store(on, Relaxed);
             Ok(())
         })
+    }
+
+    /// `RUSTHV_CAP_DIRTY_TRACKING`.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for a way that there is not, `EBUSY` when there was a vCPU, `EOPNOTSUPP` for what the CPU
+    /// lacks or without nested paging; `ENOMEM`.
+    pub fn choose_dirty_tracking(&self, tracking: u64) -> Result {
+        let notice = match u32::try_from(tracking).map_err(|_| EINVAL)? {
+            bindings::RUSTHV_TRACK_FAULTS => Notice::Fault,
+            bindings::RUSTHV_TRACK_FLAGS => Notice::Flag,
+            bindings::RUSTHV_TRACK_LOG => Notice::Log,
+            _ => return Err(EINVAL),
+        };
+        self.before_vcpus(|| self.mmu.choose_notice(notice))
     }
 
     /// `KVM_CREATE_VCPU`.

@@ -38,6 +38,7 @@ use crate::host::frame::Place;
 use crate::host::global::Global;
 use crate::host::switch::Leaves;
 use crate::model::paging::ept::Ept;
+use crate::model::paging::format::Notice;
 use crate::model::paging::nested::Nested;
 use crate::model::paging::PageSize;
 use crate::vendor::{self, Translation, Vendor};
@@ -87,7 +88,14 @@ impl Vmx {
 fn ept(caps: &vendor::Caps, phys_bits: u32) -> Ept {
     let four = Ept {
         accessed_dirty: caps.has(bindings::RUSTHV_FEAT_EPT_AD),
-        logs_writes: caps.has(bindings::RUSTHV_FEAT_PML),
+        notice: match (
+            caps.has(bindings::RUSTHV_FEAT_EPT_AD),
+            caps.has(bindings::RUSTHV_FEAT_PML),
+        ) {
+            (true, true) => Notice::Log,
+            (true, false) => Notice::Flag,
+            (false, _) => Notice::Fault,
+        },
         execute_only: caps.has(bindings::RUSTHV_FEAT_EPT_EXEC_ONLY),
         largest: match (
             caps.has(bindings::RUSTHV_FEAT_EPT_2M),
@@ -229,7 +237,12 @@ mod tests {
         assert_eq!(vmx.ept.accessed_dirty, can(21));
         // Bit 17 of the secondary controls may be 1.
         let logs = msr::read(0x48b) >> (32 + 17) & 1 != 0;
-        assert_eq!(vmx.ept.logs_writes, logs && can(21));
+        let notice = match (can(21), logs) {
+            (true, true) => Notice::Log,
+            (true, false) => Notice::Flag,
+            (false, _) => Notice::Fault,
+        };
+        assert_eq!(vmx.ept.notice, notice);
         let huge = vmx.ept.largest == PageSize::Size1G;
         assert_eq!(huge, (can(16) && can(17)));
         assert!(!vmx.ept.five_level || can(7));

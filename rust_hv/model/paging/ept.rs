@@ -3,7 +3,7 @@
 //! Extended page tables: SDM Vol. 3C, "The Extended Page Table Mechanism (EPT)" (section 30.3 of
 //! recent editions), tables "Format of an EPT ... Entry".
 
-use super::format::{exchange, Entry, Format, Leaf};
+use super::format::{exchange, Entry, Format, Leaf, Notice};
 use super::{Level, MemoryType, PageSize, Permissions};
 use crate::model::arch::addr::Hpa;
 
@@ -18,7 +18,7 @@ const ACCESSED: u64 = 1 << 8;
 const DIRTY: u64 = 1 << 9;
 /// Bits 51:12. Hardware with a smaller physical-address width reserves the upper ones.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
-/// [`Leaf::tracked`], where the CPU does not log; it ignores bits 56:52 of an entry that maps a page.
+/// [`Leaf::tracked`], where a fault tells; the CPU ignores bits 56:52 of an entry that maps a page.
 const TRACKED: u64 = 1 << 52;
 
 /// The EPT entry format, as far as the CPU at hand has it.
@@ -26,16 +26,16 @@ const TRACKED: u64 = 1 << 52;
 /// A leaf without any flag in the CPU's place cannot be said to be untouched: with
 /// `accessed_dirty` off every leaf reads as accessed, and every writable one as dirty.
 ///
-/// Where the CPU logs writes, a page of 4 KiB is tracked by its dirty flag: it is clear, and the CPU
-/// itself takes notice of the first write when it sets it. Every other page that can be written has
-/// the flag set from the start, so that nothing else gets into the log.
+/// Where the CPU logs writes, every page that can be written and is not tracked has its dirty flag
+/// set from the start, so that nothing else gets into the log. Where it only sets the flag, that is
+/// all there is to see: no page of 4 KiB reads as tracked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ept {
     /// The EPT pointer turns accessed and dirty flags on (bit 6; IA32_VMX_EPT_VPID_CAP bit 21).
     pub accessed_dirty: bool,
-    /// Page-modification logging is on: the address of each page whose dirty flag the CPU sets goes
-    /// into a log (SDM Vol. 3C, "Page-Modification Logging"). Needs `accessed_dirty`.
-    pub logs_writes: bool,
+    /// How writes to tracked pages are noticed. All but faults need `accessed_dirty`; a log needs
+    /// page-modification logging (SDM Vol. 3C, "Page-Modification Logging").
+    pub notice: Notice,
     /// Execute-only entries are allowed (IA32_VMX_EPT_VPID_CAP bit 0).
     pub execute_only: bool,
     /// Largest page that an entry may map (IA32_VMX_EPT_VPID_CAP bits 16 and 17).
@@ -64,10 +64,15 @@ impl Ept {
 }
 
 impl Ept {
-    /// True where the dirty flag, and not the right to write, says if a page is tracked.
+    /// True where a page is tracked by its dirty flag, and keeps the right to write.
     #[inline(always)]
     const fn tracks_by_dirty(&self, level: Level) -> bool {
-        self.logs_writes && matches!(level, Level::Pt)
+        !matches!(self.notice, Notice::Fault) && matches!(level, Level::Pt)
+    }
+
+    #[inline(always)]
+    const fn logs_writes(&self) -> bool {
+        matches!(self.notice, Notice::Log)
     }
 }
 
@@ -122,7 +127,12 @@ impl Ept {
             raw |= if leaf.accessed { ACCESSED } else { 0 };
             raw |= if leaf.dirty { DIRTY } else { 0 };
         }
-        raw |= if leaf.tracked { TRACKED } else { 0 };
+        if leaf.tracked {
+            raw = match self.tracks_by_dirty(leaf.size.level()) {
+                true => raw & !DIRTY | WRITE,
+                false => raw | TRACKED,
+            };
+        }
         Some(raw)
     }
 
@@ -131,7 +141,7 @@ impl Ept {
     fn logging_decode(&self, raw: u64, level: Level) -> Entry {
         let mut entry = self.plain_decode(raw, level);
         if let Entry::Leaf(leaf) = &mut entry {
-            if self.tracks_by_dirty(level) && raw & (WRITE | DIRTY) == WRITE {
+            if level == Level::Pt && raw & (WRITE | DIRTY) == WRITE {
                 leaf.perms = leaf.perms.without(Permissions::W);
                 leaf.tracked = true;
             }
@@ -143,10 +153,9 @@ impl Ept {
     #[inline(never)]
     fn logging_leaf(&self, leaf: &Leaf) -> Option<u64> {
         let raw = self.plain_leaf(leaf)?;
-        Some(match (leaf.tracked, leaf.size) {
-            (true, PageSize::Size4K) => raw & !(DIRTY | TRACKED) | WRITE,
-            (false, _) if leaf.perms.contains(Permissions::W) => raw | DIRTY,
-            _ => raw,
+        Some(match leaf.perms.contains(Permissions::W) {
+            true => raw | DIRTY,
+            false => raw,
         })
     }
 }
@@ -154,7 +163,7 @@ impl Ept {
 impl Format for Ept {
     #[inline(always)]
     fn decode(&self, raw: u64, level: Level) -> Entry {
-        match self.logs_writes {
+        match self.logs_writes() {
             false => self.plain_decode(raw, level),
             true => self.logging_decode(raw, level),
         }
@@ -162,7 +171,7 @@ impl Format for Ept {
 
     #[inline(always)]
     fn leaf(&self, leaf: &Leaf) -> Option<u64> {
-        match self.logs_writes {
+        match self.logs_writes() {
             false => self.plain_leaf(leaf),
             true => self.logging_leaf(leaf),
         }
@@ -213,9 +222,10 @@ impl Format for Ept {
     #[inline(always)]
     fn give_back(&self, raw: u64, level: Level) -> Option<u64> {
         if self.tracks_by_dirty(level) {
-            return (raw & (WRITE | DIRTY) == WRITE).then_some(raw | DIRTY);
+            let waits = self.logs_writes() && raw & (WRITE | DIRTY) == WRITE;
+            return waits.then_some(raw | DIRTY);
         }
-        let dirty = if self.logs_writes { DIRTY } else { 0 };
+        let dirty = if self.logs_writes() { DIRTY } else { 0 };
         exchange(raw, TRACKED, WRITE | dirty)
     }
 

@@ -71,6 +71,19 @@ impl Leaf {
     }
 }
 
+/// How the first write to a tracked page of 4 KiB is noticed. Larger ones are tracked by a fault,
+/// always: a flag would not say which part was written.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Notice {
+    /// The right to write is withheld, and the write faults.
+    Fault,
+    /// The dirty flag is clear, and the CPU sets it. Whoever wants to know has to look
+    /// ([`super::table::Table::take_written`]), and so has whoever unmaps the page.
+    Flag,
+    /// The CPU sets the flag, and puts the page into a log before that.
+    Log,
+}
+
 /// One bit of an entry in place of another, if that one is set.
 #[inline(always)]
 pub(super) const fn exchange(raw: u64, from: u64, to: u64) -> Option<u64> {

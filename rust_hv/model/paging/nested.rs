@@ -6,7 +6,7 @@
 //! copy of the table editor and of all that uses it; the branch always goes the same way.
 
 use super::ept::Ept;
-use super::format::{Entry, Format, Leaf};
+use super::format::{Entry, Format, Leaf, Notice};
 use super::npt::Npt;
 use super::{Level, PageSize};
 use crate::model::arch::addr::Hpa;
@@ -50,12 +50,20 @@ impl Nested {
         matches!(self, Self::Ept(_))
     }
 
-    /// True when CPUs log writes to pages that are tracked.
+    /// How writes to tracked pages are noticed.
     #[inline]
-    pub const fn logs_writes(&self) -> bool {
+    pub const fn notice(&self) -> Notice {
         match self {
-            Self::Ept(ept) => ept.logs_writes,
-            Self::Npt(_) => false,
+            Self::Ept(ept) => ept.notice,
+            Self::Npt(npt) => npt.notice,
+        }
+    }
+
+    /// The same format with another notice. A CPU that has one has those before it, too.
+    pub const fn with_notice(self, notice: Notice) -> Self {
+        match self {
+            Self::Ept(ept) => Self::Ept(Ept { notice, ..ept }),
+            Self::Npt(npt) => Self::Npt(Npt { notice, ..npt }),
         }
     }
 

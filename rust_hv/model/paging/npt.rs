@@ -6,7 +6,7 @@
 //! The format is the host's own, and the CPU walks the tables in the host's paging mode, with the
 //! host's EFER.NXE (Linux always sets it) and the host's PAT.
 
-use super::format::{exchange, Entry, Format, Leaf};
+use super::format::{exchange, Entry, Format, Leaf, Notice};
 use super::{Level, MemoryType, PageSize, Permissions};
 use crate::model::arch::addr::Hpa;
 
@@ -42,9 +42,17 @@ pub struct Npt {
     pub largest: PageSize,
     /// The host runs with CR4.LA57, and so the CPU walks five levels.
     pub five_level: bool,
+    /// How writes to tracked pages are noticed: CPUs have no log for that.
+    pub notice: Notice,
 }
 
 impl Npt {
+    /// True where a page is tracked by its dirty flag, and keeps the right to write.
+    #[inline(always)]
+    const fn tracks_by_dirty(&self, level: Level) -> bool {
+        !matches!(self.notice, Notice::Fault) && matches!(level, Level::Pt)
+    }
+
     /// Level of the root table.
     #[inline]
     pub const fn levels(&self) -> Level {
@@ -118,9 +126,14 @@ impl Format for Npt {
         if leaf.size != PageSize::Size4K {
             raw |= LARGE;
         }
-        raw |= if leaf.tracked { TRACKED } else { 0 };
         raw |= if leaf.accessed { ACCESSED } else { 0 };
         raw |= if leaf.dirty { DIRTY } else { 0 };
+        if leaf.tracked {
+            raw = match self.tracks_by_dirty(leaf.size.level()) {
+                true => raw & !DIRTY | WRITE,
+                false => raw | TRACKED,
+            };
+        }
         Some(raw)
     }
 
@@ -140,12 +153,30 @@ impl Format for Npt {
     }
 
     #[inline(always)]
-    fn withhold(&self, raw: u64, _level: Level) -> Option<u64> {
+    fn kept_flags(&self, leaf: &Leaf) -> u64 {
+        match leaf.tracked && self.tracks_by_dirty(leaf.size.level()) {
+            true => ACCESSED,
+            false => ACCESSED | DIRTY,
+        }
+    }
+
+    #[inline(always)]
+    fn withhold(&self, raw: u64, level: Level) -> Option<u64> {
+        if self.tracks_by_dirty(level) {
+            return match raw & WRITE {
+                0 => None,
+                _ => exchange(raw, DIRTY, 0),
+            };
+        }
         exchange(raw, WRITE, TRACKED)
     }
 
     #[inline(always)]
-    fn give_back(&self, raw: u64, _level: Level) -> Option<u64> {
+    fn give_back(&self, raw: u64, level: Level) -> Option<u64> {
+        if self.tracks_by_dirty(level) {
+            // Nothing was withheld.
+            return None;
+        }
         exchange(raw, TRACKED, WRITE)
     }
 

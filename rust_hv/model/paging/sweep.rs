@@ -34,6 +34,18 @@ impl Sweep {
         }
     }
 
+    /// Where the range ends.
+    #[inline]
+    pub(super) const fn end(&self) -> u64 {
+        self.range.end.raw()
+    }
+
+    /// All before this frame is done.
+    #[inline]
+    pub(super) fn advance(&mut self, next: Gfn) {
+        self.next = next;
+    }
+
     /// The first frame that is not done.
     #[inline]
     pub const fn next(&self) -> Gfn {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Notice of writes: the right to write is withheld until somebody has been told.
+//! Notice of writes ([`super::format::Notice`]).
 //!
 //! A *tracked* page is one that may be written, were it not that the first write is to be noticed:
 //! its entry has a notice in place of the right ([`Format::withhold`]). The write faults, the
@@ -9,6 +9,10 @@
 //!
 //! Hardware that logs writes takes the notice itself, exchanges the two, and goes on without a
 //! fault. For all others there is no difference: the right is withheld until the notice is taken.
+//!
+//! Where hardware only sets dirty flags, nothing is withheld from a page of 4 KiB: its flag is clear
+//! or it has been written. [`Table::take_written`] finds those; who unmaps a page finds its flag in
+//! what was there.
 //!
 //! A large page is tracked as a whole. [`Table::allow_write`] leaves it alone: it has to be cut
 //! first ([`Table::split`]), and its parts are then tracked as it was.
@@ -33,7 +37,8 @@ pub enum Allowed {
 
 /// What is mapped in a region of 2 MiB.
 enum Region<'a> {
-    Nothing,
+    /// Nothing, where one entry of this level could map something.
+    Nothing(Level),
     Large(&'a AtomicU64, Level),
     Pages(&'a [AtomicU64; ENTRIES]),
 }
@@ -59,14 +64,14 @@ fn give_back<F: Format>(format: &F, entry: &AtomicU64, level: Level, flags: u64)
 impl<F: Format> Table<F> {
     fn region<'a, M: TableMemory>(&self, memory: &'a M, gfn: Gfn) -> Region<'a> {
         if gfn.raw() >= self.limit() {
-            return Region::Nothing;
+            return Region::Nothing(self.top);
         }
         let mut table = self.root_ref();
         let mut level = self.top;
         while level > Level::Pt {
             let entry = &memory.entries(table)[index(gfn.raw() << 12, level)];
             match self.format.decode(entry.load(Ordering::Acquire), level) {
-                Entry::Absent => return Region::Nothing,
+                Entry::Absent => return Region::Nothing(level),
                 Entry::Leaf(_) => return Region::Large(entry, level),
                 Entry::Table(next) => table = TableRef::linked(next),
             }
@@ -120,7 +125,7 @@ impl<F: Format> Table<F> {
             };
             left &= !here;
             match self.region(memory, Gfn::new(start)) {
-                Region::Nothing => {}
+                Region::Nothing(_) => {}
                 Region::Large(entry, level) => changed |= withhold(&self.format, entry, level),
                 Region::Pages(entries) => {
                     let mut pages = here;
@@ -134,6 +139,41 @@ impl<F: Format> Table<F> {
             }
         }
         changed
+    }
+
+    /// Tells of the pages of 4 KiB in a range whose dirty flag is set, and clears that: until TLBs are
+    /// flushed, some writes will go unnoticed. Others may add to the tree at the same time.
+    pub fn take_written<M: TableMemory>(
+        &self,
+        memory: &M,
+        sweep: &mut Sweep,
+        budget: usize,
+        mut on_page: impl FnMut(Gfn),
+    ) -> Progress {
+        let (mask, end) = (self.format.dirty_mask(), sweep.end().min(self.limit()));
+        let mut left = budget;
+        loop {
+            let next = sweep.next().raw();
+            if next >= end {
+                return Progress::Done;
+            }
+            if left == 0 {
+                return Progress::More(sweep.next());
+            }
+            let (entries, level) = match self.region(memory, sweep.next()) {
+                Region::Nothing(level) | Region::Large(_, level) => (&[][..], level),
+                Region::Pages(entries) => (&entries[index(next << 12, Level::Pt)..], Level::Pd),
+            };
+            let until = (next | (level.pages() - 1)).saturating_add(1).min(end);
+            for (gfn, entry) in (next..until).zip(entries) {
+                if entry.load(Ordering::Relaxed) & mask != 0 {
+                    entry.fetch_and(!mask, Ordering::AcqRel);
+                    on_page(Gfn::new(gfn));
+                }
+            }
+            left = left.saturating_sub(entries.len().max(1));
+            sweep.advance(Gfn::new(until));
+        }
     }
 
     /// Lets a tracked 4 KiB page be written, for a write that has been noticed. Others may add to the

@@ -5,7 +5,7 @@
 
 use rusthv_model::arch::addr::Hpa;
 use rusthv_model::paging::ept::Ept;
-use rusthv_model::paging::format::{Entry, Format, Leaf};
+use rusthv_model::paging::format::{Entry, Format, Leaf, Notice};
 use rusthv_model::paging::nested::Nested;
 use rusthv_model::paging::npt::Npt;
 use rusthv_model::paging::{Level, MemoryType, PageSize, Permissions};
@@ -13,10 +13,11 @@ use rusthv_model::paging::{Level, MemoryType, PageSize, Permissions};
 const NPT: Npt = Npt {
     largest: PageSize::Size1G,
     five_level: false,
+    notice: Notice::Fault,
 };
 const EPT: Ept = Ept {
     accessed_dirty: true,
-    logs_writes: false,
+    notice: Notice::Fault,
     execute_only: true,
     largest: PageSize::Size2M,
     five_level: false,

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rusthv_model::arch::addr::{Gfn, GfnRange, Gpa, Hpa};
 use rusthv_model::paging::ept::Ept;
-use rusthv_model::paging::format::{Entry, Format, Leaf};
+use rusthv_model::paging::format::{Entry, Format, Leaf, Notice};
 use rusthv_model::paging::frames::{Gather, TableFrame, TableMemory, TableRef, ENTRIES};
 use rusthv_model::paging::grow::Grown;
 use rusthv_model::paging::nested::Nested;
@@ -23,7 +23,7 @@ use rusthv_model::paging::{Level, PageSize, Permissions};
 
 const EPT: Ept = Ept {
     accessed_dirty: true,
-    logs_writes: false,
+    notice: Notice::Fault,
     execute_only: false,
     largest: PageSize::Size1G,
     five_level: false,
@@ -32,6 +32,7 @@ const EPT: Ept = Ept {
 const NPT: Npt = Npt {
     largest: PageSize::Size1G,
     five_level: false,
+    notice: Notice::Fault,
 };
 
 /// The page that the guest writes to.

@@ -12,8 +12,7 @@ use paging_support::*;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use rusthv_model::arch::addr::{Gfn, GfnRange, Gpa, Hpa};
-use rusthv_model::paging::ept::Ept;
-use rusthv_model::paging::format::Leaf;
+use rusthv_model::paging::format::{Leaf, Notice};
 use rusthv_model::paging::grow::Grown;
 use rusthv_model::paging::nested::Nested;
 use rusthv_model::paging::sweep::{Progress, Sweep};
@@ -21,8 +20,8 @@ use rusthv_model::paging::table::{MapError, Mapped, Table};
 use rusthv_model::paging::track::Allowed;
 use rusthv_model::paging::{PageSize, Permissions};
 
-/// The mappings as they should be, by first frame; and if the CPU logs writes.
-struct Reference(BTreeMap<u64, Leaf>, bool);
+/// The mappings as they should be, by first frame; and how writes are noticed.
+struct Reference(BTreeMap<u64, Leaf>, Notice);
 
 impl Reference {
     fn covering(&self, gfn: u64) -> Option<(u64, Leaf)> {
@@ -48,17 +47,23 @@ impl Reference {
 
 impl Reference {
     /// How a mapping is kept. Where the CPU logs writes, the dirty flag of a page says whether it
-    /// still has to: only the small ones that are tracked are clean.
+    /// still has to: only the small ones that are tracked are clean. Where it sets flags alone, small
+    /// ones that are tracked are clean, and that is all.
     fn kept(&self, leaf: Leaf) -> Leaf {
-        let Self(_, logs) = self;
         let dirty = match (leaf.tracked, leaf.size) {
             (true, PageSize::Size4K) => false,
             (true, _) => leaf.dirty,
             (false, _) => leaf.dirty || leaf.perms.contains(Permissions::W),
         };
-        match logs {
-            true => Leaf { dirty, ..leaf },
-            false => leaf,
+        match (self.1, leaf.tracked, leaf.size) {
+            (Notice::Log, ..) | (Notice::Flag, true, PageSize::Size4K) => {
+                let leaf = Leaf { dirty, ..leaf };
+                match self.1 {
+                    Notice::Log => leaf,
+                    _ => untracked(leaf),
+                }
+            }
+            _ => leaf,
         }
     }
 
@@ -69,7 +74,7 @@ impl Reference {
     /// A mapping as the CPU has it when it writes: with what it is to be told of on its own.
     fn written(&self, leaf: Leaf) -> Leaf {
         match leaf.size {
-            PageSize::Size4K if self.1 => untracked(leaf),
+            PageSize::Size4K if self.1 == Notice::Log => untracked(leaf),
             _ => leaf,
         }
     }
@@ -78,7 +83,8 @@ impl Reference {
     fn track(&mut self, pages: Vec<(u64, Leaf)>) -> bool {
         let mut changed = false;
         for (gfn, leaf) in pages {
-            changed |= leaf.perms.contains(Permissions::W);
+            let flag = self.1 == Notice::Flag && leaf.size == PageSize::Size4K;
+            changed |= leaf.perms.contains(Permissions::W) && (leaf.dirty || !flag);
             self.insert(gfn, leaf.to_be_noticed());
         }
         changed
@@ -148,6 +154,11 @@ pub enum Op {
     AllowWrite {
         gfn: u64,
     },
+    TakeWritten {
+        start: u64,
+        len: u64,
+        budget: usize,
+    },
     Unmark {
         start: u64,
         len: u64,
@@ -210,6 +221,7 @@ pub fn op() -> impl Strategy<Value = Op> {
         1 => (gfn(), length(), budget()).prop_map(|(start, len, budget)| Op::Untrack { start, len, budget }),
         2 => (gfn(), prop_oneof![any::<u64>(), Just(1), Just(u64::MAX)]).prop_map(|(first, bits)| Op::TrackPages { first, bits }),
         3 => gfn().prop_map(|gfn| Op::AllowWrite { gfn }),
+        2 => (gfn(), length(), budget()).prop_map(|(start, len, budget)| Op::TakeWritten { start, len, budget }),
         1 => (gfn(), length()).prop_map(|(start, len)| Op::Unmark { start, len }),
         2 => gfn().prop_map(|gfn| Op::Split { gfn }),
         4 => (gfn(), any::<bool>()).prop_map(|(gfn, write)| Op::Access { gfn, write }),
@@ -455,6 +467,31 @@ impl Machine {
                     self.reference.insert(gfn, now);
                 }
             }
+            Op::TakeWritten { start, len, budget } => {
+                if self.reference.1 == Notice::Log {
+                    // A clear flag is something else there.
+                    return;
+                }
+                let end = start.saturating_add(len);
+                let mut sweep = Sweep::new(range(start, end));
+                let mut seen = Vec::new();
+                let on_page = &mut |gfn: Gfn| seen.push(gfn.raw());
+                loop {
+                    let (table, arena) = (&self.table, &self.arena);
+                    match table.take_written(arena, &mut sweep, budget, &mut *on_page) {
+                        Progress::Done => break,
+                        Progress::More(next) => assert_eq!(next, sweep.next()),
+                    }
+                }
+                let mut expected = self.reference.touching(start, end);
+                expected.retain(|(_, leaf)| leaf.dirty && leaf.size == PageSize::Size4K);
+                let frames: Vec<u64> = expected.iter().map(|(gfn, _)| *gfn).collect();
+                assert_eq!(seen, frames);
+                for (gfn, leaf) in expected {
+                    let dirty = false;
+                    self.reference.insert(gfn, Leaf { dirty, ..leaf });
+                }
+            }
             Op::Unmark { start, len } => {
                 let end = start.saturating_add(len);
                 let mut sweep = Sweep::new(range(start, end));
@@ -542,7 +579,7 @@ impl Machine {
         }
         assert_eq!(counts, self.table.counts().leaves);
         for (&gfn, &leaf) in &found {
-            if self.reference.1 {
+            if self.reference.1 == Notice::Log {
                 // The CPU logs a write to those whose flag it has yet to set.
                 let mut entry = 0;
                 self.table
@@ -561,10 +598,7 @@ pub fn run(format: Nested, ops: &[Op]) {
     let mut machine = Machine {
         arena,
         table,
-        reference: Reference(
-            BTreeMap::new(),
-            matches!(format, Nested::Ept(ept) if ept.logs_writes),
-        ),
+        reference: Reference(BTreeMap::new(), format.notice()),
     };
     for op in ops {
         machine.apply(op);
@@ -596,12 +630,14 @@ fn any_sequence_agrees_with_the_reference(format: Nested) {
 
 with_both_formats! {
     any_sequence_agrees_with_the_reference,
+    any_sequence_agrees_where_the_cpu_sets_flags,
 }
 
 #[test]
 fn any_sequence_agrees_where_the_cpu_logs_writes() {
-    any_sequence_agrees_with_the_reference(Nested::Ept(Ept {
-        logs_writes: true,
-        ..EPT
-    }));
+    any_sequence_agrees_with_the_reference(Nested::Ept(EPT).with_notice(Notice::Log));
+}
+
+fn any_sequence_agrees_where_the_cpu_sets_flags(format: Nested) {
+    any_sequence_agrees_with_the_reference(format.with_notice(Notice::Flag));
 }

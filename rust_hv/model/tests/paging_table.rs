@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use paging_support::*;
 use rusthv_model::arch::addr::{Gfn, GfnRange, Gpa, Hpa};
 use rusthv_model::paging::ept::Ept;
-use rusthv_model::paging::format::Leaf;
+use rusthv_model::paging::format::{Leaf, Notice};
 use rusthv_model::paging::grow::Grown;
 use rusthv_model::paging::nested::Nested;
 use rusthv_model::paging::npt::Npt;
@@ -106,7 +106,7 @@ fn what_the_cpu_lacks_is_not_used() {
     let mut gather = Gathered::default();
     let poor = Ept {
         accessed_dirty: false,
-        logs_writes: false,
+        notice: Notice::Fault,
         execute_only: false,
         largest: PageSize::Size2M,
         five_level: false,

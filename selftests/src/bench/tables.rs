@@ -8,7 +8,7 @@ use super::rows::now;
 use rusthv_model::arch::addr::{Gfn, GfnRange, Gpa, Hpa};
 use rusthv_model::memory::inverted::{Group, Inverted, Locks, Owner, Run, Spare, GROUPS};
 use rusthv_model::paging::ept::Ept;
-use rusthv_model::paging::format::Leaf;
+use rusthv_model::paging::format::{Leaf, Notice};
 use rusthv_model::paging::frames::{Gather, TableFrame, TableMemory, TableRef, ENTRIES};
 use rusthv_model::paging::sweep::{Progress, Sweep};
 use rusthv_model::paging::table::Table;
@@ -105,7 +105,7 @@ impl Both {
     fn new(host: Host, percent: u64) -> Option<Self> {
         let format = Ept {
             accessed_dirty: true,
-            logs_writes: false,
+            notice: Notice::Fault,
             execute_only: false,
             largest: PageSize::Size2M,
             five_level: false,

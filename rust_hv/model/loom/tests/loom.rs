@@ -11,13 +11,14 @@ use std::collections::BTreeSet;
 use loom::sync::atomic::{fence, AtomicBool, AtomicU64, Ordering};
 use loom::sync::{Arc, Mutex};
 use loom::thread;
-use rusthv_model::arch::addr::{Gpa, Hpa};
+use rusthv_model::arch::addr::{GfnRange, Gpa, Hpa};
 use rusthv_model::memory::dirty::DirtyBitmap;
 use rusthv_model::memory::write_log::Reader;
 use rusthv_model::paging::ept::Ept;
-use rusthv_model::paging::format::{Entry, Format, Leaf};
+use rusthv_model::paging::format::{Entry, Format, Leaf, Notice};
 use rusthv_model::paging::frames::{Counts, TableFrame, TableMemory, TableRef, ENTRIES};
 use rusthv_model::paging::grow::{Grow, Grown};
+use rusthv_model::paging::sweep::{Progress, Sweep};
 use rusthv_model::paging::table::{MapError, Table};
 use rusthv_model::paging::tlb::CpuState;
 use rusthv_model::paging::track::Allowed;
@@ -25,7 +26,7 @@ use rusthv_model::paging::{Level, PageSize, Permissions};
 
 const EPT: Ept = Ept {
     accessed_dirty: true,
-    logs_writes: false,
+    notice: Notice::Fault,
     execute_only: false,
     largest: PageSize::Size2M,
     five_level: false,
@@ -503,7 +504,7 @@ fn no_translation_outlives_a_flush_beside_another() {
 #[test]
 fn no_logged_write_is_lost() {
     const LOGGING: Ept = Ept {
-        logs_writes: true,
+        notice: Notice::Log,
         ..EPT
     };
     loom::model(|| {
@@ -542,5 +543,56 @@ fn no_logged_write_is_lost() {
         guest.join().unwrap();
         let written = reader.take(&*words, |gfn| assert_eq!(gfn, gpa(1).gfn())) != 0;
         assert!(written || copied == 2, "lost, with {copied} copied");
+    });
+}
+
+/// A CPU that sets flags: the guest writes, and somebody reads the log, looking for flags before, and
+/// copies the page. What the guest writes after the copy is in the log for the next one. The mutex is
+/// as above.
+#[test]
+fn no_flagged_write_is_lost() {
+    loom::model(|| {
+        let world = mapped(page(1, Permissions::RW));
+        let words: Box<[AtomicU64]> = Box::new([AtomicU64::new(0)]);
+        let log = DirtyBitmap::new(words, 64).unwrap();
+        let data = Arc::new(AtomicU64::new(0));
+        let cpu = Arc::new(Mutex::new(()));
+        let guest = {
+            let (world, data, cpu) = (world.clone(), data.clone(), cpu.clone());
+            thread::spawn(move || {
+                let off = cpu.lock().unwrap();
+                assert!(hardware(&world, 1, true).is_some());
+                data.store(1, Ordering::Release);
+                // The flag is known to be set now.
+                data.store(2, Ordering::Release);
+                drop(off);
+            })
+        };
+        let look = || {
+            let memory = Memory::new(&world.frames, &[]);
+            let mut sweep = Sweep::new(GfnRange::new(gpa(0).gfn(), gpa(64).gfn()));
+            let mut found = false;
+            let done = world.table.take_written(&memory, &mut sweep, 512, |gfn| {
+                log.mark(gfn.raw());
+                found = true;
+            });
+            assert_eq!(done, Progress::Done);
+            found
+        };
+        let flush = || drop(cpu.lock().unwrap());
+        // The reading before.
+        flush();
+        data.load(Ordering::Acquire);
+        if look() {
+            flush();
+        }
+        log.take(0);
+        let copied = data.load(Ordering::Acquire);
+        guest.join().unwrap();
+        look();
+        assert!(
+            log.take(0) == 2 || copied == 2,
+            "lost, with {copied} copied"
+        );
     });
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rusthv_model::arch::addr::{Gfn, GfnRange, Hpa};
 use rusthv_model::paging::ept::Ept;
-use rusthv_model::paging::format::Leaf;
+use rusthv_model::paging::format::{Leaf, Notice};
 use rusthv_model::paging::frames::{Gather, TableFrame, TableMemory, TableRef, ENTRIES};
 use rusthv_model::paging::nested::Nested;
 use rusthv_model::paging::npt::Npt;
@@ -20,7 +20,7 @@ use rusthv_model::paging::{Level, PageSize, Permissions};
 
 pub const EPT: Ept = Ept {
     accessed_dirty: true,
-    logs_writes: false,
+    notice: Notice::Fault,
     execute_only: true,
     largest: PageSize::Size1G,
     five_level: false,
@@ -29,6 +29,7 @@ pub const EPT: Ept = Ept {
 pub const NPT: Npt = Npt {
     largest: PageSize::Size1G,
     five_level: false,
+    notice: Notice::Fault,
 };
 
 /// Makes two tests of each function: with EPT entries and with NPT entries.

@@ -10,6 +10,7 @@ mod paging_sequences;
 use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 use paging_sequences::paging_support::{EPT, NPT};
 use paging_sequences::{op, run};
+use rusthv_model::paging::format::Notice;
 use rusthv_model::paging::nested::Nested;
 use rusthv_model_fuzz::{mutate, values};
 
@@ -20,6 +21,12 @@ fuzz_target!(|bytes: &[u8]| {
     let format = match which % 2 {
         0 => Nested::Ept(EPT),
         _ => Nested::Npt(NPT),
+    };
+    let format = match which / 2 % 3 {
+        0 => format,
+        1 => format.with_notice(Notice::Flag),
+        // Others have no log.
+        _ => Nested::Ept(EPT).with_notice(Notice::Log),
     };
     run(format, &values(&op(), rest, 80));
 });
