@@ -12,6 +12,9 @@
 //! * A CPU that still has the page with its flag set may write without setting it again, until it is
 //!   flushed. The flush comes before the call that took the flag returns, so user space, which has the
 //!   bit or finds it in the bitmap, copies the page after such a write.
+//! * Page tables that no CPU has used since the last look are left out. Whether one was is to be seen in
+//!   the entry above, from one such flush to the next (`Table::take_used`): looks at a slot come one
+//!   after the other, under `slots_lock`.
 //! * A CPU that sets the flag later finds it clear, and sets it, whatever becomes of the bit: the next
 //!   one who looks finds it.
 //! * A page that goes is out of every CPU's reach before the host hears that it is, and its flag has
@@ -132,11 +135,11 @@ impl Mmu {
             else {
                 return;
             };
-            let progress = table.take_written(&memory, &mut sweep, STEP, |gfn| {
+            let stale = &mut flush.needed;
+            let progress = table.take_written(&memory, &mut sweep, STEP, stale, |gfn| {
                 if let Some(page) = slot.index(gfn) {
                     bitmap.mark(page);
                 }
-                flush.needed = true;
             });
             drop(state);
             if progress == Progress::Done {

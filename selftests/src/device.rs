@@ -15,6 +15,9 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// How rusthv is to virtualize the memory of all VMs: a `RUSTHV_PAGING_*`.
 pub static PAGING: AtomicU32 = AtomicU32::new(rusthv::PAGING_NESTED);
+/// How rusthv is to track writes to nested tables for the dirty logs of all VMs: a `RUSTHV_TRACK_*`, or
+/// else as it does by default.
+pub static TRACKING: AtomicU32 = AtomicU32::new(u32::MAX);
 
 /// An open `/dev/rusthv` or `/dev/kvm`.
 pub struct Device {
@@ -58,6 +61,10 @@ impl Device {
         let paging = PAGING.load(Relaxed);
         if paging != rusthv::PAGING_NESTED && self.has_extensions() {
             vm.enable_cap(rusthv::CAP_PAGING, 0, paging.into())?;
+        }
+        let tracking = TRACKING.load(Relaxed);
+        if tracking != u32::MAX && paging == rusthv::PAGING_NESTED && self.has_extensions() {
+            vm.enable_cap(rusthv::RUSTHV_CAP_DIRTY_TRACKING, 0, tracking.into())?;
         }
         Ok(vm)
     }

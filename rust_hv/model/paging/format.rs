@@ -84,6 +84,10 @@ pub enum Notice {
     Log,
 }
 
+/// A bit of software's in an entry that refers to a table: see [`super::table::Table::take_written`]. Bits
+/// 62:52 of one are ignored in every format.
+pub(super) const USED: u64 = 1 << 52;
+
 /// One bit of an entry in place of another, if that one is set.
 #[inline(always)]
 pub(super) const fn exchange(raw: u64, from: u64, to: u64) -> Option<u64> {

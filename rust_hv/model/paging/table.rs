@@ -298,9 +298,11 @@ impl<F: Format> Table<F> {
                 // What a large page could say, a small one can.
                 entry.store(self.format.leaf(&part).unwrap_or(0), Ordering::Relaxed);
             }
+            // Used, if it was: the parts have the flags of the whole.
+            let link = self.format.table(frame.hpa()) | raw & self.format.accessed_mask();
             let linked = memory.entries(table)[at].compare_exchange(
                 raw,
-                self.format.table(frame.hpa()),
+                link,
                 Ordering::AcqRel,
                 Ordering::Acquire,
             );

@@ -17,7 +17,7 @@
 //! A large page is tracked as a whole. [`Table::allow_write`] leaves it alone: it has to be cut
 //! first ([`Table::split`]), and its parts are then tracked as it was.
 
-use super::format::{Entry, Format};
+use super::format::{Entry, Format, USED};
 use super::frames::{TableMemory, TableRef, ENTRIES};
 use super::sweep::{Progress, Sweep, Visitor};
 use super::table::{index, Table};
@@ -43,6 +43,12 @@ enum Region<'a> {
     Pages(&'a [AtomicU64; ENTRIES]),
 }
 
+/// A region, and the entry that the way to it ends with: where one table leads to another.
+struct Found<'a> {
+    region: Region<'a>,
+    link: Option<&'a AtomicU64>,
+}
+
 /// Exchanges the right for the notice. Tells whether the page had the right.
 #[inline]
 fn withhold<F: Format>(format: &F, entry: &AtomicU64, level: Level) -> bool {
@@ -62,25 +68,34 @@ fn give_back<F: Format>(format: &F, entry: &AtomicU64, level: Level, flags: u64)
 }
 
 impl<F: Format> Table<F> {
+    #[inline]
     fn region<'a, M: TableMemory>(&self, memory: &'a M, gfn: Gfn) -> Region<'a> {
+        self.find_region(memory, gfn).region
+    }
+
+    #[inline]
+    fn find_region<'a, M: TableMemory>(&self, memory: &'a M, gfn: Gfn) -> Found<'a> {
+        let mut link = None;
+        let found = |region, link| Found { region, link };
         if gfn.raw() >= self.limit() {
-            return Region::Nothing(self.top);
+            return found(Region::Nothing(self.top), link);
         }
         let mut table = self.root_ref();
         let mut level = self.top;
         while level > Level::Pt {
             let entry = &memory.entries(table)[index(gfn.raw() << 12, level)];
             match self.format.decode(entry.load(Ordering::Acquire), level) {
-                Entry::Absent => return Region::Nothing(level),
-                Entry::Leaf(_) => return Region::Large(entry, level),
+                Entry::Absent => return found(Region::Nothing(level), link),
+                Entry::Leaf(_) => return found(Region::Large(entry, level), link),
                 Entry::Table(next) => table = TableRef::linked(next),
             }
+            link = Some(entry);
             match level.lower() {
                 Some(lower) => level = lower,
                 None => break,
             }
         }
-        Region::Pages(memory.entries(table))
+        found(Region::Pages(memory.entries(table)), link)
     }
 
     /// Tracks every page of a range that can be written. `changed` becomes true when there was
@@ -141,13 +156,17 @@ impl<F: Format> Table<F> {
         changed
     }
 
-    /// Tells of the pages of 4 KiB in a range whose dirty flag is set, and clears that: until TLBs are
-    /// flushed, some writes will go unnoticed. Others may add to the tree at the same time.
+    /// Tells of the pages of 4 KiB in a range whose dirty flag is set, and clears that. `stale` becomes
+    /// true when TLBs must be flushed: until then some writes go unnoticed, and unless it is done before
+    /// the next look, for good. One look at a range at a time; others may add to the tree meanwhile.
+    ///
+    /// A table that no CPU has used since is not looked at.
     pub fn take_written<M: TableMemory>(
         &self,
         memory: &M,
         sweep: &mut Sweep,
         budget: usize,
+        stale: &mut bool,
         mut on_page: impl FnMut(Gfn),
     ) -> Progress {
         let (mask, end) = (self.format.dirty_mask(), sweep.end().min(self.limit()));
@@ -160,20 +179,46 @@ impl<F: Format> Table<F> {
             if left == 0 {
                 return Progress::More(sweep.next());
             }
-            let (entries, level) = match self.region(memory, sweep.next()) {
+            let found = self.find_region(memory, sweep.next());
+            let (mut entries, level) = match found.region {
                 Region::Nothing(level) | Region::Large(_, level) => (&[][..], level),
                 Region::Pages(entries) => (&entries[index(next << 12, Level::Pt)..], Level::Pd),
             };
             let until = (next | (level.pages() - 1)).saturating_add(1).min(end);
+            if until - next == level.pages() {
+                if let (Region::Pages(_), Some(link)) = (found.region, found.link) {
+                    if !self.take_used(link, stale) {
+                        entries = &[];
+                    }
+                }
+            }
             for (gfn, entry) in (next..until).zip(entries) {
                 if entry.load(Ordering::Relaxed) & mask != 0 {
                     entry.fetch_and(!mask, Ordering::AcqRel);
+                    *stale = true;
                     on_page(Gfn::new(gfn));
                 }
             }
             left = left.saturating_sub(entries.len().max(1));
             sweep.advance(Gfn::new(until));
         }
+    }
+
+    /// Whether a page table can have flags that were not there at the last look.
+    ///
+    /// A CPU that walks down sets the accessed flag of the entry that leads here. One that has that
+    /// entry in its TLB does not set it again, until the flush that follows a look. So a table is looked
+    /// at while the flag is set, and once more: [`USED`] says that it was set the last time.
+    fn take_used(&self, link: &AtomicU64, stale: &mut bool) -> bool {
+        let accessed = self.format.accessed_mask();
+        let flags = USED | accessed;
+        let change = |raw| match raw & flags {
+            0 => None,
+            now => Some(raw & !flags | if now & accessed != 0 { USED } else { 0 }),
+        };
+        let was = link.fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
+        *stale |= was.is_ok_and(|raw| raw & accessed != 0);
+        was.is_ok()
     }
 
     /// Lets a tracked 4 KiB page be written, for a write that has been noticed. Others may add to the

@@ -468,8 +468,8 @@ impl Machine {
                 }
             }
             Op::TakeWritten { start, len, budget } => {
-                if self.reference.1 == Notice::Log {
-                    // A clear flag is something else there.
+                if self.reference.1 != Notice::Flag {
+                    // Flags are something else there, or set by others than the CPU, too.
                     return;
                 }
                 let end = start.saturating_add(len);
@@ -478,7 +478,7 @@ impl Machine {
                 let on_page = &mut |gfn: Gfn| seen.push(gfn.raw());
                 loop {
                     let (table, arena) = (&self.table, &self.arena);
-                    match table.take_written(arena, &mut sweep, budget, &mut *on_page) {
+                    match table.take_written(arena, &mut sweep, budget, &mut false, &mut *on_page) {
                         Progress::Done => break,
                         Progress::More(next) => assert_eq!(next, sweep.next()),
                     }

@@ -112,11 +112,12 @@ impl Sandbox {
         self.0.write_u64(16, self.address(random));
     }
 
-    /// A `kvm_enable_cap` at the start of the sandbox: who clears the dirty logs, as a rule, or the
-    /// paging mode, for which it is too late.
+    /// A `kvm_enable_cap` at the start of the sandbox: who clears the dirty logs, as a rule, or what it
+    /// is too late for.
     pub fn capability(&self, random: &mut Random) {
-        let known = match random.below(5) {
+        let known = match random.below(6) {
             0 => CAP_PAGING,
+            1 => RUSTHV_CAP_DIRTY_TRACKING,
             _ => kvm_bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
         };
         let capability = if random.one_in(6) { random.edge() as u32 } else { known };

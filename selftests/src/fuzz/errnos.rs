@@ -22,7 +22,7 @@ pub fn documented(request: u64) -> &'static [Errno] {
         KVM_GET_DIRTY_LOG | KVM_CLEAR_DIRTY_LOG => {
             &[Errno::EINVAL, Errno::ENOENT, Errno::EFAULT, Errno::ENOMEM]
         }
-        KVM_ENABLE_CAP => &[Errno::EINVAL, Errno::EFAULT, Errno::EBUSY, Errno::ENOMEM],
+        KVM_ENABLE_CAP => &[Errno::EINVAL, Errno::EFAULT, Errno::EBUSY, Errno::EOPNOTSUPP, Errno::ENOMEM],
         KVM_GET_STATS_FD => &[Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM],
         KVM_SET_TSS_ADDR => &[Errno::EINVAL, Errno::EEXIST, Errno::ENOMEM],
         KVM_SET_IDENTITY_MAP_ADDR => &[Errno::EINVAL, Errno::EFAULT],

@@ -79,6 +79,7 @@ pub struct Context {
 impl Context {
     pub fn new(options: &Options) -> Self {
         device::PAGING.store(options.paging, Relaxed);
+        device::TRACKING.store(options.tracking.unwrap_or(u32::MAX), Relaxed);
         Self {
             device: options.device.clone(),
             scale: options.scale,

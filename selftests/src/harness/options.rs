@@ -3,6 +3,7 @@
 //! The command line of the test program.
 
 use crate::rusthv::{PAGING_NESTED, PAGING_SHADOW, PAGING_TRAP};
+use crate::rusthv::{RUSTHV_TRACK_FAULTS, RUSTHV_TRACK_FLAGS, RUSTHV_TRACK_LOG};
 
 pub const USAGE: &str = "\
 usage: rusthv-selftests [options] [name...]
@@ -19,6 +20,9 @@ word that is a test's whole name means that test alone), and prints TAP.
   --limit N        multiply every time limit by N percent (default 100)
   --paging MODE    how rusthv virtualizes the memory of every VM: nested (the
                    default), shadow, or trap
+  --tracking HOW   how rusthv notices writes for the dirty logs of every VM with
+                   nested tables: faults, flags, or log (default: the last of
+                   these that the CPU has)
   --exclusive      the machine is the tests' own: also run those that offline
                    processors, suspend, unload the module, or measure free memory
   --module FILE    rust_hv.ko, for the tests that load it again
@@ -33,6 +37,7 @@ pub struct Options {
     pub seconds: Option<u64>,
     pub limit: u64,
     pub paging: u32,
+    pub tracking: Option<u32>,
     pub exclusive: bool,
     pub module: Option<String>,
     pub kmsg: bool,
@@ -49,6 +54,7 @@ impl Default for Options {
             seconds: None,
             limit: 100,
             paging: PAGING_NESTED,
+            tracking: None,
             exclusive: false,
             module: None,
             kmsg: true,
@@ -65,6 +71,16 @@ pub fn paging(name: &str) -> Result<u32, String> {
         "shadow" => Ok(PAGING_SHADOW),
         "trap" => Ok(PAGING_TRAP),
         _ => Err(format!("--paging: {name} is none of nested, shadow, trap")),
+    }
+}
+
+/// A way to track writes by its name.
+pub fn tracking(name: &str) -> Result<u32, String> {
+    match name {
+        "faults" => Ok(RUSTHV_TRACK_FAULTS),
+        "flags" => Ok(RUSTHV_TRACK_FLAGS),
+        "log" => Ok(RUSTHV_TRACK_LOG),
+        _ => Err(format!("--tracking: {name} is none of faults, flags, log")),
     }
 }
 
@@ -91,6 +107,7 @@ impl Options {
                 }
                 "--limit" => options.limit = number(value()?)?,
                 "--paging" => options.paging = paging(&value()?)?,
+                "--tracking" => options.tracking = Some(tracking(&value()?)?),
                 "--exclusive" => options.exclusive = true,
                 "--module" => options.module = Some(value()?),
                 "--skip" => options.skip.push(value()?),

@@ -572,10 +572,11 @@ fn no_flagged_write_is_lost() {
             let memory = Memory::new(&world.frames, &[]);
             let mut sweep = Sweep::new(GfnRange::new(gpa(0).gfn(), gpa(64).gfn()));
             let mut found = false;
-            let done = world.table.take_written(&memory, &mut sweep, 512, |gfn| {
-                log.mark(gfn.raw());
-                found = true;
-            });
+            let done = world
+                .table
+                .take_written(&memory, &mut sweep, 512, &mut found, |gfn| {
+                    log.mark(gfn.raw());
+                });
             assert_eq!(done, Progress::Done);
             found
         };
@@ -594,5 +595,59 @@ fn no_flagged_write_is_lost() {
             log.take(0) == 2 || copied == 2,
             "lost, with {copied} copied"
         );
+    });
+}
+
+/// The same with the table above, which the CPU has used before and knows: it does not set the flag of
+/// that again until it has been flushed. The mutex has what it knows.
+#[test]
+fn no_write_behind_a_known_table_is_lost() {
+    loom::model(|| {
+        let world = mapped(page(1, Permissions::RW));
+        let root = world.table.root().raw() >> 12;
+        let link = move |world: &World| {
+            let entry = &world.frames[root as usize][0];
+            entry.fetch_or(EPT.accessed_mask(), Ordering::AcqRel);
+        };
+        link(&world);
+        let words: Box<[AtomicU64]> = Box::new([AtomicU64::new(0)]);
+        let log = DirtyBitmap::new(words, 64).unwrap();
+        let data = Arc::new(AtomicU64::new(0));
+        let known = Arc::new(Mutex::new(true));
+        let guest = {
+            let (world, data, known) = (world.clone(), data.clone(), known.clone());
+            thread::spawn(move || {
+                let mut known = known.lock().unwrap();
+                if !*known {
+                    link(&world);
+                    *known = true;
+                }
+                assert!(hardware(&world, 1, true).is_some());
+                data.store(1, Ordering::Release);
+                drop(known);
+            })
+        };
+        let read = || {
+            let memory = Memory::new(&world.frames, &[]);
+            let mut sweep = Sweep::new(GfnRange::new(gpa(0).gfn(), gpa(512).gfn()));
+            let mut stale = false;
+            let done = world
+                .table
+                .take_written(&memory, &mut sweep, 512, &mut stale, |gfn| {
+                    log.mark(gfn.raw())
+                });
+            assert_eq!(done, Progress::Done);
+            if stale {
+                *known.lock().unwrap() = false;
+            }
+            log.take(0) != 0
+        };
+        let mut known_to_reader = false;
+        for _ in 0..2 {
+            known_to_reader |= read();
+        }
+        guest.join().unwrap();
+        known_to_reader |= read();
+        assert!(known_to_reader, "lost");
     });
 }
