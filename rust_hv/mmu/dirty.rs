@@ -44,6 +44,7 @@ use crate::host::{bindings, cpu, task};
 use crate::model::arch::addr::{Gfn, GfnRange, Gpa, Hva};
 use crate::model::memory::dirty::{valid_bits, words_for, DirtyBitmap, WORD_PAGES};
 use crate::model::memory::slots::{Change, Slot, SlotFlags, USER_SLOTS};
+use crate::model::paging::format::Notice;
 use crate::model::paging::sweep::Progress;
 use crate::model::paging::track::Allowed;
 use crate::model::paging::PageSize;
@@ -466,7 +467,7 @@ impl Mmu {
         let count = words_for(pages) as usize;
         let mut masks = KVVec::from_elem(0u64, count, GFP_KERNEL_ACCOUNT)?;
         user::copy_from(wanted.bitmap, masks.as_mut_bytes())?;
-        // Flags need no look: they are cleared with the bits, and what has none keeps its flag.
+        // Flags are cleared with the bits that they have not come to yet.
         self.gather_logs();
         // Before `slots_lock` is dropped, and before the call returns.
         let mut flush = FlushLater::new(self);
@@ -495,9 +496,13 @@ impl Mmu {
         let now = &mut *state;
         let log = now.logs.find(slot.id).ok_or(ENOENT)?;
         let mode = now.tree.mode.as_mut().ok_or(EIO)?;
+        let flags = self.notice() == Notice::Flag;
         let mut budget = STEP as u32;
         for (index, &mask) in masks.iter().take(CHUNK).enumerate() {
+            // Behind the last page come those of another slot.
+            let mask = mask & valid_bits(slot.pages, at + index);
             let bits = log.take_some(at + index, mask);
+            let bits = if flags { mask } else { bits };
             if bits == 0 {
                 continue;
             }

@@ -58,5 +58,10 @@ fn run(t: &Context) -> Outcome {
             check_eq!(vm.dirty_pages(2, NEXT)?, second, "page {page} after {idle} readings");
         }
     }
+    // What is behind a slot in the last word of its bitmap is the next one's.
+    vm.set_manual_log(KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE)?;
+    touch(dirty_log_idle_write(), PAGES)?;
+    vm.clear_log(1, 0, PAGES as u32, &vec![u64::MAX; PAGES.div_ceil(64)])?;
+    check_eq!(vm.dirty_pages(2, NEXT)?, [0], "after the slot before was cleared");
     Ok(())
 }
