@@ -124,6 +124,8 @@ impl Mmu {
             // No vCPU has ever walked them.
             old.destroy(&mut Tables::existing(&self.supply), |_, _| {});
         }
+        // Shadow tables track by faults alone.
+        self.notice.store(Notice::Fault);
         self.choice.0.store(mode as u64, Release);
         Ok(())
     }
@@ -142,7 +144,7 @@ impl Mmu {
         self.renew_root().inspect_err(|_| self.notice.store(before))
     }
 
-    /// How writes to pages of slots that log are noticed, with nested tables.
+    /// How writes to pages of slots that log are noticed.
     #[inline]
     pub(super) fn notice(&self) -> Notice {
         self.notice.load()

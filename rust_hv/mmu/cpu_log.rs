@@ -37,7 +37,6 @@
 //! * A log that begins knows nothing of writes before: what the CPUs' logs hold of the slot is taken
 //!   from them first.
 
-use super::choice::PagingMode;
 use super::dirty::{Bitmap, FlushLater, Logs};
 use super::mapper::{Mapper, Mappers};
 use super::{Mmu, State, Tree, STEP};
@@ -109,8 +108,7 @@ impl Mmu {
     ///
     /// `ENOMEM`.
     pub(super) fn new_log(&self) -> Result<Option<Arc<WriteLog>>> {
-        let nested = self.paging_mode() == PagingMode::Nested;
-        match nested && self.notice() == Notice::Log {
+        match self.notice() == Notice::Log {
             true => WriteLog::new(self.supply.place()).map(Some),
             false => Ok(None),
         }
@@ -136,11 +134,12 @@ impl Mmu {
                 return;
             };
             let stale = &mut flush.needed;
-            let progress = table.take_written(&memory, &mut sweep, STEP, stale, |gfn| {
-                if let Some(page) = slot.index(gfn) {
-                    bitmap.mark(page);
+            let mark = |first, bits| {
+                if let Some(page) = slot.index(first) {
+                    bitmap.mark_run(page, bits);
                 }
-            });
+            };
+            let progress = table.take_written(&memory, &mut sweep, STEP, stale, mark);
             drop(state);
             if progress == Progress::Done {
                 return;

@@ -530,13 +530,18 @@ impl Mmu {
             dirty: false,
             changed: false,
         };
+        let flags = self.notice() == Notice::Flag;
         let mut budget = STEP as u32;
         let mut next = at;
         while let Some(word) = log.next_dirty(next, at + words.len()) {
             let bits = log.take(word);
             let first = slot.base.raw().wrapping_add(word as u64 * WORD_PAGES);
             taken.dirty = true;
-            taken.changed |= mode.track_pages(&memory, Gfn::new(first), bits);
+            // A page that was written since the look at its flag is listed here, and the next time.
+            taken.changed |= match flags {
+                true => mode.track_larger(&memory, Gfn::new(first), bits),
+                false => mode.track_pages(&memory, Gfn::new(first), bits),
+            };
             if let Some(place) = words.get_mut(word - at) {
                 *place = bits;
             }

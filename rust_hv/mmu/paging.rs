@@ -67,6 +67,11 @@ pub(super) trait Paging {
     /// flushed.
     fn track_pages(&mut self, memory: &Tables<'_>, first: Gfn, bits: u64) -> bool;
 
+    /// The same where the flags of small pages were taken before.
+    fn track_larger(&mut self, memory: &Tables<'_>, first: Gfn, bits: u64) -> bool {
+        self.track_pages(memory, first, bits)
+    }
+
     /// Tables are in the way of a page of this size, whatever they map.
     fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn, size: PageSize) -> bool;
 
@@ -115,6 +120,10 @@ impl Paging for Table<Nested> {
 
     fn track_pages(&mut self, memory: &Tables<'_>, first: Gfn, bits: u64) -> bool {
         Table::track_pages(self, memory, first, bits)
+    }
+
+    fn track_larger(&mut self, memory: &Tables<'_>, first: Gfn, bits: u64) -> bool {
+        Table::track_larger(self, memory, first, bits)
     }
 
     fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn, size: PageSize) -> bool {
@@ -295,6 +304,10 @@ impl Paging for Mode {
 
     fn track_pages(&mut self, memory: &Tables<'_>, first: Gfn, bits: u64) -> bool {
         either!(self, tables => Paging::track_pages(tables, memory, first, bits))
+    }
+
+    fn track_larger(&mut self, memory: &Tables<'_>, first: Gfn, bits: u64) -> bool {
+        either!(self, tables => Paging::track_larger(tables, memory, first, bits))
     }
 
     fn is_cut(&self, memory: &Tables<'_>, gfn: Gfn, size: PageSize) -> bool {

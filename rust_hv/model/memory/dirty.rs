@@ -75,6 +75,17 @@ impl<W: Deref<Target = [AtomicU64]>> DirtyBitmap<W> {
         }
     }
 
+    /// Sets the bits of those of 64 pages from `first` on whose bit is set here.
+    #[inline]
+    pub fn mark_run(&self, first: u64, bits: u64) {
+        let (word, shift) = ((first / WORD_PAGES) as usize, (first % WORD_PAGES) as u32);
+        self.put_back(word, bits << shift);
+        if shift != 0 {
+            // The others are in the word behind.
+            self.put_back(word.wrapping_add(1), bits >> (64 - shift));
+        }
+    }
+
     /// Takes all bits of a word: they are clear afterwards.
     #[inline]
     pub fn take(&self, word: usize) -> u64 {
@@ -113,6 +124,7 @@ impl<W: Deref<Target = [AtomicU64]>> DirtyBitmap<W> {
     }
 
     /// Gives back bits that were taken and have not reached whom they were for.
+    #[inline]
     pub fn put_back(&self, word: usize, bits: u64) {
         let bits = bits & valid_bits(self.pages, word);
         if let (Some(word), true) = (self.words.get(word), bits != 0) {

@@ -24,6 +24,7 @@ use super::table::{index, Table};
 use super::{Level, Permissions};
 use crate::model::arch::addr::{Gfn, Gpa};
 use crate::model::sync::{AtomicU64, Ordering};
+use core::ops::Range;
 
 /// What a write fault finds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,16 +38,9 @@ pub enum Allowed {
 
 /// What is mapped in a region of 2 MiB.
 enum Region<'a> {
-    /// Nothing, where one entry of this level could map something.
-    Nothing(Level),
+    Nothing,
     Large(&'a AtomicU64, Level),
     Pages(&'a [AtomicU64; ENTRIES]),
-}
-
-/// A region, and the entry that the way to it ends with: where one table leads to another.
-struct Found<'a> {
-    region: Region<'a>,
-    link: Option<&'a AtomicU64>,
 }
 
 /// Exchanges the right for the notice. Tells whether the page had the right.
@@ -68,34 +62,40 @@ fn give_back<F: Format>(format: &F, entry: &AtomicU64, level: Level, flags: u64)
 }
 
 impl<F: Format> Table<F> {
-    #[inline]
     fn region<'a, M: TableMemory>(&self, memory: &'a M, gfn: Gfn) -> Region<'a> {
-        self.find_region(memory, gfn).region
-    }
-
-    #[inline]
-    fn find_region<'a, M: TableMemory>(&self, memory: &'a M, gfn: Gfn) -> Found<'a> {
-        let mut link = None;
-        let found = |region, link| Found { region, link };
         if gfn.raw() >= self.limit() {
-            return found(Region::Nothing(self.top), link);
+            return Region::Nothing;
         }
         let mut table = self.root_ref();
         let mut level = self.top;
         while level > Level::Pt {
             let entry = &memory.entries(table)[index(gfn.raw() << 12, level)];
             match self.format.decode(entry.load(Ordering::Acquire), level) {
-                Entry::Absent => return found(Region::Nothing(level), link),
-                Entry::Leaf(_) => return found(Region::Large(entry, level), link),
+                Entry::Absent => return Region::Nothing,
+                Entry::Leaf(_) => return Region::Large(entry, level),
                 Entry::Table(next) => table = TableRef::linked(next),
             }
-            link = Some(entry);
             match level.lower() {
                 Some(lower) => level = lower,
                 None => break,
             }
         }
-        found(Region::Pages(memory.entries(table)), link)
+        Region::Pages(memory.entries(table))
+    }
+
+    /// The table whose entries are for 2 MiB each, or the level of the entry where there is none.
+    fn directory<M: TableMemory>(&self, memory: &M, gfn: Gfn) -> Result<TableRef, Level> {
+        let mut table = self.root_ref();
+        let mut level = self.top;
+        while level > Level::Pd {
+            let entry = &memory.entries(table)[index(gfn.raw() << 12, level)];
+            match self.format.decode(entry.load(Ordering::Acquire), level) {
+                Entry::Table(next) => table = TableRef::linked(next),
+                Entry::Absent | Entry::Leaf(_) => return Err(level),
+            }
+            level = level.lower().ok_or(level)?;
+        }
+        Ok(table)
     }
 
     /// Tracks every page of a range that can be written. `changed` becomes true when there was
@@ -127,6 +127,22 @@ impl<F: Format> Table<F> {
     /// Tracks those of the 64 pages from `first` on whose bit is set. Tells whether one of them
     /// could be written: TLBs must be flushed before anybody relies on it.
     pub fn track_pages<M: TableMemory>(&mut self, memory: &M, first: Gfn, bits: u64) -> bool {
+        self.track_some(memory, first, bits, true)
+    }
+
+    /// The same after [`Table::take_written`], which has tracked the pages of 4 KiB.
+    pub fn track_larger<M: TableMemory>(&mut self, memory: &M, first: Gfn, bits: u64) -> bool {
+        self.track_some(memory, first, bits, false)
+    }
+
+    #[inline]
+    fn track_some<M: TableMemory>(
+        &mut self,
+        memory: &M,
+        first: Gfn,
+        bits: u64,
+        small: bool,
+    ) -> bool {
         let mut changed = false;
         let mut left = bits;
         while left != 0 {
@@ -140,8 +156,9 @@ impl<F: Format> Table<F> {
             };
             left &= !here;
             match self.region(memory, Gfn::new(start)) {
-                Region::Nothing(_) => {}
+                Region::Nothing => {}
                 Region::Large(entry, level) => changed |= withhold(&self.format, entry, level),
+                Region::Pages(_) if !small => {}
                 Region::Pages(entries) => {
                     let mut pages = here;
                     while pages != 0 {
@@ -156,7 +173,8 @@ impl<F: Format> Table<F> {
         changed
     }
 
-    /// Tells of the pages of 4 KiB in a range whose dirty flag is set, and clears that. `stale` becomes
+    /// Tells of the pages of 4 KiB in a range whose dirty flag is set, and clears that: a bit for each of 64
+    /// pages at most, from one on. `stale` becomes
     /// true when TLBs must be flushed: until then some writes go unnoticed, and unless it is done before
     /// the next look, for good. One look at a range at a time; others may add to the tree meanwhile.
     ///
@@ -167,10 +185,10 @@ impl<F: Format> Table<F> {
         sweep: &mut Sweep,
         budget: usize,
         stale: &mut bool,
-        mut on_page: impl FnMut(Gfn),
+        mut on_pages: impl FnMut(Gfn, u64),
     ) -> Progress {
-        let (mask, end) = (self.format.dirty_mask(), sweep.end().min(self.limit()));
-        let mut left = budget;
+        let end = sweep.end().min(self.limit());
+        let mut left = budget.max(1);
         loop {
             let next = sweep.next().raw();
             if next >= end {
@@ -179,29 +197,75 @@ impl<F: Format> Table<F> {
             if left == 0 {
                 return Progress::More(sweep.next());
             }
-            let found = self.find_region(memory, sweep.next());
-            let (mut entries, level) = match found.region {
-                Region::Nothing(level) | Region::Large(_, level) => (&[][..], level),
-                Region::Pages(entries) => (&entries[index(next << 12, Level::Pt)..], Level::Pd),
+            // Up to the end of an entry of a level.
+            let until = |next: u64, level: Level| {
+                let last = next | (level.pages() - 1);
+                last.saturating_add(1).min(end)
             };
-            let until = (next | (level.pages() - 1)).saturating_add(1).min(end);
-            if until - next == level.pages() {
-                if let (Region::Pages(_), Some(link)) = (found.region, found.link) {
-                    if !self.take_used(link, stale) {
-                        entries = &[];
-                    }
+            let directory = match self.directory(memory, sweep.next()) {
+                Ok(directory) => directory,
+                Err(level) => {
+                    left -= 1;
+                    sweep.advance(Gfn::new(until(next, level)));
+                    continue;
                 }
+            };
+            let first = index(next << 12, Level::Pd);
+            for link in memory.entries(directory).iter().skip(first) {
+                let next = sweep.next().raw();
+                if next >= end {
+                    break;
+                }
+                if left == 0 {
+                    return Progress::More(sweep.next());
+                }
+                let end = until(next, Level::Pd);
+                let looked = self.take_region(memory, link, next..end, stale, &mut on_pages);
+                left = left.saturating_sub(looked);
+                sweep.advance(Gfn::new(end));
             }
-            for (gfn, entry) in (next..until).zip(entries) {
+        }
+    }
+
+    /// What [`Table::take_written`] does with pages of one page table, or with what is in its place. How
+    /// many entries it looked at.
+    #[inline]
+    fn take_region<M: TableMemory>(
+        &self,
+        memory: &M,
+        link: &AtomicU64,
+        pages: Range<u64>,
+        stale: &mut bool,
+        on_pages: &mut impl FnMut(Gfn, u64),
+    ) -> usize {
+        let raw = link.load(Ordering::Acquire);
+        let Entry::Table(table) = self.format.decode(raw, Level::Pd) else {
+            return 1;
+        };
+        // Others' pages in the same table are looked at by others.
+        let whole = pages.end - pages.start == Level::Pd.pages();
+        if whole && !self.take_used(link, stale) {
+            return 1;
+        }
+        let mask = self.format.dirty_mask();
+        let first = index(pages.start << 12, Level::Pt);
+        let entries = memory.entries(TableRef::linked(table));
+        let last = (first + (pages.end - pages.start) as usize).min(entries.len());
+        let entries = entries.get(first..last).unwrap_or_default();
+        for (number, some) in entries.chunks(64).enumerate() {
+            let mut bits = 0;
+            for (bit, entry) in some.iter().enumerate() {
                 if entry.load(Ordering::Relaxed) & mask != 0 {
                     entry.fetch_and(!mask, Ordering::AcqRel);
-                    *stale = true;
-                    on_page(Gfn::new(gfn));
+                    bits |= 1 << bit;
                 }
             }
-            left = left.saturating_sub(entries.len().max(1));
-            sweep.advance(Gfn::new(until));
+            if bits != 0 {
+                *stale = true;
+                on_pages(Gfn::new(pages.start + number as u64 * 64), bits);
+            }
         }
+        entries.len()
     }
 
     /// Whether a page table can have flags that were not there at the last look.

@@ -56,6 +56,8 @@ fn pages_outside_have_no_bit() {
     }
     bitmap.put_back(1, !1);
     bitmap.put_back(2, u64::MAX);
+    bitmap.mark_run(65, u64::MAX);
+    bitmap.mark_run(u64::MAX, u64::MAX);
     assert_eq!((bitmap.take(0), bitmap.take(1), bitmap.take(2)), (0, 0, 0));
     bitmap.mark(64);
     assert_eq!((bitmap.take(0), bitmap.take(1)), (0, 1));
@@ -64,6 +66,7 @@ fn pages_outside_have_no_bit() {
 #[derive(Clone, Debug)]
 enum Op {
     Mark(u64),
+    MarkRun(u64, u64),
     Take(usize),
     TakeSome(usize, u64),
     PutBack(usize, u64),
@@ -72,6 +75,7 @@ enum Op {
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => (0..220u64).prop_map(Op::Mark),
+        2 => (0..220u64, any::<u64>()).prop_map(|(first, bits)| Op::MarkRun(first, bits)),
         1 => (0..5usize).prop_map(Op::Take),
         1 => (0..5usize, any::<u64>()).prop_map(|(word, mask)| Op::TakeSome(word, mask)),
         1 => (0..5usize, any::<u64>()).prop_map(|(word, bits)| Op::PutBack(word, bits)),
@@ -103,6 +107,11 @@ proptest! {
                     if page < pages {
                         set.insert(page);
                     }
+                }
+                Op::MarkRun(first, bits) => {
+                    bitmap.mark_run(first, bits);
+                    let run = (0..64).filter(|bit| bits >> bit & 1 != 0);
+                    set.extend(run.map(|bit| first + bit).filter(|&page| page < pages));
                 }
                 Op::Take(word) => {
                     prop_assert_eq!(bitmap.take(word), word_of(&set, word));

@@ -475,10 +475,14 @@ impl Machine {
                 let end = start.saturating_add(len);
                 let mut sweep = Sweep::new(range(start, end));
                 let mut seen = Vec::new();
-                let on_page = &mut |gfn: Gfn| seen.push(gfn.raw());
+                let on_pages = &mut |first: Gfn, bits: u64| {
+                    let there = (0..64).filter(|bit| bits >> bit & 1 != 0);
+                    seen.extend(there.map(|bit| first.raw() + bit));
+                };
                 loop {
                     let (table, arena) = (&self.table, &self.arena);
-                    match table.take_written(arena, &mut sweep, budget, &mut false, &mut *on_page) {
+                    match table.take_written(arena, &mut sweep, budget, &mut false, &mut *on_pages)
+                    {
                         Progress::Done => break,
                         Progress::More(next) => assert_eq!(next, sweep.next()),
                     }

@@ -6,7 +6,7 @@ use super::exits;
 use crate::device::{Device, Exit, Vcpu};
 use crate::errno::Errno;
 use crate::guest;
-use crate::harness::Failure;
+use crate::harness::{Failure, Outcome};
 use crate::host;
 use crate::ioctl::KVM_GET_API_VERSION;
 use crate::machine::{layout, Machine};
@@ -45,6 +45,8 @@ pub const ROWS: &[Row] = &[
     Row { name: "first write to a logged page, per page", round: logged_write, compared: true },
     Row { name: "reading the dirty log, per dirty page", round: log_read, compared: true },
     Row { name: "clearing the dirty log, per dirty page", round: log_clear, compared: true },
+    Row { name: "reading the dirty log, clean, per page that is mapped", round: log_idle, compared: false },
+    Row { name: "the same, where the guest has read all of them", round: log_only_read, compared: false },
     Row { name: "reading the dirty log of 64 GiB, clean", round: log_clean, compared: true },
     Row { name: "VM + vCPU create and destroy, 64 MiB slot", round: create_destroy, compared: true },
 ];
@@ -58,6 +60,7 @@ const SWEEP_PAGES: u64 = (SWEEP_SIZE / PAGE) as u64;
 guest!(bench_cpuid, code64, "2: xor eax, eax", "xor ecx, ecx", "cpuid", "dec r8", "jnz 2b", "hlt");
 guest!(bench_out, code64, "2: out 0x10, al", "jmp 2b");
 guest!(bench_mmio, code64, "2: mov eax, [rbx]", "jmp 2b");
+guest!(bench_read, code64, "2: mov al, [rbx]", "add rbx, 0x1000", "dec r8", "jnz 2b", "hlt");
 guest!(bench_sweep, code64, "2: mov [rbx], al", "add rbx, 0x1000", "dec r8", "jnz 2b", "hlt");
 
 // Every page once, 2^RCX bytes apart: RDX goes through all numbers below 4096 in an order that only
@@ -355,6 +358,40 @@ fn log_clear(device: &Device) -> Result<Sample, Failure> {
         return Err(Failure::failed("a page is dirty that was cleared"));
     }
     Ok(Sample { cost, exits: None })
+}
+
+/// What is paid for pages that were not written since the last reading, when `meanwhile` was done.
+fn log_unwritten(device: &Device, meanwhile: impl Fn(&Machine) -> Outcome) -> Result<Sample, Failure> {
+    let memory = small_pages()?;
+    touch(&memory);
+    let machine = logger(device, &memory)?;
+    let mut words = faulted_in(SWEEP_PAGES);
+    let mut read = || -> Outcome {
+        machine.vm.dirty_log_to(1, words.as_mut_ptr() as u64)?;
+        Ok(())
+    };
+    for _ in 0..3 {
+        read()?;
+    }
+    meanwhile(&machine)?;
+    let cost = timed(SWEEP_PAGES, &mut read)?;
+    if words.iter().any(|&word| word != 0) {
+        return Err(Failure::failed("a page is dirty that nobody wrote"));
+    }
+    Ok(Sample { cost, exits: None })
+}
+
+fn log_idle(device: &Device) -> Result<Sample, Failure> {
+    log_unwritten(device, |_| Ok(()))
+}
+
+/// Where dirty flags are looked for, each page is looked at.
+fn log_only_read(device: &Device) -> Result<Sample, Failure> {
+    log_unwritten(device, |machine| {
+        machine.load(bench_read());
+        sweep(machine, SWEEP_GPA, SWEEP_PAGES)?;
+        Ok(())
+    })
 }
 
 /// What is paid for the size of a slot of which nothing was written.

@@ -572,11 +572,12 @@ fn no_flagged_write_is_lost() {
             let memory = Memory::new(&world.frames, &[]);
             let mut sweep = Sweep::new(GfnRange::new(gpa(0).gfn(), gpa(64).gfn()));
             let mut found = false;
-            let done = world
-                .table
-                .take_written(&memory, &mut sweep, 512, &mut found, |gfn| {
-                    log.mark(gfn.raw());
-                });
+            let done =
+                world
+                    .table
+                    .take_written(&memory, &mut sweep, 512, &mut found, |first, bits| {
+                        log.mark_run(first.raw(), bits)
+                    });
             assert_eq!(done, Progress::Done);
             found
         };
@@ -631,11 +632,12 @@ fn no_write_behind_a_known_table_is_lost() {
             let memory = Memory::new(&world.frames, &[]);
             let mut sweep = Sweep::new(GfnRange::new(gpa(0).gfn(), gpa(512).gfn()));
             let mut stale = false;
-            let done = world
-                .table
-                .take_written(&memory, &mut sweep, 512, &mut stale, |gfn| {
-                    log.mark(gfn.raw())
-                });
+            let done =
+                world
+                    .table
+                    .take_written(&memory, &mut sweep, 512, &mut stale, |first, bits| {
+                        log.mark_run(first.raw(), bits)
+                    });
             assert_eq!(done, Progress::Done);
             if stale {
                 *known.lock().unwrap() = false;
