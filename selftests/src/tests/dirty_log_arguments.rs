@@ -9,7 +9,7 @@ use crate::prelude::*;
 pub const TEST: Test = Test::new(60, run);
 
 const LOG: u32 = KVM_MEM_LOG_DIRTY_PAGES;
-const BIG: u64 = 8 << 30;
+const BIG: u64 = 2 << 30;
 const GPA: u64 = 0x40_0000;
 
 guest!(dirty_log_arguments, code64, "mov [0x403000], al", "mov al, [0x405000]", "hlt");
