@@ -2,6 +2,8 @@
 
 //! The command line of the benchmark.
 
+use crate::harness::options::tracking;
+
 pub const USAGE: &str = "\
 usage: rusthv-bench [options] [word...]
 
@@ -15,6 +17,7 @@ device in turn, and compares the last device with the first.
   --tables        measure forward and inverted page tables instead, in memory alone
   --layout        measure cache lines and prefetching instead, on this computer
   --parallel      measure faults of several vCPUs at once instead
+  --tracking HOW  how rusthv notices writes for dirty logs: faults, flags, or log
   --check         fail when a row of the last device is slower than the first's
 ";
 
@@ -27,6 +30,7 @@ pub struct Options {
     pub tables: bool,
     pub layout: bool,
     pub parallel: bool,
+    pub tracking: Option<u32>,
     words: Vec<String>,
 }
 
@@ -41,6 +45,7 @@ impl Options {
             tables: false,
             layout: false,
             parallel: false,
+            tracking: None,
             words: Vec::new(),
         };
         while let Some(argument) = arguments.next() {
@@ -59,6 +64,7 @@ impl Options {
                     }
                 }
                 "--json" => options.json = Some(value()?),
+                "--tracking" => options.tracking = Some(tracking(&value()?)?),
                 "--check" => options.check = true,
                 "--tables" => options.tables = true,
                 "--layout" => options.layout = true,

@@ -3,8 +3,10 @@
 //! Measures operations on two devices and compares them. See `--help`.
 
 use rusthv_selftests::bench::{self, options, report};
+use rusthv_selftests::device::TRACKING;
 use rusthv_selftests::harness::Failure;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering::Relaxed;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -42,6 +44,7 @@ fn run(options: &options::Options) -> Result<ExitCode, Failure> {
     if options.parallel {
         return bench::parallel::run(options).map(|()| ExitCode::SUCCESS);
     }
+    TRACKING.store(options.tracking.unwrap_or(u32::MAX), Relaxed);
     let lines = bench::measure(options)?;
     print!("{}", report::table(options, &lines));
     if let Some(path) = &options.json {
