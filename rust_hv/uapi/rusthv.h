@@ -231,7 +231,7 @@ struct rusthv_rights {
 #define RUSTHV_CAP_DIRTY_TRACKING	0x5248001a
 
 #define RUSTHV_TRACK_FAULTS		0	/* the first write to a page exits */
-#define RUSTHV_TRACK_FLAGS		1	/* the CPU sets dirty flags, reading looks at each page */
+#define RUSTHV_TRACK_FLAGS		1	/* the CPU sets dirty flags; reading looks */
 #define RUSTHV_TRACK_LOG		2	/* and writes the pages down (PML) */
 
 /* On a vCPU: VM exits by what they were. */

@@ -64,19 +64,11 @@ impl Ept {
 }
 
 impl Ept {
-    /// True where a page is tracked by its dirty flag, and keeps the right to write.
-    #[inline(always)]
-    const fn tracks_by_dirty(&self, level: Level) -> bool {
-        !matches!(self.notice, Notice::Fault) && matches!(level, Level::Pt)
-    }
-
     #[inline(always)]
     const fn logs_writes(&self) -> bool {
         matches!(self.notice, Notice::Log)
     }
-}
 
-impl Ept {
     #[inline(always)]
     fn plain_decode(&self, raw: u64, level: Level) -> Entry {
         if raw & RIGHTS == 0 {
@@ -128,7 +120,7 @@ impl Ept {
             raw |= if leaf.dirty { DIRTY } else { 0 };
         }
         if leaf.tracked {
-            raw = match self.tracks_by_dirty(leaf.size.level()) {
+            raw = match self.notice.is_flag(leaf.size.level()) {
                 true => raw & !DIRTY | WRITE,
                 false => raw | TRACKED,
             };
@@ -202,7 +194,7 @@ impl Format for Ept {
 
     #[inline(always)]
     fn kept_flags(&self, leaf: &Leaf) -> u64 {
-        match leaf.tracked && self.tracks_by_dirty(leaf.size.level()) {
+        match leaf.tracked && self.notice.is_flag(leaf.size.level()) {
             true => self.accessed_mask(),
             false => self.accessed_mask() | self.dirty_mask(),
         }
@@ -210,7 +202,7 @@ impl Format for Ept {
 
     #[inline(always)]
     fn withhold(&self, raw: u64, level: Level) -> Option<u64> {
-        if self.tracks_by_dirty(level) {
+        if self.notice.is_flag(level) {
             return match raw & WRITE {
                 0 => None,
                 _ => exchange(raw, DIRTY, 0),
@@ -221,7 +213,7 @@ impl Format for Ept {
 
     #[inline(always)]
     fn give_back(&self, raw: u64, level: Level) -> Option<u64> {
-        if self.tracks_by_dirty(level) {
+        if self.notice.is_flag(level) {
             let waits = self.logs_writes() && raw & (WRITE | DIRTY) == WRITE;
             return waits.then_some(raw | DIRTY);
         }

@@ -84,6 +84,14 @@ pub enum Notice {
     Log,
 }
 
+impl Notice {
+    /// True where a page is tracked by its dirty flag, and keeps the right to write.
+    #[inline(always)]
+    pub(super) const fn is_flag(self, level: Level) -> bool {
+        !matches!(self, Self::Fault) && matches!(level, Level::Pt)
+    }
+}
+
 /// A bit of software's in an entry that refers to a table: see [`super::table::Table::take_written`]. Bits
 /// 62:52 of one are ignored in every format.
 pub(super) const USED: u64 = 1 << 52;

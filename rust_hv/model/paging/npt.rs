@@ -47,12 +47,6 @@ pub struct Npt {
 }
 
 impl Npt {
-    /// True where a page is tracked by its dirty flag, and keeps the right to write.
-    #[inline(always)]
-    const fn tracks_by_dirty(&self, level: Level) -> bool {
-        !matches!(self.notice, Notice::Fault) && matches!(level, Level::Pt)
-    }
-
     /// Level of the root table.
     #[inline]
     pub const fn levels(&self) -> Level {
@@ -129,7 +123,7 @@ impl Format for Npt {
         raw |= if leaf.accessed { ACCESSED } else { 0 };
         raw |= if leaf.dirty { DIRTY } else { 0 };
         if leaf.tracked {
-            raw = match self.tracks_by_dirty(leaf.size.level()) {
+            raw = match self.notice.is_flag(leaf.size.level()) {
                 true => raw & !DIRTY | WRITE,
                 false => raw | TRACKED,
             };
@@ -154,7 +148,7 @@ impl Format for Npt {
 
     #[inline(always)]
     fn kept_flags(&self, leaf: &Leaf) -> u64 {
-        match leaf.tracked && self.tracks_by_dirty(leaf.size.level()) {
+        match leaf.tracked && self.notice.is_flag(leaf.size.level()) {
             true => ACCESSED,
             false => ACCESSED | DIRTY,
         }
@@ -162,7 +156,7 @@ impl Format for Npt {
 
     #[inline(always)]
     fn withhold(&self, raw: u64, level: Level) -> Option<u64> {
-        if self.tracks_by_dirty(level) {
+        if self.notice.is_flag(level) {
             return match raw & WRITE {
                 0 => None,
                 _ => exchange(raw, DIRTY, 0),
@@ -173,7 +167,7 @@ impl Format for Npt {
 
     #[inline(always)]
     fn give_back(&self, raw: u64, level: Level) -> Option<u64> {
-        if self.tracks_by_dirty(level) {
+        if self.notice.is_flag(level) {
             // Nothing was withheld.
             return None;
         }

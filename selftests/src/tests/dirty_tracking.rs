@@ -66,7 +66,7 @@ fn arguments(device: &Device, there: i32) -> Outcome {
         let cap = kvm_enable_cap { cap: RUSTHV_CAP_DIRTY_TRACKING, args, ..Default::default() };
         vm.ioctl(KVM_ENABLE_CAP, ptr::from_ref(&cap) as u64)
     };
-    for args in [[3, 0, 0, 0], [1 << 32, 0, 0, 0], [u64::MAX, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]] {
+    for args in [[3, 0, 0, 0], [u64::MAX, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]] {
         check_err!(enable(args), EINVAL, "{args:?}");
     }
     check_err!(vm.enable_cap(RUSTHV_CAP_DIRTY_TRACKING, 1, 0), EINVAL, "flags");
