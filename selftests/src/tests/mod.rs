@@ -48,6 +48,7 @@ mod dirty_log_allocations;
 mod dirty_log_arguments;
 mod dirty_log_copy;
 mod dirty_log_copy_clear;
+mod dirty_log_copy_taken;
 mod dirty_log_cpu;
 mod dirty_log_delete_running;
 mod dirty_log_exact;
