@@ -88,13 +88,13 @@ impl Vmx {
 fn ept(caps: &vendor::Caps, phys_bits: u32) -> Ept {
     let four = Ept {
         accessed_dirty: caps.has(bindings::RUSTHV_FEAT_EPT_AD),
-        notice: match (
-            caps.has(bindings::RUSTHV_FEAT_EPT_AD),
-            caps.has(bindings::RUSTHV_FEAT_PML),
-        ) {
-            (true, true) => Notice::Log,
-            (true, false) => Notice::Flag,
-            (false, _) => Notice::Fault,
+        // Without dirty flags there is no log.
+        notice: if caps.has(bindings::RUSTHV_FEAT_PML) {
+            Notice::Log
+        } else if caps.has(bindings::RUSTHV_FEAT_EPT_AD) {
+            Notice::Flag
+        } else {
+            Notice::Fault
         },
         execute_only: caps.has(bindings::RUSTHV_FEAT_EPT_EXEC_ONLY),
         largest: match (

@@ -239,7 +239,12 @@ impl Vm {
 
     /// KVM_ENABLE_CAP, with one argument.
     pub fn enable_cap(&self, capability: u32, flags: u32, argument: u64) -> Result<i32, Errno> {
-        let cap = kvm_enable_cap { cap: capability, flags, args: [argument, 0, 0, 0], ..Default::default() };
+        self.enable_cap_with(capability, flags, [argument, 0, 0, 0])
+    }
+
+    /// The same with all that there can be.
+    pub fn enable_cap_with(&self, capability: u32, flags: u32, args: [u64; 4]) -> Result<i32, Errno> {
+        let cap = kvm_enable_cap { cap: capability, flags, args, ..Default::default() };
         self.ioctl(KVM_ENABLE_CAP, ptr::from_ref(&cap) as u64)
     }
 

@@ -174,9 +174,9 @@ impl<F: Format> Table<F> {
     }
 
     /// Tells of the pages of 4 KiB in a range whose dirty flag is set, and clears that: a bit for each of 64
-    /// pages at most, from one on. `stale` becomes
-    /// true when TLBs must be flushed: until then some writes go unnoticed, and unless it is done before
-    /// the next look, for good. One look at a range at a time; others may add to the tree meanwhile.
+    /// pages at most, from one on. `stale` becomes true when TLBs must be flushed: until then some writes
+    /// go unnoticed, and unless it is done before the next look, for good. One look at a range at a time;
+    /// others may add to the tree meanwhile.
     ///
     /// A table that no CPU has used since is not looked at.
     pub fn take_written<M: TableMemory>(

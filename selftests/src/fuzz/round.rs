@@ -16,9 +16,8 @@ use crate::memory::{Memory, PAGE};
 use crate::random::Random;
 use crate::rusthv::*;
 use crate::statistics::Statistics;
-use kvm_bindings::{kvm_enable_cap, kvm_sregs};
+use kvm_bindings::kvm_sregs;
 use std::panic::{self, AssertUnwindSafe};
-use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -141,9 +140,7 @@ fn choose_paging(options: &Options, vm: &Vm, random: &mut Random) -> Result<(), 
     let any = random.pick(&[PAGING_NESTED, PAGING_NESTED, PAGING_SHADOW, PAGING_TRAP]);
     let (mode, tables) = (options.paging.unwrap_or(any), random.pick(&[0, 16, 40]));
     if mode != PAGING_NESTED {
-        let args = [mode.into(), tables, 0, 0];
-        let cap = kvm_enable_cap { cap: CAP_PAGING, args, ..Default::default() };
-        vm.ioctl(KVM_ENABLE_CAP, ptr::from_ref(&cap) as u64)?;
+        vm.enable_cap_with(CAP_PAGING, 0, [mode.into(), tables, 0, 0])?;
     }
     Ok(())
 }

@@ -2,11 +2,9 @@
 
 //! Each way to track writes lists the same pages; faults cost an exit for each, flags and logs cost none.
 
-use crate::ioctl::KVM_ENABLE_CAP;
 use crate::memory::PAGE;
 use crate::prelude::*;
 use crate::rusthv::*;
-use std::ptr;
 
 pub const TEST: Test = Test::new(60, run);
 
@@ -62,10 +60,7 @@ fn writes(device: &Device, vm: Vm, way: u32) -> Outcome {
 
 fn arguments(device: &Device, there: i32) -> Outcome {
     let vm = device.plain_vm()?;
-    let enable = |args: [u64; 4]| {
-        let cap = kvm_enable_cap { cap: RUSTHV_CAP_DIRTY_TRACKING, args, ..Default::default() };
-        vm.ioctl(KVM_ENABLE_CAP, ptr::from_ref(&cap) as u64)
-    };
+    let enable = |args: [u64; 4]| vm.enable_cap_with(RUSTHV_CAP_DIRTY_TRACKING, 0, args);
     for args in [[3, 0, 0, 0], [u64::MAX, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]] {
         check_err!(enable(args), EINVAL, "{args:?}");
     }

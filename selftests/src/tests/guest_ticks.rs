@@ -3,11 +3,9 @@
 //! RUSTHV_CAP_GUEST_TICKS: vCPUs count for how many ticks of the time-stamp counter they are in the guest, and only if asked to.
 
 use crate::host;
-use crate::ioctl::KVM_ENABLE_CAP;
 use crate::machine::*;
 use crate::prelude::*;
 use crate::rusthv::RUSTHV_CAP_GUEST_TICKS;
-use std::ptr;
 
 pub const TEST: Test = Test::new(60, run);
 
@@ -60,8 +58,7 @@ fn run(t: &Context) -> Outcome {
 fn arguments(device: &Device) -> Outcome {
     let vm = device.vm()?;
     for args in [[2, 0, 0, 0], [u64::MAX, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 0, 1]] {
-        let cap = kvm_enable_cap { cap: RUSTHV_CAP_GUEST_TICKS, args, ..Default::default() };
-        check_err!(vm.ioctl(KVM_ENABLE_CAP, ptr::from_ref(&cap) as u64), EINVAL, "{args:?}");
+        check_err!(vm.enable_cap_with(RUSTHV_CAP_GUEST_TICKS, 0, args), EINVAL, "{args:?}");
     }
     check_err!(vm.enable_cap(RUSTHV_CAP_GUEST_TICKS, 1, 1), EINVAL, "flags");
     let vcpu = vm.vcpu(0)?;

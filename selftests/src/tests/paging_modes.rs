@@ -2,23 +2,14 @@
 
 //! A VM's paging mode is chosen before its first vCPU, with how many shadow tables it may have; bad choices are refused.
 
-use crate::errno::Errno;
-use crate::ioctl::KVM_ENABLE_CAP;
 use crate::prelude::*;
 use crate::rusthv::{CAP_PAGING, PAGING_NESTED, PAGING_SHADOW, PAGING_TRAP};
 use crate::vendor::{vendor, Vendor};
-use kvm_bindings::kvm_enable_cap;
-use std::ptr;
 
 pub const TEST: Test = Test::new(60, run);
 
 /// Tables, one more than there may be.
 const TOO_MANY: u64 = 8193;
-
-fn choose(vm: &Vm, flags: u32, args: [u64; 4]) -> Result<i32, Errno> {
-    let cap = kvm_enable_cap { cap: CAP_PAGING, flags, args, ..Default::default() };
-    vm.ioctl(KVM_ENABLE_CAP, ptr::from_ref(&cap) as u64)
-}
 
 fn run(t: &Context) -> Outcome {
     let device = t.rusthv()?;
@@ -36,17 +27,17 @@ fn run(t: &Context) -> Outcome {
         (0, [shadow, 0, 0, 1], "a fourth one"),
         (1, [shadow, 0, 0, 0], "a flag"),
     ] {
-        check_err!(choose(&vm, flags, args), EINVAL, "{what}");
+        check_err!(vm.enable_cap_with(CAP_PAGING, flags, args), EINVAL, "{what}");
     }
     check_eq!(vm.paging_stats()?.mode, 0, "as it was");
     // As often as one likes, until there is a vCPU.
     for mode in [shadow, trap, shadow] {
-        check_eq!(choose(&vm, 0, [mode, 16, 0, 0]), Ok(0));
+        check_eq!(vm.enable_cap_with(CAP_PAGING, 0, [mode, 16, 0, 0]), Ok(0));
         check_eq!(vm.paging_stats()?.mode, mode);
     }
-    check_err!(choose(&vm, 0, [0; 4]), EBUSY, "the nested tables are gone");
+    check_err!(vm.enable_cap_with(CAP_PAGING, 0, [0; 4]), EBUSY, "the nested tables are gone");
     let vcpu = vm.vcpu(0)?;
-    check_err!(choose(&vm, 0, [trap, 0, 0, 0]), EBUSY, "with a vCPU");
+    check_err!(vm.enable_cap_with(CAP_PAGING, 0, [trap, 0, 0, 0]), EBUSY, "with a vCPU");
     if vendor() == Vendor::Intel {
         // After a reset it is in real mode, which takes unrestricted guests.
         let memory = Memory::new(0x1_0000)?;

@@ -4,11 +4,9 @@
 
 use crate::emulator;
 use crate::host;
-use crate::ioctl::KVM_ENABLE_CAP;
 use crate::machine::*;
 use crate::prelude::*;
 use crate::rusthv::{CAP_PAGING, PAGING_NESTED, PAGING_TRAP};
-use std::ptr;
 
 pub const TEST: Test = Test::new(60, run);
 
@@ -78,8 +76,7 @@ fn run(t: &Context) -> Outcome {
     let vm = device.vm()?;
     let mode = vm.paging_stats()?.mode;
     if mode != u64::from(PAGING_NESTED) {
-        let cap = kvm_enable_cap { cap: CAP_PAGING, args: [mode, TABLES, 0, 0], ..Default::default() };
-        vm.ioctl(KVM_ENABLE_CAP, ptr::from_ref(&cap) as u64)?;
+        vm.enable_cap_with(CAP_PAGING, 0, [mode, TABLES, 0, 0])?;
     }
     let machine = Counted(Machine::long_in(&device, vm, shadow_counters_invlpg())?);
     // Or khugepaged takes pages away, where it comes by meanwhile.

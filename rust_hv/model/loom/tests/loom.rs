@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use loom::sync::atomic::{fence, AtomicBool, AtomicU64, Ordering};
 use loom::sync::{Arc, Mutex};
 use loom::thread;
-use rusthv_model::arch::addr::{GfnRange, Gpa, Hpa};
+use rusthv_model::arch::addr::{Gfn, GfnRange, Gpa, Hpa};
 use rusthv_model::memory::dirty::DirtyBitmap;
 use rusthv_model::memory::write_log::Reader;
 use rusthv_model::paging::ept::Ept;
@@ -546,6 +546,18 @@ fn no_logged_write_is_lost() {
     });
 }
 
+/// Brings the flags of the first pages into a log; true when CPUs have to be flushed.
+fn take_flags(world: &World, log: &DirtyBitmap<Box<[AtomicU64]>>, pages: u64) -> bool {
+    let memory = Memory::new(&world.frames, &[]);
+    let mut sweep = Sweep::new(GfnRange::new(gpa(0).gfn(), gpa(pages).gfn()));
+    let mut stale = false;
+    let mark = |first: Gfn, bits| log.mark_run(first.raw(), bits);
+    let table = &world.table;
+    let done = table.take_written(&memory, &mut sweep, 512, &mut stale, mark);
+    assert_eq!(done, Progress::Done);
+    stale
+}
+
 /// A CPU that sets flags: the guest writes, and somebody reads the log, looking for flags before, and
 /// copies the page. What the guest writes after the copy is in the log for the next one. The mutex is
 /// as above.
@@ -568,19 +580,7 @@ fn no_flagged_write_is_lost() {
                 drop(off);
             })
         };
-        let look = || {
-            let memory = Memory::new(&world.frames, &[]);
-            let mut sweep = Sweep::new(GfnRange::new(gpa(0).gfn(), gpa(64).gfn()));
-            let mut found = false;
-            let done =
-                world
-                    .table
-                    .take_written(&memory, &mut sweep, 512, &mut found, |first, bits| {
-                        log.mark_run(first.raw(), bits)
-                    });
-            assert_eq!(done, Progress::Done);
-            found
-        };
+        let look = || take_flags(&world, &log, 64);
         let flush = || drop(cpu.lock().unwrap());
         // The reading before.
         flush();
@@ -629,17 +629,7 @@ fn no_write_behind_a_known_table_is_lost() {
             })
         };
         let read = || {
-            let memory = Memory::new(&world.frames, &[]);
-            let mut sweep = Sweep::new(GfnRange::new(gpa(0).gfn(), gpa(512).gfn()));
-            let mut stale = false;
-            let done =
-                world
-                    .table
-                    .take_written(&memory, &mut sweep, 512, &mut stale, |first, bits| {
-                        log.mark_run(first.raw(), bits)
-                    });
-            assert_eq!(done, Progress::Done);
-            if stale {
+            if take_flags(&world, &log, 512) {
                 *known.lock().unwrap() = false;
             }
             log.take(0) != 0
