@@ -77,7 +77,7 @@ fn run(t: &Context) -> Outcome {
     } else {
         None
     };
-    let end = Instant::now() + t.duration().unwrap_or(Duration::from_secs(2));
+    let end = Instant::now() + t.duration().unwrap_or(Duration::from_millis(t.repetitions(2800)));
     let work = &Work::new(&KINDS);
     let mut copy = vec![0; PAGES * WORDS];
     let disturbed = work.all(vec![

@@ -79,7 +79,7 @@ fn run(t: &Context) -> Outcome {
     };
     let cpus = host::online_cpus();
     let stop = AtomicBool::new(false);
-    let until = Instant::now() + Duration::from_secs(t.repetitions(6));
+    let until = Instant::now() + Duration::from_millis(t.repetitions(6000));
     // On a slow machine each comparison may come while the guests have nothing but large pages, or none.
     let patience = until + Duration::from_secs(60);
     let (mut most, mut checks) = (0u64, 0);
