@@ -181,6 +181,13 @@ impl RunPages {
         store!(self, flags, 0);
     }
 
+    /// The guest is about to be entered: no exit has a reason yet, and an error has none of its own, as
+    /// with KVM.
+    #[inline]
+    pub fn forget_exit(&self) {
+        store!(self, exit_reason, bindings::KVM_EXIT_UNKNOWN);
+    }
+
     /// Fills what every return reports.
     #[inline]
     pub fn finish(&self, if_flag: bool, ready_for_interrupt: bool, cr8: u64, apic_base: u64) {

@@ -115,7 +115,7 @@ impl Mmu {
     }
 
     /// Brings what CPUs have noted of a slot's pages into its bitmap, before bits are taken from that.
-    pub(super) fn gather(&self, slot: &Slot, flush: &mut FlushLater<'_>) {
+    pub(super) fn gather(&self, slot: &Slot, flush: &FlushLater<'_>) {
         match self.notice() {
             Notice::Fault => {}
             Notice::Flag => self.gather_flags(slot, flush),
@@ -124,7 +124,7 @@ impl Mmu {
     }
 
     /// The same of flags in the tables.
-    fn gather_flags(&self, slot: &Slot, flush: &mut FlushLater<'_>) {
+    fn gather_flags(&self, slot: &Slot, flush: &FlushLater<'_>) {
         let memory = Tables::existing(&self.supply);
         let mut sweep = Sweep::new(slot.gfns());
         loop {
@@ -133,13 +133,14 @@ impl Mmu {
             else {
                 return;
             };
-            let stale = &mut flush.needed;
+            let mut stale = false;
             let mark = |first, bits| {
                 if let Some(page) = slot.index(first) {
                     bitmap.mark_run(page, bits);
                 }
             };
-            let progress = table.take_written(&memory, &mut sweep, STEP, stale, mark);
+            let progress = table.take_written(&memory, &mut sweep, STEP, &mut stale, mark);
+            flush.note(stale);
             drop(state);
             if progress == Progress::Done {
                 return;
@@ -172,16 +173,17 @@ impl Mmu {
         if self.notice() != Notice::Log {
             return;
         }
-        let mut any = false;
         {
             let state = self.state.read();
+            let mut any = false;
             for mapper in state.mappers.iter() {
                 any |= state.gather_log(mapper);
             }
+            if any {
+                self.tlb.owe();
+            }
         }
-        if any {
-            self.tlb.flush(&self.stats);
-        }
+        self.tlb.settle(&self.stats);
     }
 
     /// The CPU has no room left in a vCPU's log, which is not in its guest.

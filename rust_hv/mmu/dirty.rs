@@ -228,23 +228,28 @@ impl State {
     }
 }
 
-/// Makes CPUs forget their rights to write at the end of a call, however it ends.
+/// Makes CPUs forget their rights to write at the end of a call, however it ends: those that the call
+/// has taken, and those that somebody else has taken and not flushed yet.
 pub(super) struct FlushLater<'a> {
     mmu: &'a Mmu,
-    pub(super) needed: bool,
 }
 
 impl<'a> FlushLater<'a> {
     fn new(mmu: &'a Mmu) -> Self {
-        Self { mmu, needed: false }
+        Self { mmu }
+    }
+
+    /// Rights were taken, or not. Under the lock.
+    pub(super) fn note(&self, changed: bool) {
+        if changed {
+            self.mmu.tlb.owe();
+        }
     }
 }
 
 impl Drop for FlushLater<'_> {
     fn drop(&mut self) {
-        if self.needed {
-            self.mmu.tlb.flush(&self.mmu.stats);
-        }
+        self.mmu.tlb.settle(&self.mmu.stats);
     }
 }
 
@@ -293,9 +298,12 @@ impl Mmu {
 
     /// From here on no guest writes to the range unnoticed.
     fn track(&self, range: GfnRange) {
-        let mut flush = FlushLater::new(self);
+        let flush = FlushLater::new(self);
         self.sweep(range, |mode, memory, steps| {
-            mode.track(memory, steps, &mut flush.needed)
+            let mut changed = false;
+            let progress = mode.track(memory, steps, &mut changed);
+            flush.note(changed);
+            progress
         });
     }
 
@@ -393,15 +401,14 @@ impl Mmu {
         let count = words_for(slot.pages) as usize;
         let mut buffer = KVec::from_elem(0u64, CHUNK.min(count), GFP_KERNEL_ACCOUNT)?;
         // Before `slots_lock` is dropped, and before the call returns.
-        let mut flush = FlushLater::new(self);
-        self.gather(&slot, &mut flush);
+        let flush = FlushLater::new(self);
+        self.gather(&slot, &flush);
         if self.manual_log.enabled() {
             return self.show_log(&slot, count, &mut buffer, to);
         }
         let mut at = 0;
         while at < count {
-            let taken = self.take_words(&slot, at, &mut buffer)?;
-            flush.needed |= taken.changed;
+            let taken = self.take_words(&slot, at, &mut buffer, &flush)?;
             let words = buffer.get_mut(..taken.words.min(count - at)).ok_or(EIO)?;
             let address = to.checked_add(at as u64 * 8).ok_or(EFAULT);
             let copied = address.and_then(|hva| user::copy_to(hva, words.as_bytes()));
@@ -470,11 +477,11 @@ impl Mmu {
         // Flags are cleared with the bits that they have not come to yet.
         self.gather_logs();
         // Before `slots_lock` is dropped, and before the call returns.
-        let mut flush = FlushLater::new(self);
+        let flush = FlushLater::new(self);
         let mut word = (wanted.first / WORD_PAGES) as usize;
         let mut masks = masks.as_slice();
         while !masks.is_empty() {
-            let done = self.clear_words(&slot, word, masks, &mut flush.needed)?;
+            let done = self.clear_words(&slot, word, masks, &flush)?;
             word += done;
             masks = masks.get(done..).unwrap_or_default();
             task::cond_resched();
@@ -489,7 +496,7 @@ impl Mmu {
         slot: &Slot,
         at: usize,
         masks: &[u64],
-        changed: &mut bool,
+        flush: &FlushLater<'_>,
     ) -> Result<usize> {
         let memory = Tables::existing(&self.supply);
         let mut state = self.state.write();
@@ -498,7 +505,9 @@ impl Mmu {
         let mode = now.tree.mode.as_mut().ok_or(EIO)?;
         let flags = self.notice() == Notice::Flag;
         let mut budget = STEP as u32;
-        for (index, &mask) in masks.iter().take(CHUNK).enumerate() {
+        let mut changed = false;
+        let mut done = masks.len().min(CHUNK);
+        for (index, &mask) in masks.iter().take(done).enumerate() {
             // Behind the last page come those of another slot.
             let mask = mask & valid_bits(slot.pages, at + index);
             let bits = log.take_some(at + index, mask);
@@ -508,18 +517,26 @@ impl Mmu {
             }
             let first = (at + index) as u64 * WORD_PAGES;
             let first = Gfn::new(slot.base.raw().wrapping_add(first));
-            *changed |= mode.track_pages(&memory, first, bits);
+            changed |= mode.track_pages(&memory, first, bits);
             budget = budget.saturating_sub(bits.count_ones());
             if budget == 0 {
-                return Ok(index + 1);
+                done = index + 1;
+                break;
             }
         }
-        Ok(masks.len().min(CHUNK))
+        flush.note(changed);
+        Ok(done)
     }
 
     /// Takes words of a bitmap, at least one, and as many more as fit and one step may take; their
     /// pages are tracked again. `words` is all zeroes before.
-    fn take_words(&self, slot: &Slot, at: usize, words: &mut [u64]) -> Result<Taken> {
+    fn take_words(
+        &self,
+        slot: &Slot,
+        at: usize,
+        words: &mut [u64],
+        flush: &FlushLater<'_>,
+    ) -> Result<Taken> {
         let memory = Tables::existing(&self.supply);
         let mut state = self.state.write();
         let now = &mut *state;
@@ -528,17 +545,17 @@ impl Mmu {
         let mut taken = Taken {
             words: words.len(),
             dirty: false,
-            changed: false,
         };
         let flags = self.notice() == Notice::Flag;
         let mut budget = STEP as u32;
+        let mut changed = false;
         let mut next = at;
         while let Some(word) = log.next_dirty(next, at + words.len()) {
             let bits = log.take(word);
             let first = slot.base.raw().wrapping_add(word as u64 * WORD_PAGES);
             taken.dirty = true;
             // A page that was written since the look at its flag is listed here, and the next time.
-            taken.changed |= match flags {
+            changed |= match flags {
                 true => mode.track_larger(&memory, Gfn::new(first), bits),
                 false => mode.track_pages(&memory, Gfn::new(first), bits),
             };
@@ -552,6 +569,7 @@ impl Mmu {
                 break;
             }
         }
+        flush.note(changed);
         Ok(taken)
     }
 }
@@ -572,8 +590,6 @@ struct Taken {
     words: usize,
     /// There were bits in them.
     dirty: bool,
-    /// TLBs have to be flushed.
-    changed: bool,
 }
 
 #[kunit_tests(rusthv_dirty)]

@@ -570,7 +570,7 @@ fn put(
                     unlinked.notes.cut(Gpa::new(first).gfn(), &leaf);
                 }
             }
-            unlinked.changed = true;
+            unlinked.change();
             Ok(())
         }
         Err(error) => Err(error),

@@ -203,6 +203,9 @@ struct State {
     /// A slot that logs and has moved, as it was, until neither the tables nor a CPU's log has pages of
     /// it.
     moved: Option<Slot>,
+    /// A slot that is not in `slots` any more, or elsewhere, as it was, until nothing of it is mapped and
+    /// no CPU has a translation: the host may want its pages back meanwhile.
+    leaving: Option<Slot>,
     tree: Tree,
     /// What the vCPUs' faults have added to `tree` and not told of yet.
     mappers: Mappers,
@@ -224,6 +227,20 @@ struct Moment {
 impl State {
     fn view(&self) -> SlotView<'_> {
         SlotView::new(&self.slots)
+    }
+
+    /// The guest frames of the first slot behind a host range from index `next` on, which moves past
+    /// it. The last one is `leaving`.
+    fn behind(&self, range: HvaRange, next: &mut usize) -> Option<GfnRange> {
+        let HvaRange { start, end } = range;
+        if let Some((index, gfns)) = self.view().find_hva_range(start, end, *next).next() {
+            *next = index.saturating_add(1);
+            return Some(gfns);
+        }
+        match core::mem::replace(next, usize::MAX) {
+            usize::MAX => None,
+            _ => self.leaving?.gfns_of_hva(start, end),
+        }
     }
 
     fn moment(&self) -> Moment {
@@ -322,6 +339,7 @@ impl Mmu {
             generation: 1,
             logs: Logs::new(),
             moved: None,
+            leaving: None,
             tree,
             mappers: Mappers::new(),
             invalidating: 0,
@@ -434,6 +452,7 @@ impl Mmu {
             core::mem::swap(&mut state.slots, &mut slots);
             logs.install(&mut state.logs);
             state.moved = cpu_log::moved(&change);
+            state.leaving = change.before().filter(|_| change.unmaps());
             self.logged
                 .store(state.logs.len() as u64, Ordering::Relaxed);
             self.slots_changed(&mut state);
@@ -441,6 +460,7 @@ impl Mmu {
         // No fault maps a page of the old slot from here on.
         if let (true, Some(old)) = (change.unmaps(), change.before()) {
             self.zap(old.gfns(), true);
+            self.state.write().leaving = None;
             // Tables of the guest's may have been in it.
             self.forget_shadows();
             self.end_move();
@@ -505,20 +525,18 @@ impl Mmu {
     /// over when the slots change meanwhile. Tells if there was one.
     fn for_each_slot(&self, range: HvaRange, mut f: impl FnMut(GfnRange)) -> bool {
         let mut met = false;
-        let mut index = 0;
+        let mut next = 0;
         let mut generation = None;
         loop {
             let found = {
                 let state = self.state.read();
                 if generation.replace(state.generation) != Some(state.generation) {
-                    index = 0;
+                    next = 0;
                 }
-                let mut slots = state.view().find_hva_range(range.start, range.end);
-                slots.nth(index).map(|(_, gfns)| gfns)
+                state.behind(range, &mut next)
             };
             let Some(gfns) = found else { return met };
             met = true;
-            index += 1;
             f(gfns);
         }
     }
@@ -812,6 +830,62 @@ mod tests {
         // The VMM has no memory there any more.
         assert_eq!(fault(&space, BASE + PAGE_SIZE, true).err(), Some(EFAULT));
         assert_eq!(fault(&space, BASE, true), Ok(Resolved::Mapped));
+        Ok(())
+    }
+
+    /// The host may want a page back while its slot is being taken away, or moved: it is gone from the
+    /// slots by then, and still mapped.
+    #[test]
+    fn a_slot_that_leaves_follows_the_host() -> Result {
+        let memory = UserMemory::new(4)?;
+        let space = space()?;
+        space.mmu.set_slot(&request(0, 0, BASE, &memory))?;
+        let elsewhere = request(1, 0, BASE << 4, &memory);
+        space.mmu.set_slot(&elsewhere)?;
+        for page in 0..4 {
+            for base in [BASE, BASE << 4] {
+                fault(&space, base + page * PAGE_SIZE, true)?;
+            }
+        }
+        assert_eq!(mapped(&space), 8);
+        // As in the middle of `set_slot`.
+        let leaving = {
+            let mut state = space.mmu.state.write();
+            state.leaving = state.slots.pop();
+            state.leaving.ok_or(ENOENT)?
+        };
+        memory.unmap(1, 1)?;
+        assert_eq!(mapped(&space), 6);
+        // And as it ends.
+        space.mmu.zap(leaving.gfns(), true);
+        assert_eq!(mapped(&space), 3);
+        let delete = Request {
+            memory_size: 0,
+            ..request(0, 0, BASE, &memory)
+        };
+        space.mmu.set_slot(&delete)?;
+        assert_eq!(mapped(&space), 0);
+        assert!(space.mmu.state.read().leaving.is_none());
+        Ok(())
+    }
+
+    /// Somebody has taken a page out of the tables, and has not come to the flush yet: who finds it gone
+    /// waits for CPUs all the same, before the host has the page.
+    #[test]
+    fn what_others_have_unmapped_is_flushed() -> Result {
+        let memory = UserMemory::new(4)?;
+        let space = space()?;
+        space.mmu.set_slot(&request(0, 0, BASE, &memory))?;
+        fault(&space, BASE, true)?;
+        let flushes = || space.mmu.stats.flushes.load(Relaxed);
+        let before = flushes();
+        memory.unmap(1, 1)?;
+        assert_eq!(flushes(), before);
+        space.mmu.tlb.owe();
+        memory.unmap(2, 1)?;
+        assert_eq!(flushes(), before + 1);
+        memory.unmap(0, 1)?;
+        assert_eq!(flushes(), before + 2);
         Ok(())
     }
 

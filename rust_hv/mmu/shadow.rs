@@ -341,6 +341,8 @@ impl Mmu {
         gva: Option<Gva>,
     ) -> Result<bool> {
         let Some(gva) = gva else {
+            // What the CPU knows of the guest's tables goes, too.
+            cpu.leaf = None;
             self.sync(&mut cpu.comparing, true)?;
             return Ok(false);
         };

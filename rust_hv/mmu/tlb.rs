@@ -2,9 +2,10 @@
 
 //! The TLB protocol of an address space.
 //!
-//! Each CPU is current or stale, see `model/paging/tlb.rs`. When [`Tlb::flush`] returns, no CPU
-//! uses a translation from before the change: frames may be freed. An entry without changes costs
-//! one load of a line that is not written.
+//! Each CPU is current or stale, see `model/paging/tlb.rs`. When [`Tlb::settle`] returns, no CPU
+//! uses a translation that was gone from the tables before: frames may be freed, whoever took it out.
+//! Every change says under `Mmu::state` that it owes a flush ([`Tlb::owe`]), and settles after it. An
+//! entry without changes costs one load of a line that is not written.
 //!
 //! # Locks
 //!
@@ -15,7 +16,7 @@
 
 use super::MmuStats;
 use crate::host::cpu::{self, Cpu};
-use crate::model::paging::tlb::{CpuState, Visit};
+use crate::model::paging::tlb::{CpuState, Debt, Visit};
 use kernel::prelude::*;
 use kernel::sync::atomic::ordering::Relaxed;
 use kernel::sync::{new_spinlock, SpinLock};
@@ -27,6 +28,7 @@ const WORDS: usize = 8;
 #[pin_data]
 pub struct Tlb {
     cpus: KVec<CpuState>,
+    debt: Debt,
     #[pin]
     interrupting: SpinLock<()>,
 }
@@ -45,6 +47,7 @@ impl Tlb {
         }
         Ok(pin_init!(Self {
             cpus,
+            debt: Debt::new(),
             interrupting <- new_spinlock!((), "Tlb::interrupting"),
         }))
     }
@@ -69,10 +72,25 @@ impl Tlb {
         }
     }
 
+    /// Something was taken out of the tables, or made less, under `Mmu::state`, which is still held.
+    pub fn owe(&self) {
+        self.debt.owe();
+    }
+
+    /// Waits until no CPU uses a translation that was gone from the tables when the caller last held
+    /// `Mmu::state`, or that it had taken something from.
+    #[inline]
+    pub fn settle(&self, stats: &MmuStats) {
+        if self.debt.is_due() {
+            self.flush(stats);
+        }
+    }
+
     /// Waits until no CPU uses a translation from before this call. The tables have been written.
     pub fn flush(&self, stats: &MmuStats) {
         stats.flushes.add(1, Relaxed);
         let _one_at_a_time = self.interrupting.lock();
+        let begun = self.debt.begin();
         // The change of the tables comes before the look at the states.
         cpu::smp_mb();
         for (round, states) in self.cpus.chunks(WORDS * 64).enumerate() {
@@ -93,6 +111,7 @@ impl Tlb {
                 stats.flushes_deferred.add(deferred, Relaxed);
             }
         }
+        self.debt.end(begun);
     }
 }
 
@@ -161,6 +180,26 @@ mod tests {
                 tlb.spoil(cpu);
             }
         }
+        Ok(())
+    }
+
+    /// Who owes nothing waits for what another owes; and nobody flushes twice for it.
+    #[test]
+    fn what_another_owes_is_settled_once() -> Result {
+        let (tlb, stats) = (new()?, MmuStats::new());
+        let flushes = |turn: &dyn Fn()| {
+            let before = stats.flushes.load(Relaxed);
+            turn();
+            stats.flushes.load(Relaxed) - before
+        };
+        assert_eq!(flushes(&|| tlb.settle(&stats)), 0);
+        tlb.owe();
+        tlb.owe();
+        assert_eq!(flushes(&|| tlb.settle(&stats)), 1);
+        assert_eq!(flushes(&|| tlb.settle(&stats)), 0);
+        tlb.owe();
+        tlb.flush(&stats);
+        assert_eq!(flushes(&|| tlb.settle(&stats)), 0);
         Ok(())
     }
 

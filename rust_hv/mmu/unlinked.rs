@@ -21,7 +21,8 @@ const STEP_TABLES: usize = STEP / 512 + 8;
 /// to be told before the lock is dropped.
 pub(super) struct Unlinked<'a> {
     tables: [Option<TableFrame>; STEP_TABLES],
-    pub(super) changed: bool,
+    /// The flush is owed: see [`Tlb::owe`](super::tlb::Tlb::owe).
+    changed: bool,
     /// What [`crate::model::paging::shadow::Shadow::flushed`] has to hear after the flush.
     stale: Option<u64>,
     pub(super) notes: Notes,
@@ -42,16 +43,24 @@ impl<'a> Unlinked<'a> {
     /// Everything that shadow tables have dropped up to now is to be flushed.
     pub(super) fn note(&mut self, shadow: &Shadows) {
         self.stale = shadow.stale();
-        self.changed |= self.stale.is_some();
+        if self.stale.is_some() {
+            self.change();
+        }
     }
 
-    /// Makes every CPU forget what was unmapped, then frees the tables.
-    fn finish(&mut self) {
-        // No table comes without a change.
-        if !core::mem::take(&mut self.changed) {
-            return;
+    /// CPUs know something of what is not in the tables any more. Under the lock.
+    pub(super) fn change(&mut self) {
+        if !self.changed {
+            self.changed = true;
+            self.mmu.tlb.owe();
         }
-        self.mmu.tlb.flush(&self.mmu.stats);
+    }
+
+    /// Makes every CPU forget what was unmapped, here or by somebody who has not come to that yet;
+    /// then frees the tables.
+    fn finish(&mut self) {
+        self.changed = false;
+        self.mmu.tlb.settle(&self.mmu.stats);
         for table in self.tables.iter_mut().filter_map(Option::take) {
             give_back(&self.mmu.supply, table);
         }
@@ -61,17 +70,16 @@ impl<'a> Unlinked<'a> {
 impl Gather for Unlinked<'_> {
     fn leaf(&mut self, gfn: Gfn, leaf: Leaf) {
         // The page was marked dirty when it was mapped writable.
-        self.changed = true;
+        self.change();
         self.notes.unmapped(gfn, &leaf);
     }
 
     fn table(&mut self, frame: TableFrame) {
-        self.changed = true;
         if self.tables.iter().all(Option::is_some) {
             // More than a step should bring: flush early, which is allowed under the lock.
             self.finish();
-            self.changed = true;
         }
+        self.change();
         if let Some(place) = self.tables.iter_mut().find(|place| place.is_none()) {
             *place = Some(frame);
         }

@@ -5,7 +5,7 @@
 //! The hardware rooms turn their exit reasons into these; `vcpu` handles them.
 
 use super::arch::addr::{Gpa, Gva};
-use super::arch::exception::PageFaultError;
+use super::arch::exception::{PageFaultError, Vector};
 
 /// Direction of a transfer between a register and something else.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -196,6 +196,20 @@ impl Event {
             error_code,
             instruction_len: 0,
         }
+    }
+
+    /// True for a hardware exception that is a fault for certain: not #DB, which may be a trap, nor a
+    /// trap or an abort (SDM Vol. 3A, "Exception Classifications").
+    pub const fn is_fault(&self) -> bool {
+        const OTHERS: u32 = 1 << Vector::DB.raw()
+            | 1 << Vector::NMI.raw()
+            | 1 << Vector::BP.raw()
+            | 1 << Vector::OF.raw()
+            | 1 << Vector::DF.raw()
+            | 1 << Vector::MC.raw();
+        matches!(self.kind, EventKind::Exception)
+            && self.vector < 32
+            && OTHERS >> self.vector & 1 == 0
     }
 
     /// An external interrupt.

@@ -88,6 +88,10 @@ const LEAF_80000001: &[Feature] = &[
 const XFEATURES: u64 = 0b1110_0111;
 /// Leaf 0xD, subleaf 1, EAX: XSAVEOPT, XSAVEC, XGETBV with ECX = 1. Not XSAVES: IA32_XSS stays 0.
 const XSAVE_EXTENSIONS: u32 = 0b111;
+/// XSAVEC or XSAVES, of those.
+const COMPACTS: u32 = 0b1010;
+/// Leaf 0xD, ECX of a component: it begins at a multiple of 64 bytes in the compacted format.
+const COMPONENT_ALIGNED: u32 = 1 << 1;
 
 /// XCR0 bits that a guest can have at most.
 pub fn supported_xcr0() -> u64 {
@@ -214,13 +218,7 @@ fn basic(caps: &Caps, list: &mut List) -> Result {
 }
 
 fn xsave(xcr0: u64, list: &mut List) -> Result {
-    let mut size = 576;
-    for bit in 2..63 {
-        if xcr0 & 1 << bit != 0 {
-            let host = cpuid(LEAF_XSAVE, bit);
-            size = size.max(host.eax.saturating_add(host.ebx));
-        }
-    }
+    let size = standard_size(xcr0, |component| Some(cpuid(LEAF_XSAVE, component)));
     let ours = Registers {
         eax: xcr0 as u32,
         ebx: size,
@@ -229,10 +227,11 @@ fn xsave(xcr0: u64, list: &mut List) -> Result {
     };
     list.push(LEAF_XSAVE, 0, INDEXED, ours)?;
     let host = cpuid(LEAF_XSAVE, 1);
-    let ours = Registers {
+    let mut ours = Registers {
         eax: host.eax & XSAVE_EXTENSIONS,
         ..Registers::default()
     };
+    ours.ebx = compacted_size(ours.eax, xcr0, |component| Some(cpuid(LEAF_XSAVE, component)));
     list.push(LEAF_XSAVE, 1, INDEXED, ours)?;
     for bit in 2..63 {
         if xcr0 & 1 << bit != 0 {
@@ -240,6 +239,45 @@ fn xsave(xcr0: u64, list: &mut List) -> Result {
         }
     }
     Ok(())
+}
+
+/// Bytes of an XSAVE area without components beyond SSE: legacy region and header.
+const XSAVE_BASE: u32 = 576;
+
+/// Components of XSAVE beyond SSE that XCR0 has, by their subleaf.
+fn components(
+    xcr0: u64,
+    leaf: impl Fn(u32) -> Option<Registers>,
+) -> impl Iterator<Item = Registers> {
+    (2..63)
+        .filter(move |component| xcr0 & 1 << component != 0)
+        .filter_map(leaf)
+}
+
+/// Bytes that XSAVE writes with this XCR0, in the standard format: each component has its place.
+fn standard_size(xcr0: u64, leaf: impl Fn(u32) -> Option<Registers>) -> u32 {
+    components(xcr0, leaf).fold(XSAVE_BASE, |size, component| {
+        size.max(component.eax.saturating_add(component.ebx))
+    })
+}
+
+/// The same in the compacted format, one behind the other; 0 on CPUs that have none (SDM Vol. 1,
+/// "Compacted Format of the Extended Region").
+fn compacted_size(
+    extensions: u32,
+    xcr0: u64,
+    leaf: impl Fn(u32) -> Option<Registers>,
+) -> u32 {
+    if extensions & COMPACTS == 0 {
+        return 0;
+    }
+    components(xcr0, leaf).fold(XSAVE_BASE, |size, component| {
+        let start = match component.ecx & COMPONENT_ALIGNED {
+            0 => size,
+            _ => size.checked_next_multiple_of(64).unwrap_or(u32::MAX),
+        };
+        start.saturating_add(component.eax)
+    })
 }
 
 fn extended(caps: &Caps, list: &mut List) -> Result {
@@ -298,6 +336,17 @@ pub struct Facts {
     pub pse36: bool,
 }
 
+/// What CPUID follows at the moment of its execution.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Now {
+    /// CR4.OSXSAVE.
+    pub osxsave: bool,
+    /// IA32_APIC_BASE has the APIC enabled.
+    pub apic: bool,
+    /// XCR0.
+    pub xcr0: u64,
+}
+
 /// A guest's CPUID.
 pub struct Cpuid {
     entries: KVec<kvm_cpuid_entry2>,
@@ -349,8 +398,13 @@ impl Cpuid {
         find(&self.entries, leaf, subleaf)
     }
 
-    /// What CPUID returns to the guest, with CR4 and XCR0 as they are now.
-    pub fn query(&self, leaf: u32, subleaf: u32, cr4: u64, xcr0: u64) -> Registers {
+    /// What CPUID returns to the guest, with the registers as they are now.
+    pub fn query(&self, leaf: u32, subleaf: u32, now: &Now) -> Registers {
+        let &Now {
+            osxsave,
+            apic,
+            xcr0,
+        } = now;
         let found = self.find(leaf, subleaf);
         let (leaf, found) = match found {
             Some(registers) => (leaf, Some(registers)),
@@ -360,10 +414,26 @@ impl Cpuid {
         match (leaf, subleaf) {
             (LEAF_FEATURES, _) => {
                 if Feature::XSAVE.is_in(&registers) {
-                    Feature::OSXSAVE.set_in(&mut registers, cr4 & Cr4::OSXSAVE.raw() != 0);
+                    Feature::OSXSAVE.set_in(&mut registers, osxsave);
+                }
+                if found.is_some() {
+                    Feature::APIC.set_in(&mut registers, apic);
                 }
             }
-            (LEAF_XSAVE, 0) if found.is_some() => registers.ebx = self.xsave_size(xcr0),
+            (LEAF_XSAVE, 0) if found.is_some() => {
+                registers.ebx = standard_size(xcr0, |component| self.find(LEAF_XSAVE, component));
+            }
+            (LEAF_XSAVE, 1) if found.is_some() => {
+                let leaf = |component| self.find(LEAF_XSAVE, component);
+                registers.ebx = compacted_size(registers.eax, xcr0, leaf);
+            }
+            (LEAF_TOPOLOGY | LEAF_TOPOLOGY_V2, _) if found.is_none() => {
+                // Of a level that there is not: what was asked for, and the vCPU's id (SDM Vol. 2A,
+                // "CPUID—CPU Identification").
+                if let Some(level) = self.find(leaf, 1) {
+                    (registers.ecx, registers.edx) = (subleaf & 0xff, level.edx);
+                }
+            }
             _ => {}
         }
         registers
@@ -397,16 +467,6 @@ impl Cpuid {
         }
     }
 
-    /// Bytes that XSAVE writes with this XCR0, in the standard format.
-    fn xsave_size(&self, xcr0: u64) -> u32 {
-        let mut size = 576;
-        for bit in (2..63).filter(|bit| xcr0 & 1 << bit != 0) {
-            if let Some(component) = self.find(LEAF_XSAVE, bit) {
-                size = size.max(component.eax.saturating_add(component.ebx));
-            }
-        }
-        size
-    }
 }
 
 fn find(entries: &[kvm_cpuid_entry2], leaf: u32, subleaf: u32) -> Option<Registers> {
@@ -597,18 +657,89 @@ mod tests {
     #[test]
     fn queries_follow_the_registers() -> Result {
         let guest = Cpuid::new(offered()?);
-        let with = |cr4: u64| {
-            let features = guest.query(LEAF_FEATURES, 0, cr4, 1);
-            Feature::OSXSAVE.is_in(&features)
-        };
-        let has_xsave = Feature::XSAVE.is_in(&guest.query(LEAF_FEATURES, 0, 0, 1));
-        assert!(!with(0));
-        assert_eq!(with(Cr4::OSXSAVE.raw()), has_xsave);
+        let (off, on) = (
+            Now::default(),
+            Now {
+                osxsave: true,
+                apic: true,
+                xcr0: 1,
+            },
+        );
+        let with = |feature: Feature, now: &Now| feature.is_in(&guest.query(feature.leaf, 0, now));
+        let has_xsave = with(Feature::XSAVE, &off);
+        assert!(!with(Feature::OSXSAVE, &off) && !with(Feature::APIC, &off));
+        assert_eq!(with(Feature::OSXSAVE, &on), has_xsave);
+        assert!(with(Feature::APIC, &on));
         // Without any CPUID, every leaf reads as zeros.
         let none = Cpuid::empty();
-        assert!(none.query(LEAF_FEATURES, 0, Cr4::OSXSAVE.raw(), 1) == Registers::default());
+        assert!(none.query(LEAF_FEATURES, 0, &on) == Registers::default());
         assert_eq!(none.facts().cr4 & Cr4::OSXSAVE.raw(), 0);
         assert_eq!(none.facts().efer, 0);
+        Ok(())
+    }
+
+    /// The compacted format, which no CPU model has that the tests run on: AVX (256 bytes, at 576), and
+    /// a component that is aligned.
+    #[test]
+    fn the_compacted_size_follows_xcr0() -> Result {
+        let component = |index, eax, ecx| kvm_cpuid_entry2 {
+            function: LEAF_XSAVE,
+            index,
+            flags: INDEXED,
+            eax,
+            ebx: 0x1000 * index,
+            ecx,
+            ..kvm_cpuid_entry2::default()
+        };
+        let size = |extensions: u32, xcr0: u64| -> Result<[u32; 2]> {
+            let mut entries = KVec::new();
+            for entry in [
+                component(0, 0xff, 0),
+                component(1, extensions, 0),
+                component(2, 256, 0),
+                component(3, 8, 0),
+                component(5, 64, COMPONENT_ALIGNED),
+            ] {
+                entries.push(entry, GFP_KERNEL)?;
+            }
+            let guest = Cpuid::new(entries);
+            let now = Now {
+                xcr0,
+                ..Now::default()
+            };
+            Ok([0, 1].map(|subleaf| guest.query(LEAF_XSAVE, subleaf, &now).ebx))
+        };
+        assert_eq!(size(0b0101, 0b111)?, [0x2100, 0]);
+        assert_eq!(size(0b0010, 0b011)?, [576, 576]);
+        assert_eq!(size(0b0010, 0b111)?, [0x2100, 832]);
+        assert_eq!(size(0b0010, 0b1111)?, [0x3008, 840]);
+        assert_eq!(size(0b1000, 0b10_1111)?, [0x5040, 960]);
+        Ok(())
+    }
+
+    /// A level of the topology that there is not still tells the vCPU's id.
+    #[test]
+    fn absent_topology_levels() -> Result {
+        let level = |function, index| kvm_cpuid_entry2 {
+            function,
+            index,
+            flags: INDEXED,
+            ecx: index | 0x100,
+            edx: 7,
+            ..kvm_cpuid_entry2::default()
+        };
+        let mut entries = KVec::new();
+        for entry in [level(LEAF_TOPOLOGY, 0), level(LEAF_TOPOLOGY, 1)] {
+            entries.push(entry, GFP_KERNEL)?;
+        }
+        let guest = Cpuid::new(entries);
+        let query = |leaf, subleaf| {
+            let found = guest.query(leaf, subleaf, &Now::default());
+            (found.eax, found.ebx, found.ecx, found.edx)
+        };
+        assert_eq!(query(LEAF_TOPOLOGY, 1), (0, 0, 0x101, 7));
+        assert_eq!(query(LEAF_TOPOLOGY, 0x1234), (0, 0, 0x34, 7));
+        assert_eq!(query(LEAF_TOPOLOGY_V2, 2), (0, 0, 0, 0));
         Ok(())
     }
 

@@ -6,6 +6,7 @@
 //! may sleep, or wants user space, leaves as an [`Action`].
 
 use super::control::{self, Fault, Pdptes, Written};
+use super::cpuid::Now;
 use super::software::fault_at;
 use super::{msr, port, Counters, State};
 use crate::host::bindings::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON;
@@ -27,13 +28,15 @@ use crate::vendor::{Caps, Guest, HwError, Window};
 const DR6_BS: u64 = 1 << 14;
 const DR6_BD: u64 = 1 << 13;
 /// DR7.GD
-const DR7_GD: u64 = 1 << 13;
+pub(super) const DR7_GD: u64 = 1 << 13;
 /// DR6 bits that always read as 1, and those that a guest may write: B0 to B3, BD, BS, BT.
 const DR6_FIXED: u64 = 0xffff_0ff0;
 const DR6_WRITABLE: u64 = 0xe00f;
 /// DR7 bits that always read as 1 and those that a guest may write.
 const DR7_FIXED: u64 = 0x400;
 const DR7_WRITABLE: u64 = 0xffff_2bff;
+/// IA32_APIC_BASE: the local APIC is enabled.
+const APIC_ENABLED: u64 = 1 << 11;
 /// DR7's enable bits.
 const DR7_ENABLES: u64 = 0xff;
 
@@ -271,11 +274,15 @@ impl Handler<'_> {
     }
 
     fn cpuid(&self, state: &mut State, window: &mut impl Window) -> Result<Action, HwError> {
-        let cr4 = Cr4::NONE.with(Cr4::OSXSAVE, state.osxsave);
+        let now = Now {
+            osxsave: state.osxsave,
+            apic: state.apic_base & APIC_ENABLED != 0,
+            xcr0: state.xcr0,
+        };
         let [rax, rcx, rdx, rbx, ..] = window.gprs_mut();
         let found = state
             .cpuid
-            .query(*rax as u32, *rcx as u32, cr4.raw(), state.xcr0);
+            .query(*rax as u32, *rcx as u32, &now);
         *rax = found.eax.into();
         *rbx = found.ebx.into();
         *rcx = found.ecx.into();
@@ -458,10 +465,14 @@ impl Handler<'_> {
             4 | 5 => register + 2,
             _ => register,
         };
+        // VT-x exits before it looks at the privilege level.
+        let (_, cpl) = window.code_rights_and_cpl()?;
+        if cpl != 0 {
+            return Ok(self.fault(state, Fault::general_protection()));
+        }
         let dr7 = window.dr7()?;
         if dr7 & DR7_GD != 0 {
             state.dr6 |= DR6_BD;
-            window.set_dr7(dr7 & !DR7_GD)?;
             state.queue(Event::exception(Vector::DB.raw(), None));
             return Ok(Action::Enter);
         }
@@ -512,6 +523,8 @@ impl Handler<'_> {
             // The exit has not written DR6; INT1 is delivered with its length.
             state.dr6 = state.dr6 & !0xf | window.debug_conditions()? & DR6_WRITABLE;
             if window.exited_by_int1()? {
+                // It has been executed: nothing is in the shadow of what came before it.
+                window.clear_interrupt_shadow()?;
                 state.queue(Event {
                     vector,
                     kind: EventKind::PrivilegedSoftwareException,

@@ -244,6 +244,7 @@ impl Mmio {
             && state.event.is_none()
             && state.interrupt.is_none()
             && !snapshot.interrupt_shadow;
+        state.noted = true;
         self.rip = snapshot.rip;
         if !matches!(outcome, Outcome::MmioRead(_)) {
             self.snapshot = None;

@@ -148,6 +148,8 @@ pub struct State {
     /// Where the VMM has the memory that was last reached in software.
     slots: SlotCache,
     /// For `kvm_run`, as of the last exit.
+    /// This and the next say how it is now.
+    noted: bool,
     if_flag: bool,
     ready_for_interrupt: bool,
 }
@@ -253,6 +255,7 @@ impl State {
             msrs: Msrs::new(),
             software,
             slots: SlotCache::new(),
+            noted: false,
             if_flag: false,
             ready_for_interrupt: false,
         }

@@ -14,7 +14,7 @@ use crate::host::user::to_page_end;
 use crate::mmu::access::SlotCache;
 use crate::mmu::Mmu;
 use crate::model::arch::regs::Rflags;
-use crate::model::emulate::{Cpu, Exception, PortString, Stop, Width, MAX_LEN};
+use crate::model::emulate::{Exception, PortString, Stop, Width, MAX_LEN};
 use crate::model::exit::PortAccess;
 use crate::model::paging::state::AccessKind;
 use crate::vendor::{Guest, HwError, Window};
@@ -73,8 +73,10 @@ pub(super) fn register_access(
 pub(super) enum StringStep {
     /// User space is asked.
     Exit(UserExit, PendingPort),
-    /// The registers have changed, or the instruction: enter the guest again.
+    /// The instruction has changed, or the tables: enter the guest again.
     Again,
+    /// There is nothing to transfer: an instruction of so many bytes is done.
+    Nothing(u32),
     /// The guest gets an exception.
     Fault(Exception),
 }
@@ -100,6 +102,7 @@ pub(super) fn string_access(
 ) -> Result<StringStep> {
     let mode = snapshot.mode();
     let down = snapshot.rflags.contains(Rflags::DF);
+    let trap = snapshot.rflags.contains(Rflags::TF);
     let rip = snapshot.rip;
     let mut slot = SlotCache::new();
     let mut machine = Machine::new(snapshot, mmu, &mut slot);
@@ -117,18 +120,17 @@ pub(super) fn string_access(
     let size = usize::from(access.size);
     let count = string.count(&machine);
     if count == 0 {
-        let next = rip.wrapping_add(string.len.into());
-        machine.set_rip(next);
-        return Ok(StringStep::Again);
+        return Ok(StringStep::Nothing(string.len.into()));
     }
     let gva = match string.item(&machine) {
         Ok(gva) => gva,
         Err(exception) => return Ok(StringStep::Fault(exception)),
     };
-    // Items up to the end of the page; one that crosses it goes alone, and so does each on the
-    // way down.
-    let fit = to_page_end(gva.page_offset()).min(CHUNK).min(PIO_BYTES) / size;
-    let items = if down || fit == 0 {
+    // Items up to the end of the page, of the segment and of what the register counts to; one that
+    // crosses the page's goes alone, and so does each on the way down, or with a trap behind it.
+    let room = string.room(&machine).min(CHUNK as u64) as usize;
+    let fit = to_page_end(gva.page_offset()).min(room).min(PIO_BYTES) / size;
+    let items = if down || trap || fit == 0 {
         1
     } else {
         count.min(fit as u64) as usize
@@ -205,7 +207,8 @@ pub(super) fn complete(
             snapshot.put(&mut window)?;
             if more {
                 // The instruction goes on: the guest executes it again.
-                return Ok(());
+                let trap = snapshot.rflags.contains(Rflags::TF);
+                return Ok(state.finish_effects(&mut window, trap)?);
             }
         }
     }

@@ -7,7 +7,7 @@
 
 use super::code::{fetch_present, Code};
 use super::control::Pdptes;
-use super::exits::{Action, Handler};
+use super::exits::{Action, Handler, DR7_GD};
 use super::memory::GuestPhysical;
 use super::mmio::{Mmio, Step};
 use super::port::StringStep;
@@ -23,9 +23,10 @@ use crate::host::switch::{request_cache_flush, Running};
 use crate::host::task;
 use crate::mmu::vcpu::{Fault, Outcome, PagedVcpu, VcpuPaging};
 use crate::mmu::Mmu;
+use crate::model::arch::exception::Vector;
 use crate::model::arch::regs::{Cr0, Rflags};
 use crate::model::emulate::{Backing, Stop, MAX_LEN};
-use crate::model::exit::{Event, Exit, NestedFault, PortAccess};
+use crate::model::exit::{Event, EventKind, Exit, NestedFault, PortAccess};
 use crate::vendor::{Guest, HwError, More, Vendor, Window};
 use kernel::prelude::*;
 use kernel::sync::atomic::ordering::Relaxed;
@@ -59,8 +60,13 @@ impl<V: Vendor> Vcpu<V> {
     /// `EINVAL` for register sets that are not there, `ENOMEM`, `EIO`.
     pub fn run(&self) -> Result<isize> {
         let mut inner = self.lock()?;
+        inner.state.noted = false;
         let result = self.run_locked(&mut inner);
-        let state = &inner.state;
+        let Inner { guest, state, .. } = &mut *inner;
+        if !state.noted {
+            // As after an error. What is known from before stays where the CPU does not let us look.
+            let _ = guest.open().map(|window| state.note_interruptibility(&window));
+        }
         self.run.finish(
             state.if_flag,
             state.ready_for_interrupt,
@@ -106,6 +112,7 @@ impl<V: Vendor> Vcpu<V> {
         if immediate {
             return Err(EINTR);
         }
+        self.run.forget_exit();
         state.has_run = true;
         let running = switch.as_mut().begin();
         let fpu = fpu.enter();
@@ -205,6 +212,7 @@ impl<V: Vendor> Vcpu<V> {
         guest: &mut impl Guest,
         paging: &mut PagedVcpu,
     ) -> Result<Turn> {
+        state.noted = false;
         self.follow_registers(state, guest, paging)?;
         let mut window = guest.open()?;
         if let Some(software) = &mut state.software {
@@ -331,6 +339,10 @@ impl<V: Vendor> Vcpu<V> {
             }
             StringStep::Again => {
                 snapshot.put(&mut guest.open()?)?;
+                Ok(Turn::Again)
+            }
+            StringStep::Nothing(len) => {
+                state.finish_instruction(&mut guest.open()?, snapshot.rip, len)?;
                 Ok(Turn::Again)
             }
             StringStep::Fault(exception) => {
@@ -514,6 +526,9 @@ impl Entry<'_> {
             if event.error_code.is_some() && window.cr0()? & Cr0::PE.raw() == 0 {
                 event.error_code = None;
             }
+            if event.kind != EventKind::Interrupt {
+                before_exception(window, &event)?;
+            }
             window.inject(&event)?;
         }
         let xcr0 = if state.osxsave {
@@ -556,6 +571,25 @@ impl Entry<'_> {
     }
 }
 
+/// What the CPU does to the registers when it raises an exception, and not when it delivers one that is
+/// injected: the flags that are pushed have RF for faults, all but #DB; and #DB disables DR7.GD (SDM
+/// Vol. 3B, "Masking Instruction Breakpoints" and "Debug Control Register").
+#[inline(never)]
+fn before_exception(window: &mut impl Window, event: &Event) -> Result<(), HwError> {
+    if event.is_fault() {
+        let rflags = window.rflags()?;
+        if rflags & Rflags::RF.raw() == 0 {
+            window.set_rflags(rflags | Rflags::RF.raw())?;
+        }
+    } else if event.vector == Vector::DB.raw() {
+        let dr7 = window.dr7()?;
+        if dr7 & DR7_GD != 0 {
+            window.set_dr7(dr7 & !DR7_GD)?;
+        }
+    }
+    Ok(())
+}
+
 /// `KVM_INTERNAL_ERROR_DELIVERY_EV`: vectoring information, exit reason, exit qualification, GPA.
 fn delivery_failure(
     window: &impl Window,
@@ -584,6 +618,7 @@ impl State {
             && self.event.is_none()
             && self.interrupt.is_none()
             && !window.interrupt_shadow()?;
+        self.noted = true;
         Ok(())
     }
 }

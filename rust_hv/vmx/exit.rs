@@ -50,6 +50,8 @@ mod reason {
     pub(super) const VMFUNC: u16 = 59;
     pub(super) const ENCLS: u16 = 60;
     pub(super) const LOG_FULL: u16 = 62;
+    pub(super) const SEAMCALL: u16 = 76;
+    pub(super) const TDCALL: u16 = 77;
 }
 
 const VALID: u32 = 1 << 31;
@@ -157,7 +159,9 @@ pub(super) fn decode(window: &Window<'_>, raw: u32) -> Result<Exit, HwError> {
         | reason::INVEPT
         | reason::INVVPID
         | reason::VMFUNC
-        | reason::ENCLS => Exit::Undefined,
+        | reason::ENCLS
+        | reason::SEAMCALL
+        | reason::TDCALL => Exit::Undefined,
         _ => Exit::Unknown {
             reason: u64::from(raw),
         },

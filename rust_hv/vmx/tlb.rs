@@ -17,7 +17,9 @@ use kernel::sync::atomic::{ordering::Relaxed, Atomic};
 
 const WORDS: usize = 1 << 10;
 
-/// One bit per VPID in use; VPID 0 is the host's and never given out.
+/// One bit per VPID in use, from the highest number down; VPID 0 is the host's and never given out.
+/// `kvm_intel` counts from 1 up: where neither nests its paging, nothing but the VPID tells its guests'
+/// translations from ours.
 static USED: [Atomic<u64>; WORDS] = [const { Atomic::new(0) }; WORDS];
 
 /// The word where the last one was found: those before it are likely full.
@@ -34,7 +36,8 @@ impl Vpid {
         for step in 0..WORDS {
             let index = (first + step) % WORDS;
             let Some(word) = USED.get(index) else { break };
-            let reserved = u64::from(index == 0);
+            // The last one is 0.
+            let reserved = u64::from(index == WORDS - 1) << 63;
             let mut used = word.load(Relaxed);
             loop {
                 let free = !(used | reserved);
@@ -45,7 +48,7 @@ impl Vpid {
                 match word.cmpxchg(used, used | 1 << bit, Relaxed) {
                     Ok(_) => {
                         HINT.store(index, Relaxed);
-                        return Some(Self((index as u32 * 64 + bit) as u16));
+                        return Some(Self(!((index as u32 * 64 + bit) as u16)));
                     }
                     Err(now) => used = now,
                 }
@@ -96,10 +99,11 @@ pub(super) fn flush_address(
 
 impl Drop for Vpid {
     fn drop(&mut self) {
-        let Some(word) = USED.get(usize::from(self.0 / 64)) else {
+        let number = !self.0;
+        let Some(word) = USED.get(usize::from(number / 64)) else {
             return;
         };
-        let bit = 1u64 << (self.0 % 64);
+        let bit = 1u64 << (number % 64);
         let mut used = word.load(Relaxed);
         while let Err(now) = word.cmpxchg(used, used & !bit, Relaxed) {
             used = now;

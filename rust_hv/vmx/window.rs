@@ -14,8 +14,9 @@ use crate::host::switch::{self, HostSwitch, Running, UserMsr};
 use crate::host::tsc;
 use crate::host::write_log::WriteLog;
 use crate::model::arch::addr::{Gva, Hpa};
+use crate::model::arch::exception::Vector;
 use crate::model::arch::intercept::SwitchedMsr;
-use crate::model::arch::regs::{Cr0, Cr4, Efer};
+use crate::model::arch::regs::{Cr0, Cr4, Efer, Rflags};
 use crate::model::arch::segment::{AccessRights, Segment};
 use crate::model::exit::{Event, Exit};
 use crate::vendor::flush::FlushKind;
@@ -59,7 +60,24 @@ fn exit_of(window: &GuestWindow<'_>, reason: Result<u32, HwError>) -> Result<Exi
     }
 }
 
+/// Pending debug exceptions: the single step, where DR6 has it.
+const PENDING_SINGLE_STEP: u64 = 1 << 14;
+
 impl GuestWindow<'_> {
+    /// With RFLAGS.TF in the shadow of STI or MOV SS the entry takes it that a single step is pending,
+    /// and fails where it is not, whatever is injected (SDM Vol. 3C, "Checks on Guest Non-Register
+    /// State").
+    #[cold]
+    fn expect_single_step(&mut self) -> Result<(), HwError> {
+        let steps = Rflags::from_raw(self.rflags()?).contains(Rflags::TF);
+        if steps && self.interrupt_shadow()? {
+            let pending = self.window.read(GUEST_PENDING_DEBUG)?;
+            self.window
+                .write(GUEST_PENDING_DEBUG, pending | PENDING_SINGLE_STEP)?;
+        }
+        Ok(())
+    }
+
     /// CR4 in the CPU, for a guest that sees `value`.
     fn write_real_cr4(&mut self, value: u64) -> Result<(), HwError> {
         // Machine checks are the host's, whatever the guest wants: without CR4.MCE one of them shuts
@@ -134,6 +152,9 @@ impl Window for GuestWindow<'_> {
     }
 
     fn inject(&mut self, event: &Event) -> Result<(), HwError> {
+        if event.vector == Vector::DB.raw() {
+            self.expect_single_step()?;
+        }
         if let Some(code) = event.error_code {
             self.window.write(ENTRY_ERROR_CODE, code)?;
         }

@@ -74,6 +74,22 @@ pub(super) fn linear<C: Cpu>(
     ))
 }
 
+/// Bytes from an offset in a segment on that are in the segment, before offsets of a width wrap.
+pub(super) fn room<C: Cpu>(
+    cpu: &C,
+    mode: Mode,
+    name: SegmentName,
+    offset: u64,
+    width: Width,
+) -> u64 {
+    let last = match mode {
+        Mode::Bits64 => width.mask(),
+        Mode::Bits16 | Mode::Bits32 => width.mask().min(last_offset(&cpu.segment(name))),
+    };
+    last.checked_sub(offset)
+        .map_or(0, |behind| behind.saturating_add(1))
+}
+
 /// The linear address `bytes` after another: outside 64-bit mode addresses wrap at 4 GiB.
 pub(super) fn linear_add(mode: Mode, gva: Gva, bytes: u64) -> Gva {
     let next = gva.wrapping_add(bytes);
@@ -89,15 +105,22 @@ pub(super) const fn is_canonical(address: u64, bits: u32) -> bool {
     upper == 0 || upper == -1
 }
 
+/// The highest offset in a segment.
+fn last_offset(segment: &Segment) -> u64 {
+    match (
+        segment.rights.expands_down(),
+        segment.rights.default_big(),
+    ) {
+        (false, _) => segment.limit.into(),
+        (true, true) => Width::Dword.mask(),
+        (true, false) => Width::Word.mask(),
+    }
+}
+
 fn is_within_limit(segment: &Segment, first: u64, last: u64) -> bool {
     let limit = u64::from(segment.limit);
     if segment.rights.expands_down() {
-        let top = if segment.rights.default_big() {
-            Width::Dword.mask()
-        } else {
-            Width::Word.mask()
-        };
-        return first > limit && last <= top;
+        return first > limit && last <= last_offset(segment);
     }
     // With a 4 GiB limit there is nothing outside: an operand at the very end wraps.
     last <= limit || segment.limit == u32::MAX

@@ -5,7 +5,7 @@
 //! Hardware reports port, direction and size of a string instruction on a port; its address size
 //! and segment stand in its prefixes.
 
-use super::address::linear;
+use super::address::{linear, room};
 use super::cpu::Cpu;
 use super::insn::DecodeError;
 use super::prefix::{Cursor, Prefixes};
@@ -94,6 +94,13 @@ impl PortString {
             Access::Write
         };
         linear(cpu, self.mode, self.segment, offset, self.width, access)
+    }
+
+    /// Bytes from the next item on, on the way up, whose addresses follow each other: none is outside
+    /// of the segment, and the index register does not wrap.
+    pub fn room<C: Cpu>(&self, cpu: &C) -> u64 {
+        let offset = cpu.gpr(self.index()) & self.address_width.mask();
+        room(cpu, self.mode, self.segment, offset, self.address_width)
     }
 
     /// Moves index and count past so many items.

@@ -47,7 +47,7 @@ use crate::model::paging::PageSize;
 
 mod entry;
 mod lines;
-use entry::{ones, pieces, shift_of, Key, Likeness, Meaning, Piece, Sought, MASK};
+use entry::{ones, pieces, shift_of, Key, Likeness, Meaning, Piece, Sought, MASK, PHYS_BITS};
 use lines::{
     add_lines, close, each_entry, free_chain_frames, give_lines, is_entry, only_key, release_lines,
     take_line, Line, Lines, Tail, SLOTS, WORDS,
@@ -607,6 +607,10 @@ impl Inverted {
         hpa: Hpa,
         mut f: impl FnMut(Alias),
     ) {
+        if hpa.raw() >> PHYS_BITS != 0 {
+            // Its key would be another one's.
+            return;
+        }
         let sizes = self.sizes.load(Ordering::Relaxed);
         for size in SIZES {
             if sizes & 1 << size as u32 == 0 {

@@ -244,16 +244,16 @@ impl<'a> SlotView<'a> {
             .take_while(move |slot| slot.base < range.end)
     }
 
-    /// Every slot with memory between two user addresses, and the guest frames that it shows
-    /// there. One user page may be in several slots. For MMU notifiers.
+    /// Every slot from an index on with memory between two user addresses: its index, and the guest
+    /// frames that it shows there. One user page may be in several slots. For MMU notifiers.
     pub fn find_hva_range(
         self,
         start: Hva,
         end: Hva,
-    ) -> impl Iterator<Item = (&'a Slot, GfnRange)> {
-        self.0
-            .iter()
-            .filter_map(move |slot| Some((slot, slot.gfns_of_hva(start, end)?)))
+        from: usize,
+    ) -> impl Iterator<Item = (usize, GfnRange)> + 'a {
+        let slots = self.0.iter().enumerate().skip(from);
+        slots.filter_map(move |(index, slot)| Some((index, slot.gfns_of_hva(start, end)?)))
     }
 }
 

@@ -18,7 +18,13 @@
 //! the entry sees the CPU stale and flushes after the tables were written. The check is made with
 //! interrupts off, so that the interrupt cannot slip in between check and entry.
 //!
-//! Model-checked: `no_translation_outlives_a_flush` and `..._beside_another` in `loom/tests/loom.rs`.
+//! What a change takes out of the tables is gone for whoever looks there next, and not for the CPUs
+//! until the change has flushed, which it does after the lock. So whoever promises that nobody uses a
+//! translation any more, and finds that there is none, asks the [`Debt`] whether somebody still owes
+//! the flush.
+//!
+//! Model-checked: `no_translation_outlives_a_flush`, `..._beside_another` and `..._of_somebody_else` in
+//! `loom/tests/loom.rs`.
 
 use crate::model::sync::{fence, AtomicU64, Ordering};
 
@@ -33,6 +39,51 @@ pub struct Visit {
     /// Counts how often that was so on this CPU: a vCPU whose translations are its own has to
     /// forget them when the number is another than at its last visit.
     pub epoch: u64,
+}
+
+/// Changes of the tables that CPUs have not been told of.
+#[derive(Debug)]
+pub struct Debt {
+    owed: AtomicU64,
+    paid: AtomicU64,
+}
+
+impl Debt {
+    /// None.
+    pub fn new() -> Self {
+        Self {
+            owed: AtomicU64::new(0),
+            paid: AtomicU64::new(0),
+        }
+    }
+
+    /// Something was taken out of the tables, or made less. Called before the lock is dropped under
+    /// which that was done.
+    pub fn owe(&self) {
+        self.owed.fetch_add(1, Ordering::Release);
+    }
+
+    /// True when what somebody took out, before the caller last held that lock, may still be in use.
+    #[inline]
+    pub fn is_due(&self) -> bool {
+        self.paid.load(Ordering::Acquire) < self.owed.load(Ordering::Acquire)
+    }
+
+    /// What a flush that begins now will have paid for.
+    pub fn begin(&self) -> u64 {
+        self.owed.load(Ordering::Acquire)
+    }
+
+    /// The flush has reached all CPUs.
+    pub fn end(&self, begun: u64) {
+        self.paid.fetch_max(begun, Ordering::Release);
+    }
+}
+
+impl Default for Debt {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// The state of one CPU.

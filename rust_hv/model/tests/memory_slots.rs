@@ -300,14 +300,24 @@ fn user_ranges_find_guest_frames() {
     apply(&mut slots, &request(5, 0, 0x2000, 0x7000_f000)).unwrap();
     let view = SlotView::new(&slots);
     let find = |start, end| -> Vec<_> {
-        view.find_hva_range(Hva::new(start), Hva::new(end))
-            .map(|(slot, gfns)| (slot.id, gfns.start.raw(), gfns.end.raw()))
+        view.find_hva_range(Hva::new(start), Hva::new(end), 0)
+            .map(|(index, gfns)| (slots[index].id, gfns.start.raw(), gfns.end.raw()))
             .collect()
     };
     assert_eq!(find(0, u64::MAX), [(5, 0, 2), (0, 0x100, 0x110)]);
     assert_eq!(
         find(0x7000_f000, 0x7001_0000),
         [(5, 0, 1), (0, 0x10f, 0x110)]
+    );
+    // One after the other.
+    let next = |from| {
+        view.find_hva_range(Hva::new(0), Hva::new(u64::MAX), from)
+            .next()
+            .map(|(index, gfns)| (index, gfns.start.raw()))
+    };
+    assert_eq!(
+        [0, 1, 2, usize::MAX].map(next),
+        [Some((0, 0)), Some((1, 0x100)), None, None]
     );
     // Parts of pages count as pages.
     assert_eq!(find(0x7000_1fff, 0x7000_2001), [(0, 0x101, 0x103)]);
@@ -431,7 +441,7 @@ proptest! {
                     .collect();
                 expected.sort_unstable();
                 let found: Vec<_> = view
-                    .find_hva_range(Hva::new(start << 12), Hva::new(end << 12))
+                    .find_hva_range(Hva::new(start << 12), Hva::new(end << 12), 0)
                     .flat_map(|(_, gfns)| gfns.start.raw()..gfns.end.raw())
                     .collect();
                 prop_assert_eq!(found, expected);

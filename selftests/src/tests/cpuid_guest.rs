@@ -44,6 +44,16 @@ fn run(t: &Context) -> Outcome {
     check_eq!(ask(0x4, 1)?, [0x3000, 0x3001, 0x3002, 0x3003]);
     check_eq!(ask(0x4, 2)?, [0; 4], "an index that is not there");
     check_eq!(ask(0xFFFF_FFFF_4000_0000, 0)?[0], 0x1000, "only the low half of RAX counts");
+    // The APIC is there when its base says so, whatever the VMM has said of it.
+    const APIC: u64 = 1 << 9;
+    for enabled in [1 << 11, 0] {
+        machine.change_sregs(|sregs| sregs.apic_base = sregs.apic_base & !(1 << 11) | enabled)?;
+        check_eq!(ask(1, 0)?[3] & APIC != 0, enabled != 0, "the APIC");
+    }
+    // A level of the topology that is not there has the number that was asked for, and the vCPU's.
+    entries.push(entry(0xB, 0, indexed, 0x4000));
+    entries.push(entry(0xB, 1, indexed, 0x5000));
+    check_eq!(device.vm()?.vcpu(0)?.set_cpuid(&entries), Ok(0));
     if let Some(vendor) = entries.iter().find(|entry| entry.function == 0) {
         let [_, ebx, ecx, edx] = ask(0, 0)?;
         check_eq!([ebx, ecx, edx], [vendor.ebx, vendor.ecx, vendor.edx].map(u64::from), "the vendor");

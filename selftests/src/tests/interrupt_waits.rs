@@ -37,6 +37,11 @@ fn run(t: &Context) -> Outcome {
     }
     let machine = Machine::long(&device, interrupt_waits())?;
     let vcpu = &machine.vcpu;
+    // SAFETY: the vCPU's area.
+    let ready = || unsafe {
+        let area = vcpu.kvm_run().read_volatile();
+        (area.if_flag, area.ready_for_interrupt_injection)
+    };
     machine.memory.write(layout::DATA, interrupt_waits_handler());
     machine.memory.write_u64(layout::IDT + 16 * VECTOR, traps::gate(layout::DATA));
     check!(matches!(machine.run()?, Exit::Io { port: 0x11, .. }), "{:x?}", vcpu.exit());
@@ -50,6 +55,7 @@ fn run(t: &Context) -> Outcome {
     vcpu.set_immediate_exit(1);
     check_err!(machine.run(), EINTR);
     vcpu.set_immediate_exit(0);
+    check_eq!(ready(), (0, 0), "IF and ready, with one waiting");
     check_eq!(vcpu.sregs()?.interrupt_bitmap, bitmap, "still waiting");
     let exit = machine.run()?;
     check!(matches!(exit, Exit::Io { port: 0x20, .. }), "the handler, not {exit:x?}");

@@ -8,6 +8,9 @@ pub const TEST: Test = Test::new(10, run);
 
 guest!(io_string_16_out, code16, "rep outsb dx, fs:[si]", "hlt");
 guest!(io_string_16_in, code16, "rep insw", "hlt");
+guest!(io_string_16_bytes, code16, "rep insb", "hlt");
+guest!(io_string_16_limit, code16, "rep outsb", "hlt");
+guest!(io_string_16_fault, code16, "mov bp, sp", "out 0x20, al", "hlt");
 
 fn run(t: &Context) -> Outcome {
     let machine = Machine::real(&t.device()?, io_string_16_out())?;
@@ -53,5 +56,60 @@ fn run(t: &Context) -> Outcome {
     check_eq!(end, Exit::Hlt);
     check_eq!(machine.memory.read(base + 0xFFFC, 4), [0x21, 0x22, 0x23, 0x24]);
     check_eq!(machine.vcpu.regs()?.rdi, 0);
+    wraps_inside_of_a_page(&machine)?;
+    ends_at_the_limit(&machine)
+}
+
+/// DI wraps where no page ends.
+fn wraps_inside_of_a_page(machine: &Machine) -> Outcome {
+    let base = 0x30010;
+    machine.load(io_string_16_bytes());
+    machine.change_sregs(|sregs| (sregs.es.base, sregs.es.selector) = (base as u64, 0x3001))?;
+    machine.memory.write(base, &[0; 8]);
+    machine.memory.write(base + 0x10000, &[0x77; 8]);
+    machine.change_regs(|regs| {
+        (regs.rip, regs.rcx, regs.rdi) = (layout::CODE as u64, 16, 0xFFF8);
+    })?;
+    let mut answer = (1..).map(|byte: u8| byte);
+    let end = loop {
+        match machine.run()? {
+            Exit::Io { direction: Direction::In, size: 1, count, .. } => {
+                let data: Vec<u8> = answer.by_ref().take(count).collect();
+                machine.vcpu.answer_io(&data);
+            }
+            other => break other,
+        }
+    };
+    check_eq!(end, Exit::Hlt);
+    check_eq!(machine.memory.read(base + 0xFFF8, 8), [1, 2, 3, 4, 5, 6, 7, 8]);
+    check_eq!(machine.memory.read(base, 8), [9, 10, 11, 12, 13, 14, 15, 16]);
+    check_eq!(machine.memory.read(base + 0x10000, 8), [0x77; 8], "behind the segment");
+    check_eq!(machine.vcpu.regs()?.rdi, 8);
+    Ok(())
+}
+
+/// What is in the segment goes out, and the next is a fault.
+fn ends_at_the_limit(machine: &Machine) -> Outcome {
+    const GENERAL_PROTECTION: usize = 13;
+    machine.load(io_string_16_limit());
+    machine.memory.write(layout::DATA, io_string_16_fault());
+    machine.memory.write(4 * GENERAL_PROTECTION, &(layout::DATA as u32).to_le_bytes());
+    machine.memory.write(0x32100 + 0xFF0, &[5; 32]);
+    machine.change_sregs(|sregs| {
+        (sregs.ds.base, sregs.ds.selector, sregs.ds.limit) = (0x32100, 0x3210, 0xFFF);
+    })?;
+    machine.change_regs(|regs| {
+        (regs.rip, regs.rcx, regs.rsi) = (layout::CODE as u64, 32, 0xFF0);
+    })?;
+    let mut sent = 0;
+    let end = loop {
+        match machine.run()? {
+            Exit::Io { direction: Direction::Out, port: 0x10, count, .. } => sent += count,
+            other => break other,
+        }
+    };
+    check!(matches!(end, Exit::Io { port: 0x20, .. }), "the handler, not {end:x?}");
+    let regs = machine.vcpu.regs()?;
+    check_eq!((sent, regs.rcx, regs.rsi), (16, 16, 0x1000));
     Ok(())
 }

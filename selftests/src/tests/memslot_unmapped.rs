@@ -7,7 +7,7 @@ use crate::prelude::*;
 
 pub const TEST: Test = Test::new(10, run);
 
-guest!(slot_unmapped, code16, "mov ax, 0x2000", "mov ds, ax", "mov al, [0]", "hlt");
+guest!(slot_unmapped, code16, "out 0x10, al", "mov ax, 0x2000", "mov ds, ax", "mov al, [0]", "hlt");
 
 fn run(t: &Context) -> Outcome {
     let machine = Machine::new(&t.device()?)?;
@@ -18,7 +18,9 @@ fn run(t: &Context) -> Outcome {
     let hole = Memory::new(PAGE)?.address();
     check_eq!(machine.vm.set_slot(1, 0, 0x20000, PAGE as u64, hole), Ok(0));
     crate::machine::enter_real(&machine.vcpu)?;
+    check!(matches!(machine.run()?, Exit::Io { .. }));
     check_eq!(machine.run(), Err(Errno::EFAULT));
+    check_eq!(machine.vcpu.exit_reason(), 0, "none: not that of the exit before");
     // The guest is still at the instruction: with the memory there, it goes on.
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     // SAFETY: a free range, as NOREPLACE makes sure; nothing of ours is there.

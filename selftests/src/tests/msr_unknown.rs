@@ -7,6 +7,8 @@ use crate::traps;
 
 pub const TEST: Test = Test::new(20, run);
 
+const RF: u64 = 1 << 16;
+
 guest!(msr_unknown_read, code64, "rdmsr", "hlt");
 guest!(msr_unknown_write, code64, "wrmsr", "hlt");
 
@@ -35,6 +37,7 @@ fn run(t: &Context) -> Outcome {
                 (traps::GENERAL_PROTECTION, 0, start),
                 "MSR {msr:#x}"
             );
+            check_eq!(trap.rflags & RF, RF, "a fault: its handler comes back to the instruction");
         }
     }
     Ok(())

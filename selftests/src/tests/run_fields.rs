@@ -31,6 +31,14 @@ fn run(t: &Context) -> Outcome {
     set_cr8(16);
     check_err!(machine.run(), EINVAL, "a CR8 that is none");
     set_cr8(0);
+    // What user space has changed meanwhile is there after a run that comes to nothing, too.
+    machine.vcpu.set_immediate_exit(1);
+    for (flags, expected) in [(0x202, (1, 0, 1)), (2, (0, 0, 0))] {
+        machine.change_regs(|regs| regs.rflags = flags)?;
+        check_err!(machine.run(), EINTR);
+        check_eq!(fields(), expected, "with RFLAGS {flags:#x}");
+    }
+    machine.vcpu.set_immediate_exit(0);
     check_eq!(machine.run()?, Exit::Hlt);
     Ok(())
 }

@@ -20,7 +20,7 @@ use rusthv_model::paging::frames::{Counts, TableFrame, TableMemory, TableRef, EN
 use rusthv_model::paging::grow::{Grow, Grown};
 use rusthv_model::paging::sweep::{Progress, Sweep};
 use rusthv_model::paging::table::{MapError, Table};
-use rusthv_model::paging::tlb::CpuState;
+use rusthv_model::paging::tlb::{CpuState, Debt};
 use rusthv_model::paging::track::Allowed;
 use rusthv_model::paging::{Level, PageSize, Permissions};
 
@@ -496,6 +496,64 @@ fn no_translation_outlives_a_flush_beside_another() {
         freed.store(true, Ordering::Release);
         guest.join().unwrap();
         other.join().unwrap();
+    });
+}
+
+/// One change takes a page out, and comes to the flush later; another finds it gone, and gives the page
+/// back: not before CPUs have forgotten it. The first mutex is `Mmu::state`.
+#[test]
+fn no_translation_outlives_a_flush_of_somebody_else() {
+    loom::model(|| {
+        let entry = Arc::new(AtomicU64::new(1));
+        let freed = Arc::new(AtomicBool::new(false));
+        let tlb = Arc::new((CpuState::new(), Debt::new(), Mutex::new(())));
+        let (tables, cpu) = (Arc::new(Mutex::new(())), Arc::new(Mutex::new(())));
+        let settle = |tlb: &(CpuState, Debt, Mutex<()>), cpu: &Mutex<()>| {
+            let (state, debt, interrupting) = tlb;
+            if !debt.is_due() {
+                return;
+            }
+            let one_at_a_time = interrupting.lock().unwrap();
+            let begun = debt.begin();
+            fence(Ordering::SeqCst);
+            if state.make_stale() {
+                drop(cpu.lock().unwrap());
+            }
+            debt.end(begun);
+            drop(one_at_a_time);
+        };
+        let take_out = |entry: &AtomicU64, tables: &Mutex<()>, debt: &Debt| {
+            let lock = tables.lock().unwrap();
+            if entry.swap(0, Ordering::AcqRel) != 0 {
+                debt.owe();
+            }
+            drop(lock);
+        };
+        let first = {
+            let (entry, tables) = (entry.clone(), tables.clone());
+            let (tlb, cpu) = (tlb.clone(), cpu.clone());
+            thread::spawn(move || {
+                take_out(&entry, &tables, &tlb.1);
+                settle(&tlb, &cpu);
+            })
+        };
+        let guest = {
+            let (entry, freed) = (entry.clone(), freed.clone());
+            let (tlb, cpu) = (tlb.clone(), cpu.clone());
+            thread::spawn(move || {
+                let off = cpu.lock().unwrap();
+                tlb.0.visit();
+                if entry.load(Ordering::Acquire) != 0 {
+                    assert!(!freed.load(Ordering::Acquire), "a freed page was used");
+                }
+                drop(off);
+            })
+        };
+        take_out(&entry, &tables, &tlb.1);
+        settle(&tlb, &cpu);
+        freed.store(true, Ordering::Release);
+        first.join().unwrap();
+        guest.join().unwrap();
     });
 }
 

@@ -11,8 +11,10 @@ pub(super) const MASK: u64 = 0xffff;
 const SIZE_SHIFT: u32 = 62;
 /// In the first word of every entry: the cluster at 0 is one, too.
 const USED: u64 = 1 << 61;
+/// Bits of a physical address: MAXPHYADDR at most (SDM Vol. 3A, "Paging").
+pub(super) const PHYS_BITS: u32 = 52;
 /// Bits of a frame number, the guest's or the host's.
-const FRAME_BITS: u32 = 52 - PAGE_SHIFT;
+const FRAME_BITS: u32 = PHYS_BITS - PAGE_SHIFT;
 const FRAME_MASK: u64 = (1 << FRAME_BITS) - 1;
 /// In the second word of an entry: guest frames go down where the host's go up.
 const DOWN_SHIFT: u32 = 56;

@@ -31,6 +31,9 @@ pub struct Regime {
     pub(super) write_protect: bool,
     /// CR4.SMEP, as far as the tables have to see to it: without CR0.WP.
     pub(super) smep: bool,
+    /// CR4.SMAP, likewise: it would forbid what [`Grant`](super::entry::Grant) gives to supervisor mode
+    /// alone.
+    smap: bool,
 }
 
 impl Regime {
@@ -41,6 +44,7 @@ impl Regime {
         no_execute: false,
         write_protect: true,
         smep: false,
+        smap: false,
     };
 
     /// That of a vCPU's registers; `None` for 5-level paging, which has no shadow.
@@ -58,6 +62,7 @@ impl Regime {
             no_execute: !unpaged && registers.efer.contains(Efer::NXE),
             write_protect,
             smep: !write_protect && registers.cr4.contains(Cr4::SMEP),
+            smap: !write_protect && registers.cr4.contains(Cr4::SMAP),
         })
     }
 
