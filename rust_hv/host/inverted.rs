@@ -15,6 +15,7 @@ use super::global::Global;
 use super::pool::{self, Pools, Reserve};
 use super::supply::Supply;
 use super::tables::Tables;
+use super::task;
 use crate::model::arch::addr::Hpa;
 use crate::model::memory::inverted::{
     Added, Alias, Group, Inverted, Locks, Owner, Run, Spare, Usage, GROUPS,
@@ -91,6 +92,12 @@ impl TableMemory for Counted<'_, '_> {
     }
 }
 
+/// Lines that are kept for so many entries, each of which may have to begin one. Twice: the next may come
+/// before there are new ones.
+fn lines_for(entries: u64) -> i64 {
+    entries.saturating_mul(2) as i64
+}
+
 fn count(frame: &TableFrame, change: i64) {
     // A frame of the host's has a node.
     pool::INVERTED.add(node_of(frame.hpa()).map_or(0, |node| node as i32), change);
@@ -145,6 +152,37 @@ impl InvertedTable {
         let mut memory = Tables::with_reserve(&self.supply, reserve);
         let grown = self.table.grow(&mut Counted(&mut memory), &*self.locks);
         grown.map_err(|_| ENOMEM)
+    }
+
+    /// Somebody begins to add pages of which the table hears late, under a lock: up to `entries` at
+    /// once. Until [`InvertedTable::stop_expecting`].
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`: nothing is expected.
+    pub fn expect(&self, entries: u64) -> Result {
+        self.table.expect(lines_for(entries));
+        let made = self.make_lines();
+        if made.is_err() {
+            self.stop_expecting(entries);
+        }
+        made
+    }
+
+    /// The end of that.
+    pub fn stop_expecting(&self, entries: u64) {
+        self.table.expect(-lines_for(entries));
+    }
+
+    fn make_lines(&self) -> Result {
+        let mut reserve = Reserve::default();
+        while self.table.lacks_lines(&*self.locks) {
+            reserve.fill(&self.supply)?;
+            // Does nothing while somebody else does.
+            self.grow(&mut reserve)?;
+            task::cond_resched();
+        }
+        Ok(())
     }
 
     /// Gives back what the table does not need any more.

@@ -22,6 +22,7 @@
 #include <linux/uaccess.h>
 #include <kunit/test.h>
 #include <kunit/test-bug.h>
+#include <asm/cpu.h>
 #include <asm/cpu_entry_area.h>
 #include <asm/cpufeature.h>
 #include <asm/debugreg.h>
@@ -368,6 +369,16 @@ void rhv_load_fpu_if_needed(void)
 u64 rhv_host_debugctl(void)
 {
 	return get_debugctlmsr();
+}
+
+bool rhv_detects_split_locks(void)
+{
+	return boot_cpu_has(X86_FEATURE_SPLIT_LOCK_DETECT);
+}
+
+bool rhv_split_lock(unsigned long ip)
+{
+	return handle_guest_split_lock(ip);
 }
 
 void rhv_set_debugctl(u64 value)

@@ -108,6 +108,8 @@ void rhv_restore_segments(const struct rhv_host_segments *segs);
 u64 rhv_read_cr3(void);
 void rhv_load_fpu_if_needed(void);
 u64 rhv_host_debugctl(void);
+bool rhv_detects_split_locks(void);
+bool rhv_split_lock(unsigned long ip);
 void rhv_set_debugctl(u64 value);
 void rhv_restore_debug_registers(void);
 void rhv_load_debug_registers(const u64 *db, u64 dr6);

@@ -28,6 +28,22 @@ pub fn do_work_if_pending() -> Result {
     kernel::error::to_result(unsafe { bindings::xfer_to_guest_mode_handle_work() })
 }
 
+/// True when the CPU raises #AC for locked accesses across cache lines, as the host has it do, in guests,
+/// too.
+#[inline]
+pub fn detects_split_locks() -> bool {
+    // SAFETY: No preconditions.
+    unsafe { bindings::rhv_detects_split_locks() }
+}
+
+/// Has the host deal with such an access, by its policy: it warns, and lets this task make them for a
+/// while; or the task gets SIGBUS. May sleep.
+pub fn split_lock(rip: u64) {
+    // SAFETY: Called from an ioctl, with interrupts on and no locks but sleeping ones. Which of the two it
+    // was shows in the task's signals.
+    unsafe { bindings::rhv_split_lock(rip as usize) };
+}
+
 /// Lets others run where the kernel is not preemptible.
 #[inline]
 pub fn cond_resched() {

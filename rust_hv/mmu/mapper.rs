@@ -10,6 +10,7 @@
 //! for writing: never by two at once, and what one has written the next one sees. So loads and
 //! stores are relaxed and plain.
 
+use super::owners::RUN_ENTRIES;
 use crate::host::write_log::WriteLog;
 use crate::model::arch::addr::{Gfn, Hpa};
 use crate::model::memory::inverted::Run;
@@ -169,11 +170,20 @@ impl super::Mmu {
     /// `ENOMEM`.
     pub(super) fn add_mapper(&self) -> Result<Arc<Mapper>> {
         let mapper = Arc::new(Mapper::new(self.new_log()?), GFP_KERNEL_ACCOUNT)?;
+        self.inverted.expect(RUN_ENTRIES)?;
+        let added = self.list_mapper(&mapper);
+        if added.is_err() {
+            self.inverted.stop_expecting(RUN_ENTRIES);
+        }
+        added.map(|()| mapper)
+    }
+
+    fn list_mapper(&self, mapper: &Arc<Mapper>) -> Result {
         loop {
             let count = self.state.read().mappers.len();
             let mut room = KVec::with_capacity(count + 1, GFP_KERNEL_ACCOUNT)?;
-            if self.state.write().mappers.add(&mapper, &mut room) {
-                return Ok(mapper);
+            if self.state.write().mappers.add(mapper, &mut room) {
+                return Ok(());
             }
         }
     }
@@ -191,5 +201,6 @@ impl super::Mmu {
         notes.end();
         drop(state);
         notes.check_shared();
+        self.inverted.stop_expecting(RUN_ENTRIES);
     }
 }

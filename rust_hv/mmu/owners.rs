@@ -38,7 +38,7 @@ use crate::host::global::Global;
 use crate::host::inverted::InvertedTable;
 use crate::host::task;
 use crate::model::arch::addr::{Gfn, Hpa};
-use crate::model::memory::inverted::{Owner, Run, MAX_OWNERS};
+use crate::model::memory::inverted::{Owner, Run, CLUSTER, MAX_OWNERS};
 use crate::model::paging::format::Leaf;
 use crate::model::paging::shadow::Census;
 use crate::model::paging::PageSize;
@@ -257,6 +257,8 @@ impl Drop for Listed {
 
 /// Pages that a run which waits may have: the more, the longer takes it to settle.
 const LONGEST: u64 = 1024;
+/// Entries that such a run becomes at most: its ends may be in the middle of a cluster.
+pub(super) const RUN_ENTRIES: u64 = LONGEST / CLUSTER + 1;
 
 /// What was done to a VM's leaves and is not in the inverted table yet.
 pub(super) struct Notes {

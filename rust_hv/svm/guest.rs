@@ -90,6 +90,8 @@ pub struct Guest {
 /// A guest whose CPU stays the same: its registers can be reached, and it can be entered.
 pub struct GuestWindow<'a> {
     pub(super) guest: &'a mut Guest,
+    /// `Guest::host_debugctl` is the host's now: interrupt handlers may change it, and are off.
+    debugctl_is_known: bool,
     /// Last, so that interrupts come on when all else is done.
     pub(super) irqs: IrqsOff,
 }
@@ -300,7 +302,11 @@ impl vendor::Guest for Guest {
             self.clean = 0;
             self.has_moved = true;
         }
-        Ok(GuestWindow { guest: self, irqs })
+        Ok(GuestWindow {
+            guest: self,
+            debugctl_is_known: false,
+            irqs,
+        })
     }
 
     #[inline]
@@ -345,8 +351,11 @@ impl GuestWindow<'_> {
             if unsafe { bindings::rhv_svm_load() } {
                 self.guest.asid.flush();
             }
+        }
+        if !self.debugctl_is_known {
             // SAFETY: No preconditions.
             self.guest.host_debugctl = unsafe { bindings::rhv_host_debugctl() };
+            self.debugctl_is_known = true;
         }
         fpu.load(&self.irqs);
     }

@@ -231,7 +231,9 @@ fn xsave(xcr0: u64, list: &mut List) -> Result {
         eax: host.eax & XSAVE_EXTENSIONS,
         ..Registers::default()
     };
-    ours.ebx = compacted_size(ours.eax, xcr0, |component| Some(cpuid(LEAF_XSAVE, component)));
+    ours.ebx = compacted_size(ours.eax, xcr0, |component| {
+        Some(cpuid(LEAF_XSAVE, component))
+    });
     list.push(LEAF_XSAVE, 1, INDEXED, ours)?;
     for bit in 2..63 {
         if xcr0 & 1 << bit != 0 {
@@ -263,11 +265,7 @@ fn standard_size(xcr0: u64, leaf: impl Fn(u32) -> Option<Registers>) -> u32 {
 
 /// The same in the compacted format, one behind the other; 0 on CPUs that have none (SDM Vol. 1,
 /// "Compacted Format of the Extended Region").
-fn compacted_size(
-    extensions: u32,
-    xcr0: u64,
-    leaf: impl Fn(u32) -> Option<Registers>,
-) -> u32 {
+fn compacted_size(extensions: u32, xcr0: u64, leaf: impl Fn(u32) -> Option<Registers>) -> u32 {
     if extensions & COMPACTS == 0 {
         return 0;
     }
@@ -466,7 +464,6 @@ impl Cpuid {
             (basic.eax, self.find(basic.eax, subleaf))
         }
     }
-
 }
 
 fn find(entries: &[kvm_cpuid_entry2], leaf: u32, subleaf: u32) -> Option<Registers> {

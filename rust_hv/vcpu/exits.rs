@@ -13,9 +13,10 @@ use crate::host::bindings::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON;
 use crate::host::debug::machine_check;
 use crate::host::run_page::{RunPages, UserExit};
 use crate::host::switch::HostSwitch;
+use crate::host::task;
 use crate::mmu::shadow::GuestFault;
 use crate::model::arch::addr::Gva;
-use crate::model::arch::exception::Vector;
+use crate::model::arch::exception::{is_alignment_check, Vector};
 use crate::model::arch::msr::EFER;
 use crate::model::arch::regs::{Cr0, Cr4, Efer, Rflags};
 use crate::model::emulate::Exception;
@@ -64,6 +65,8 @@ pub(super) enum Action {
     Leave,
     /// Empty the log of writes.
     EmptyLog,
+    /// The instruction here has made a locked access across cache lines, and the host minds.
+    SplitLock(u64),
     /// A write of CR0, CR3 or CR4 that loads the entries of PAE paging.
     Control {
         /// 0, 3 or 4.
@@ -280,9 +283,7 @@ impl Handler<'_> {
             xcr0: state.xcr0,
         };
         let [rax, rcx, rdx, rbx, ..] = window.gprs_mut();
-        let found = state
-            .cpuid
-            .query(*rax as u32, *rcx as u32, &now);
+        let found = state.cpuid.query(*rax as u32, *rcx as u32, &now);
         *rax = found.eax.into();
         *rbx = found.ebx.into();
         *rcx = found.ecx.into();
@@ -532,6 +533,14 @@ impl Handler<'_> {
                     instruction_len: window.instruction_len()? as u8,
                 });
                 return Ok(Action::Enter);
+            }
+        }
+        if vector == Vector::AC.raw() && task::detects_split_locks() {
+            let cr0 = Cr0::from_raw(window.cr0()?);
+            let rflags = Rflags::from_raw(window.rflags()?);
+            let (_, cpl) = window.code_rights_and_cpl()?;
+            if !is_alignment_check(cpl, cr0, rflags) {
+                return Ok(Action::SplitLock(window.rip()?));
             }
         }
         state.queue(Event::exception(vector, error_code));

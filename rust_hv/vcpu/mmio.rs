@@ -35,6 +35,8 @@ enum Waiting {
     No,
     /// Answer this read of `insn`.
     Read(MmioRead, Insn),
+    /// See to the memory that `insn` needs besides: devices have answered.
+    Memory(Insn),
     /// Take the rest of the writes; the instruction is done.
     Writes,
 }
@@ -171,7 +173,8 @@ impl Mmio {
         let (read, insn) = match core::mem::replace(&mut self.waiting, Waiting::No) {
             Waiting::No => return Ok(Step::Enter),
             Waiting::Writes => return Ok(self.next_write()),
-            Waiting::Read(read, insn) => (read, insn),
+            Waiting::Read(read, insn) => (Some(read), insn),
+            Waiting::Memory(insn) => (None, insn),
         };
         let snapshot = match &mut self.snapshot {
             Some(snapshot) => snapshot,
@@ -185,7 +188,9 @@ impl Mmio {
             // User space has sent the guest elsewhere.
             return Ok(Step::Enter);
         }
-        self.log.record(read, run.mmio_data()).map_err(|_| EINVAL)?;
+        if let Some(read) = read {
+            self.log.record(read, run.mmio_data()).map_err(|_| EINVAL)?;
+        }
         self.go_on(state, guest, mmu, insn)
     }
 
@@ -208,7 +213,13 @@ impl Mmio {
             outcome = execute(&mut machine, &insn, &mut self.log, ITERATIONS);
             tries -= 1;
             // Entering the guest would ask devices again that have answered.
-            if tries == 0 || self.log.is_empty() || !matches!(outcome, Outcome::Again { .. }) {
+            let again = match outcome {
+                Outcome::Again { .. } => true,
+                // The slots were changed meanwhile.
+                Outcome::Failed(error) => error == EAGAIN,
+                _ => false,
+            };
+            if tries == 0 || self.log.is_empty() || !again {
                 break;
             }
             task::cond_resched();
@@ -265,7 +276,12 @@ impl Mmio {
             Outcome::Failed(error) if error == no_such_device() => {
                 Ok(Step::Exit(UserExit::UNKNOWN_INSTRUCTION))
             }
-            Outcome::Failed(error) => Err(error),
+            Outcome::Failed(error) => {
+                if !self.log.is_empty() {
+                    self.waiting = Waiting::Memory(insn);
+                }
+                Err(error)
+            }
             Outcome::Done { .. } | Outcome::Again { .. } | Outcome::Fault(_) => Ok(Step::Enter),
         }
     }

@@ -65,7 +65,9 @@ impl<V: Vendor> Vcpu<V> {
         let Inner { guest, state, .. } = &mut *inner;
         if !state.noted {
             // As after an error. What is known from before stays where the CPU does not let us look.
-            let _ = guest.open().map(|window| state.note_interruptibility(&window));
+            let _ = guest
+                .open()
+                .map(|window| state.note_interruptibility(&window));
         }
         self.run.finish(
             state.if_flag,
@@ -275,6 +277,10 @@ impl<V: Vendor> Vcpu<V> {
             Action::EmptyLog => {
                 paging.empty_write_log();
                 guest.open()?.restart_log()?;
+                Ok(Turn::Again)
+            }
+            Action::SplitLock(rip) => {
+                task::split_lock(rip);
                 Ok(Turn::Again)
             }
             Action::Enter

@@ -4,6 +4,7 @@
 //! Handling").
 
 use super::bits::bits;
+use super::regs::{Cr0, Rflags};
 
 /// Number of an entry of the interrupt descriptor table.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -102,5 +103,25 @@ bits! {
         KEY = 1 << 5;
         /// A shadow-stack access.
         SHADOW_STACK = 1 << 6;
+    }
+}
+
+/// True when #AC is for the guest: its user programs are not to make unaligned accesses (SDM Vol. 3A,
+/// "Alignment Check Exception"). Otherwise the CPU has raised it for a split lock.
+pub fn is_alignment_check(cpl: u8, cr0: Cr0, rflags: Rflags) -> bool {
+    cpl == 3 && cr0.contains(Cr0::AM) && rflags.contains(Rflags::AC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alignment_is_checked_for_users_who_want_it() {
+        let (am, ac) = (Cr0::AM | Cr0::PE, Rflags::AC | Rflags::FIXED);
+        assert!(is_alignment_check(3, am, ac));
+        assert!(!is_alignment_check(0, am, ac));
+        assert!(!is_alignment_check(3, Cr0::PE, ac));
+        assert!(!is_alignment_check(3, am, Rflags::FIXED));
     }
 }

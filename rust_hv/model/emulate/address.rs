@@ -107,10 +107,7 @@ pub(super) const fn is_canonical(address: u64, bits: u32) -> bool {
 
 /// The highest offset in a segment.
 fn last_offset(segment: &Segment) -> u64 {
-    match (
-        segment.rights.expands_down(),
-        segment.rights.default_big(),
-    ) {
+    match (segment.rights.expands_down(), segment.rights.default_big()) {
         (false, _) => segment.limit.into(),
         (true, true) => Width::Dword.mask(),
         (true, false) => Width::Word.mask(),

@@ -44,14 +44,14 @@ pub enum Outcome<E> {
     },
     /// The guest gets an exception. Nothing has changed, but iterations before this one stay done.
     Fault(Exception),
-    /// The host failed.
+    /// The host failed. Answers of devices are still in the log: it may be tried again.
     Failed(E),
 }
 
 /// Executes one instruction, of a repeated one at most `limit` iterations (and at least one).
 ///
-/// RIP must be at the instruction. On the way back from [`Outcome::MmioRead`], `log` holds the
-/// answers so far; otherwise it is empty.
+/// RIP must be at the instruction. On the way back from [`Outcome::MmioRead`] or [`Outcome::Failed`],
+/// `log` holds the answers so far; otherwise it is empty.
 pub fn execute<M: Cpu + Memory>(
     machine: &mut M,
     insn: &Insn,
@@ -70,10 +70,7 @@ pub fn execute<M: Cpu + Memory>(
                 log.clear();
                 return Outcome::Fault(exception);
             }
-            Err(Halt::Stop(Stop::Failed(error))) => {
-                log.clear();
-                return Outcome::Failed(error);
-            }
+            Err(Halt::Stop(Stop::Failed(error))) => return Outcome::Failed(error),
         };
         if !writes.is_empty() {
             return Outcome::MmioWrite {

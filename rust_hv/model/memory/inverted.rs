@@ -376,6 +376,8 @@ pub struct Inverted {
     scarce: AtomicBool,
     /// Somebody adds pages or takes some away.
     resizing: AtomicBool,
+    /// Lines that those may need at once who have not told of their pages yet.
+    expected: AtomicU64,
     /// Sizes of pages that were ever added: a bit each.
     sizes: AtomicU32,
 }
@@ -391,8 +393,26 @@ impl Inverted {
             wanted: AtomicBool::new(false),
             scarce: AtomicBool::new(false),
             resizing: AtomicBool::new(false),
+            expected: AtomicU64::new(0),
             sizes: AtomicU32::new(0),
         }
+    }
+
+    /// Somebody may add pages for which nothing can be set aside any more when they come, or, with a
+    /// negative number, will not any more: so many lines are kept for them, [`Inverted::grow`] permitting.
+    pub fn expect(&self, lines: i64) {
+        self.expected.fetch_add(lines as u64, Ordering::Relaxed);
+    }
+
+    /// Lines that there should be for chains to come.
+    #[inline]
+    fn few_lines(&self) -> u64 {
+        FEW_LINES.saturating_add(self.expected.load(Ordering::Relaxed))
+    }
+
+    /// True when there are fewer lines than are expected to be needed.
+    pub fn lacks_lines<L: Locks>(&self, locks: &L) -> bool {
+        locks.spare(|spare| spare.free.count) < self.few_lines()
     }
 
     #[inline]
@@ -527,7 +547,7 @@ impl Inverted {
             line.set(slot, entry);
         } else {
             let (more, left) = take_line(memory, locks, own)?;
-            if left < FEW_LINES && !self.scarce.load(Ordering::Relaxed) {
+            if left < self.few_lines() && !self.scarce.load(Ordering::Relaxed) {
                 self.scarce.store(true, Ordering::Relaxed);
             }
             let more = Line::at(memory, more);
@@ -797,7 +817,7 @@ impl Inverted {
         }
         let mut result = Ok(());
         self.scarce.store(false, Ordering::Relaxed);
-        if locks.spare(|spare| spare.free.count) < FEW_LINES {
+        if self.lacks_lines(locks) {
             let mut own = Lines::default();
             result = add_lines(memory, locks, &mut own);
             give_lines(memory, locks, own);
@@ -830,8 +850,8 @@ impl Inverted {
         Ok(())
     }
 
-    /// Frees pages that no group uses any more, all but one, and when no chain uses lines, all of
-    /// these but a frame's.
+    /// Frees pages that no group uses any more, all but one, and when no chain uses lines, and nobody is
+    /// expected to, all of these but a frame's.
     pub fn trim<M: TableMemory, L: Locks>(&self, memory: &mut M, locks: &L) {
         if !self.begin_resizing() {
             return;
@@ -850,8 +870,10 @@ impl Inverted {
             self.free_page(memory, last as usize);
         }
         self.end_resizing();
-        let idle = locks.spare(|spare| release_lines(memory, spare));
-        free_chain_frames(memory, idle);
+        if self.expected.load(Ordering::Relaxed) == 0 {
+            let idle = locks.spare(|spare| release_lines(memory, spare));
+            free_chain_frames(memory, idle);
+        }
     }
 
     fn free_page<M: TableMemory>(&self, memory: &mut M, number: usize) {

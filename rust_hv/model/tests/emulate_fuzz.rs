@@ -275,7 +275,8 @@ pub fn run(
                 break;
             }
             Outcome::Failed(()) => {
-                prop_assert!(log.is_empty());
+                // Answers are kept, where there are any.
+                prop_assert!(log.is_empty() || loads != 0);
                 if single {
                     // The first page of a store may be done, but no register.
                     let after = machine.state();

@@ -90,6 +90,45 @@ fn a_page_is_found_until_it_goes() {
     world.end();
 }
 
+/// Runs that wait are told of all at once, where no frame can be had: one of each vCPU, of pages that are
+/// as far apart as can be.
+#[test]
+fn lines_are_kept_for_what_is_expected() {
+    const ENTRIES: u64 = 65;
+    for runs in [1, 7, 64] {
+        let mut world = World::new();
+        let lines = (ENTRIES * runs) as i64;
+        world.table.expect(lines);
+        while world.table.lacks_lines(&world.locks) {
+            let grown = world.table.grow(&mut world.arena, &world.locks);
+            assert_eq!(grown, Ok(()));
+        }
+        world.arena.left = 0;
+        for number in 0..runs {
+            let first = number * (1 << 20) + CLUSTER / 2;
+            let pages = run(first, first, Size4K, (ENTRIES - 1) * CLUSTER);
+            let (arena, locks) = (&mut world.arena, &world.locks);
+            let added = world.table.add(arena, locks, Owner::new(1), &pages);
+            assert_eq!(added.map(|added| added.fresh), Ok(pages.count));
+        }
+        world.arena.left = usize::MAX;
+        world.table.expect(-lines);
+        world.end();
+    }
+}
+
+/// Physical addresses that no CPU has are those of nothing.
+#[test]
+fn impossible_addresses_are_not_found() {
+    let mut world = World::new();
+    world.add(3, run(0x100, 0x8_4321, Size4K, 1));
+    world.add(3, run(0x200, 0x8_4200, Size2M, 1));
+    for bit in 52..64 {
+        assert_eq!(world.owners(0x8_4321 | 1 << (bit - 12)), [], "bit {bit}");
+    }
+    world.end();
+}
+
 #[test]
 fn guest_frames_below_the_host_frame_and_at_the_edges() {
     let mut world = World::new();

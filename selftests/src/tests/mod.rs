@@ -143,6 +143,7 @@ mod memslot_modify;
 mod memslot_overlap;
 mod memslot_top;
 mod memslot_unmapped;
+mod mmio_answer_kept;
 mod mmio_instructions_16;
 mod mmio_instructions_32;
 mod mmio_instructions_64;
