@@ -3,6 +3,7 @@
 //! CPUs: interrupt-off sections, calls to other CPUs, hotplug and suspend.
 
 use super::bindings;
+use core::cell::Cell;
 use kernel::prelude::*;
 use kernel::types::NotThreadSafe;
 
@@ -18,6 +19,8 @@ pub struct IrqsOff {
     cpu: Cpu,
     /// Whether dropping the value turns interrupts on again.
     ours: bool,
+    /// A host interrupt waits that came while the task was in a guest.
+    from_guest: Cell<bool>,
     _pinned: NotThreadSafe,
 }
 
@@ -32,6 +35,7 @@ impl IrqsOff {
         Self {
             cpu: current_cpu(),
             ours: true,
+            from_guest: Cell::new(false),
             _pinned: NotThreadSafe,
         }
     }
@@ -46,6 +50,7 @@ impl IrqsOff {
         Self {
             cpu: current_cpu(),
             ours: false,
+            from_guest: Cell::new(false),
             _pinned: NotThreadSafe,
         }
     }
@@ -55,14 +60,27 @@ impl IrqsOff {
     pub fn cpu(&self) -> Cpu {
         self.cpu
     }
+
+    /// A host interrupt has ended the guest's turn, and is taken when interrupts come on: should it be
+    /// the tick, the time is the guest's.
+    #[inline]
+    pub fn interrupt_from_guest(&self) {
+        self.from_guest.set(true);
+    }
 }
 
 impl Drop for IrqsOff {
     #[inline]
     fn drop(&mut self) {
-        if self.ours {
-            // SAFETY: `new` turned them off, on the same thread.
-            unsafe { bindings::rhv_irq_enable() };
+        if !self.ours {
+            return;
+        }
+        // SAFETY: `new` turned them off, on the same thread.
+        unsafe {
+            match self.from_guest.get() {
+                false => bindings::rhv_irq_enable(),
+                true => bindings::rhv_irq_enable_in_guest_time(),
+            }
         }
     }
 }

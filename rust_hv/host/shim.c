@@ -11,6 +11,7 @@
 #include <linux/fs.h>
 #include <linux/hw_breakpoint.h>
 #include <linux/hugetlb.h>
+#include <linux/kvm_host.h>
 #include <linux/entry-virt.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
@@ -92,6 +93,23 @@ void rhv_irq_disable(void)
 void rhv_irq_enable(void)
 {
 	local_irq_enable();
+}
+
+/*
+ * What ended the guest's turn may be the tick, which asks what the task is doing:
+ * it has been in the guest.
+ */
+void rhv_irq_enable_in_guest_time(void)
+{
+	preempt_disable();
+	guest_timing_enter_irqoff();
+	local_irq_enable();
+	/* Interrupts are taken behind the instruction after STI. */
+	asm volatile("nop");
+	local_irq_disable();
+	guest_timing_exit_irqoff();
+	local_irq_enable();
+	preempt_enable();
 }
 
 unsigned long rhv_irq_save(void)

@@ -64,6 +64,7 @@ void rhv_preempt_disable(void);
 void rhv_preempt_enable(void);
 void rhv_irq_disable(void);
 void rhv_irq_enable(void);
+void rhv_irq_enable_in_guest_time(void);
 unsigned long rhv_irq_save(void);
 void rhv_irq_restore(unsigned long flags);
 bool rhv_work_pending(void);

@@ -453,6 +453,7 @@ impl Entry<'_> {
             if matches!(exit, Exit::HostEvent) {
                 // The host takes the interrupt when the window closes.
                 self.handler.counters.interrupts.bump();
+                window.irqs().interrupt_from_guest();
                 return Ok(None);
             }
             let exit = match exit {

@@ -44,15 +44,15 @@ fn run(t: &Context) -> Outcome {
     check_eq!((trap.vector, trap.rip), (traps::DEBUG, end - behind));
     check_eq!(trap.rflags & 0x300, 0x300, "IF and TF");
 
+    if emulator::is_tcg() {
+        // That of QEMU 7.2 has no INT1, delivers a single step itself, and leaves DR7 as it is.
+        return Ok(());
+    }
     let machine = Machine::long(&device, debug_int1())?;
     let end = (layout::CODE + debug_int1().len()) as u64;
     let trap = machine.run_to_trap("INT1 behind MOV SS")?;
     check_eq!((trap.vector, trap.rip), (traps::DEBUG, end - 1));
 
-    if emulator::is_tcg() {
-        // That of QEMU 7.2 delivers a single step itself, and leaves DR7 as it is.
-        return Ok(());
-    }
     let machine = Machine::long(&device, debug_general_detect())?;
     machine.memory.write(layout::DATA, debug_handler());
     machine.memory.write_u64(layout::IDT + 16, traps::gate(layout::DATA));

@@ -87,6 +87,7 @@ mod gigantic_pages;
 mod gigantic_pages_log;
 mod gigantic_pages_running;
 mod guest_ticks;
+mod guest_time;
 mod guest_walk;
 mod guest_walk_kvm;
 mod high_memory;
