@@ -18,7 +18,8 @@ const SYSTEM: usize = 12;
 const GUEST: usize = 40;
 
 fn times() -> Result<[u64; 3], Failure> {
-    let stat = fs::read_to_string("/proc/thread-self/stat").map_err(|error| Failure::failed(error.to_string()))?;
+    let stat =
+        fs::read_to_string("/proc/thread-self/stat").map_err(|error| Failure::failed(error.to_string()))?;
     let fields = stat.rsplit(") ").next().unwrap_or("").split(' ').collect::<Vec<_>>();
     let field = |index: usize| fields.get(index).and_then(|field| field.parse().ok()).unwrap_or(0);
     Ok([USER, SYSTEM, GUEST].map(field))
