@@ -397,35 +397,38 @@ impl Cpuid {
     }
 
     /// What CPUID returns to the guest, with the registers as they are now.
+    #[inline]
     pub fn query(&self, leaf: u32, subleaf: u32, now: &Now) -> Registers {
-        let &Now {
-            osxsave,
-            apic,
-            xcr0,
-        } = now;
         let found = self.find(leaf, subleaf);
         let (leaf, found) = match found {
             Some(registers) => (leaf, Some(registers)),
             None => self.out_of_range(leaf, subleaf),
         };
+        match leaf {
+            LEAF_FEATURES | LEAF_XSAVE | LEAF_TOPOLOGY | LEAF_TOPOLOGY_V2 => {
+                self.follow(leaf, subleaf, found, now)
+            }
+            _ => found.unwrap_or_default(),
+        }
+    }
+
+    /// The same of leaves that follow something.
+    #[inline(never)]
+    fn follow(&self, leaf: u32, subleaf: u32, found: Option<Registers>, now: &Now) -> Registers {
         let mut registers = found.unwrap_or_default();
-        match (leaf, subleaf) {
-            (LEAF_FEATURES, _) => {
+        let component = |component| self.find(LEAF_XSAVE, component);
+        match (leaf, subleaf, found.is_some()) {
+            (LEAF_FEATURES, _, true) => {
                 if Feature::XSAVE.is_in(&registers) {
-                    Feature::OSXSAVE.set_in(&mut registers, osxsave);
+                    Feature::OSXSAVE.set_in(&mut registers, now.osxsave);
                 }
-                if found.is_some() {
-                    Feature::APIC.set_in(&mut registers, apic);
-                }
+                Feature::APIC.set_in(&mut registers, now.apic);
             }
-            (LEAF_XSAVE, 0) if found.is_some() => {
-                registers.ebx = standard_size(xcr0, |component| self.find(LEAF_XSAVE, component));
+            (LEAF_XSAVE, 0, true) => registers.ebx = standard_size(now.xcr0, component),
+            (LEAF_XSAVE, 1, true) => {
+                registers.ebx = compacted_size(registers.eax, now.xcr0, component);
             }
-            (LEAF_XSAVE, 1) if found.is_some() => {
-                let leaf = |component| self.find(LEAF_XSAVE, component);
-                registers.ebx = compacted_size(registers.eax, xcr0, leaf);
-            }
-            (LEAF_TOPOLOGY | LEAF_TOPOLOGY_V2, _) if found.is_none() => {
+            (LEAF_TOPOLOGY | LEAF_TOPOLOGY_V2, _, false) => {
                 // Of a level that there is not: what was asked for, and the vCPU's id (SDM Vol. 2A,
                 // "CPUID—CPU Identification").
                 if let Some(level) = self.find(leaf, 1) {

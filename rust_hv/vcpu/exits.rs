@@ -451,6 +451,7 @@ impl Handler<'_> {
         }
     }
 
+    #[inline(never)]
     fn debug(
         &self,
         state: &mut State,
@@ -513,6 +514,7 @@ impl Handler<'_> {
     }
 
     /// Exceptions that exit go on to the guest: see the vendors' lists of them.
+    #[inline(never)]
     fn exception(
         &self,
         state: &mut State,

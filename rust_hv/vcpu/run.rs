@@ -62,13 +62,10 @@ impl<V: Vendor> Vcpu<V> {
         let mut inner = self.lock()?;
         inner.state.noted = false;
         let result = self.run_locked(&mut inner);
-        let Inner { guest, state, .. } = &mut *inner;
-        if !state.noted {
-            // As after an error. What is known from before stays where the CPU does not let us look.
-            let _ = guest
-                .open()
-                .map(|window| state.note_interruptibility(&window));
+        if !inner.state.noted {
+            inner.note_now();
         }
+        let state = &inner.state;
         self.run.finish(
             state.if_flag,
             state.ready_for_interrupt,
@@ -615,6 +612,19 @@ fn delivery_failure(
 fn can_interrupt(window: &impl Window) -> Result<bool, HwError> {
     let enabled = Rflags::from_raw(window.rflags()?).contains(Rflags::IF);
     Ok(enabled && !window.interrupt_shadow()?)
+}
+
+impl<V: Vendor> Inner<V> {
+    /// The same without a window, as after an error. What is known from before stays where the CPU does
+    /// not let us look.
+    #[cold]
+    #[inline(never)]
+    fn note_now(&mut self) {
+        let Self { guest, state, .. } = self;
+        let _ = guest
+            .open()
+            .map(|window| state.note_interruptibility(&window));
+    }
 }
 
 impl State {
