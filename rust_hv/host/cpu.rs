@@ -10,6 +10,17 @@ use kernel::types::NotThreadSafe;
 /// Index of a CPU, below [`max_cpus`].
 pub type Cpu = u32;
 
+/// The end of a section with interrupts off.
+#[derive(Clone, Copy)]
+enum End {
+    /// They stay off.
+    Nothing,
+    /// They come on again.
+    On,
+    /// The same, and one waits that came while the task was in a guest.
+    OnInGuestTime,
+}
+
 /// Interrupts are off on this CPU, and so the caller stays on it.
 ///
 /// # Invariants
@@ -17,10 +28,8 @@ pub type Cpu = u32;
 /// While the value lives, interrupts are off on the CPU that runs its thread, which is `cpu`.
 pub struct IrqsOff {
     cpu: Cpu,
-    /// Whether dropping the value turns interrupts on again.
-    ours: bool,
-    /// A host interrupt waits that came while the task was in a guest.
-    from_guest: Cell<bool>,
+    /// What dropping the value does. (One word more, and the value would go over the stack.)
+    end: Cell<End>,
     _pinned: NotThreadSafe,
 }
 
@@ -34,8 +43,7 @@ impl IrqsOff {
         // INVARIANT: They were just turned off.
         Self {
             cpu: current_cpu(),
-            ours: true,
-            from_guest: Cell::new(false),
+            end: Cell::new(End::On),
             _pinned: NotThreadSafe,
         }
     }
@@ -49,8 +57,7 @@ impl IrqsOff {
         // INVARIANT: The caller says so.
         Self {
             cpu: current_cpu(),
-            ours: false,
-            from_guest: Cell::new(false),
+            end: Cell::new(End::Nothing),
             _pinned: NotThreadSafe,
         }
     }
@@ -65,22 +72,21 @@ impl IrqsOff {
     /// the tick, the time is the guest's.
     #[inline]
     pub fn interrupt_from_guest(&self) {
-        self.from_guest.set(true);
+        if let End::On = self.end.get() {
+            self.end.set(End::OnInGuestTime);
+        }
     }
 }
 
 impl Drop for IrqsOff {
     #[inline]
     fn drop(&mut self) {
-        if !self.ours {
-            return;
-        }
-        // SAFETY: `new` turned them off, on the same thread.
-        unsafe {
-            match self.from_guest.get() {
-                false => bindings::rhv_irq_enable(),
-                true => bindings::rhv_irq_enable_in_guest_time(),
-            }
+        match self.end.get() {
+            End::Nothing => {}
+            // SAFETY: `new` turned them off, on the same thread.
+            End::On => unsafe { bindings::rhv_irq_enable() },
+            // SAFETY: The same.
+            End::OnInGuestTime => unsafe { bindings::rhv_irq_enable_in_guest_time() },
         }
     }
 }
