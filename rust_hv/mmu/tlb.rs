@@ -72,7 +72,7 @@ impl Tlb {
         }
     }
 
-    /// Something was taken out of the tables, or made less, under `Mmu::state`, which is still held.
+    /// Something has been taken out of the tables, or made less, under `Mmu::state`, which is still held.
     pub fn owe(&self) {
         self.debt.owe();
     }

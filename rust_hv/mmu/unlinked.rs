@@ -21,8 +21,6 @@ const STEP_TABLES: usize = STEP / 512 + 8;
 /// to be told before the lock is dropped.
 pub(super) struct Unlinked<'a> {
     tables: [Option<TableFrame>; STEP_TABLES],
-    /// The flush is owed: see [`Tlb::owe`](super::tlb::Tlb::owe).
-    changed: bool,
     /// What [`crate::model::paging::shadow::Shadow::flushed`] has to hear after the flush.
     stale: Option<u64>,
     pub(super) notes: Notes,
@@ -33,7 +31,6 @@ impl<'a> Unlinked<'a> {
     pub(super) fn new(mmu: &'a Mmu) -> Self {
         Self {
             tables: [const { None }; STEP_TABLES],
-            changed: false,
             stale: None,
             notes: Notes::new(mmu.inverted, &mmu.owner),
             mmu,
@@ -48,18 +45,15 @@ impl<'a> Unlinked<'a> {
         }
     }
 
-    /// CPUs know something of what is not in the tables any more. Under the lock.
-    pub(super) fn change(&mut self) {
-        if !self.changed {
-            self.changed = true;
-            self.mmu.tlb.owe();
-        }
+    /// CPUs know something that is not in the tables any more. Under the lock, and behind each change: a
+    /// flush that has begun between two of them has not paid for the second.
+    pub(super) fn change(&self) {
+        self.mmu.tlb.owe();
     }
 
     /// Makes every CPU forget what was unmapped, here or by somebody who has not come to that yet;
     /// then frees the tables.
     fn finish(&mut self) {
-        self.changed = false;
         self.mmu.tlb.settle(&self.mmu.stats);
         for table in self.tables.iter_mut().filter_map(Option::take) {
             give_back(&self.mmu.supply, table);

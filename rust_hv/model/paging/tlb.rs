@@ -57,8 +57,8 @@ impl Debt {
         }
     }
 
-    /// Something was taken out of the tables, or made less. Called before the lock is dropped under
-    /// which that was done.
+    /// Something was taken out of the tables, or made less. Called behind that, and before the lock is
+    /// dropped under which it was done.
     pub fn owe(&self) {
         self.owed.fetch_add(1, Ordering::Release);
     }

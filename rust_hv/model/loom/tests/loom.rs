@@ -557,6 +557,55 @@ fn no_translation_outlives_a_flush_of_somebody_else() {
     });
 }
 
+/// One change takes out two pages, and another flush begins in between: that one has not paid for the
+/// second page.
+#[test]
+fn no_translation_outlives_a_flush_that_began_before() {
+    loom::model(|| {
+        let entry = Arc::new(AtomicU64::new(1));
+        let freed = Arc::new(AtomicBool::new(false));
+        let tlb = Arc::new((CpuState::new(), Debt::new(), Mutex::new(())));
+        let cpu = Arc::new(Mutex::new(()));
+        let flush = |tlb: &(CpuState, Debt, Mutex<()>), cpu: &Mutex<()>| {
+            let (state, debt, interrupting) = tlb;
+            let one_at_a_time = interrupting.lock().unwrap();
+            let begun = debt.begin();
+            fence(Ordering::SeqCst);
+            if state.make_stale() {
+                drop(cpu.lock().unwrap());
+            }
+            debt.end(begun);
+            drop(one_at_a_time);
+        };
+        let other = {
+            let (tlb, cpu) = (tlb.clone(), cpu.clone());
+            thread::spawn(move || flush(&tlb, &cpu))
+        };
+        let guest = {
+            let (entry, freed) = (entry.clone(), freed.clone());
+            let (tlb, cpu) = (tlb.clone(), cpu.clone());
+            thread::spawn(move || {
+                let off = cpu.lock().unwrap();
+                tlb.0.visit();
+                if entry.load(Ordering::Acquire) != 0 {
+                    assert!(!freed.load(Ordering::Acquire), "a freed page was used");
+                }
+                drop(off);
+            })
+        };
+        // The first page, of which nobody knows anything.
+        tlb.1.owe();
+        entry.store(0, Ordering::Release);
+        tlb.1.owe();
+        if tlb.1.is_due() {
+            flush(&tlb, &cpu);
+        }
+        freed.store(true, Ordering::Release);
+        other.join().unwrap();
+        guest.join().unwrap();
+    });
+}
+
 /// A CPU that logs writes: the guest writes, and somebody reads the log and copies the page. What the
 /// guest writes after the copy is in the log for the next one. The mutex is as above.
 #[test]
