@@ -11,6 +11,7 @@ mod vm;
 
 use guest::*;
 use rusthv_model::arch::addr::{Gfn, GfnRange, Gva, Hpa};
+use rusthv_model::arch::regs::Cr4;
 use rusthv_model::paging::shadow::route::Route;
 use rusthv_model::paging::shadow::{Cause, Cursor, HostPage, Installed, Lack, Policy};
 use rusthv_model::paging::state::{Access, AccessKind, Mode, Privilege};
@@ -54,6 +55,23 @@ fn smep_without_write_protection() {
                 vm.end();
             }
         }
+    }
+}
+
+/// What such a write leaves behind is a page of supervisor mode, which SMAP does not look at: once the guest
+/// sets that, tables from before are not used.
+#[test]
+fn smap_without_write_protection_has_tables_of_its_own() {
+    for mode in [Mode::FourLevel, Mode::Pae, Mode::Bits32] {
+        let mut vm = paged(mode, P | U);
+        registers(&mut vm.guest, 8);
+        for smap in [false, true, false, true] {
+            vm.guest.registers.cr4 = vm.guest.registers.cr4.with(Cr4::SMAP, smap);
+            vm.reload();
+            vm.check_access(LINEAR, by(AccessKind::Read, KERNEL));
+            vm.check_access(LINEAR, by(AccessKind::Write, KERNEL));
+        }
+        vm.end();
     }
 }
 
