@@ -182,6 +182,7 @@ impl InvertedTable {
             self.grow(&mut reserve)?;
             task::cond_resched();
         }
+        reserve.give_back(&self.supply);
         Ok(())
     }
 

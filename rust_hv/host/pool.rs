@@ -262,9 +262,7 @@ impl Reserve {
         let home = supply.home(cpu);
         if home != self.home {
             // The vCPU has come to another node, and its tables are to come there, too.
-            while let Some(frame) = self.take() {
-                supply.give_unused(frame);
-            }
+            self.give_back(supply);
         }
         (self.cpu, self.home) = (cpu, home);
         for slot in self.frames.iter_mut().filter(|slot| slot.is_none()) {
@@ -274,6 +272,13 @@ impl Reserve {
             self.have += 1;
         }
         Ok(())
+    }
+
+    /// Gives all frames to the pools, for others.
+    pub fn give_back(&mut self, supply: &Supply) {
+        while let Some(frame) = self.take() {
+            supply.give_unused(frame);
+        }
     }
 
     /// Takes one frame; `None` when the reserve is empty.

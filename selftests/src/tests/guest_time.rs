@@ -38,6 +38,7 @@ fn run(t: &Context) -> Outcome {
     println!("# {user} ticks of user time, {guest} of these in the guest, {system} of system time");
     // Others may have had the CPU for some time.
     check!(guest >= 3 && guest > system, "{guest} ticks in the guest, {system} in the system");
-    check!(user >= guest, "guest time is user time: {user}, {guest}");
+    // User time is scaled to what the scheduler has measured, guest time is not.
+    check!(user + 3 >= guest, "guest time is user time: {user}, {guest}");
     Ok(())
 }

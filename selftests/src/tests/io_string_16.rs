@@ -93,7 +93,8 @@ fn ends_at_the_limit(machine: &Machine) -> Outcome {
     const GENERAL_PROTECTION: usize = 13;
     machine.load(io_string_16_limit());
     machine.memory.write(layout::DATA, io_string_16_fault());
-    machine.memory.write(4 * GENERAL_PROTECTION, &(layout::DATA as u32).to_le_bytes());
+    // Segment and offset.
+    machine.memory.write(4 * GENERAL_PROTECTION, &((layout::DATA as u32) << 12).to_le_bytes());
     machine.memory.write(0x32100 + 0xFF0, &[5; 32]);
     machine.change_sregs(|sregs| {
         (sregs.ds.base, sregs.ds.selector, sregs.ds.limit) = (0x32100, 0x3210, 0xFFF);
