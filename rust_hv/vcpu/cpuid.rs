@@ -218,7 +218,8 @@ fn basic(caps: &Caps, list: &mut List) -> Result {
 }
 
 fn xsave(xcr0: u64, list: &mut List) -> Result {
-    let size = standard_size(xcr0, |component| Some(cpuid(LEAF_XSAVE, component)));
+    let component = |component| Some(cpuid(LEAF_XSAVE, component));
+    let size = standard_size(xcr0, component);
     let ours = Registers {
         eax: xcr0 as u32,
         ebx: size,
@@ -231,9 +232,7 @@ fn xsave(xcr0: u64, list: &mut List) -> Result {
         eax: host.eax & XSAVE_EXTENSIONS,
         ..Registers::default()
     };
-    ours.ebx = compacted_size(ours.eax, xcr0, |component| {
-        Some(cpuid(LEAF_XSAVE, component))
-    });
+    ours.ebx = compacted_size(ours.eax, xcr0, component);
     list.push(LEAF_XSAVE, 1, INDEXED, ours)?;
     for bit in 2..63 {
         if xcr0 & 1 << bit != 0 {

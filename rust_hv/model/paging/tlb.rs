@@ -23,8 +23,8 @@
 //! translation any more, and finds that there is none, asks the [`Debt`] whether somebody still owes
 //! the flush.
 //!
-//! Model-checked: `no_translation_outlives_a_flush`, `..._beside_another` and `..._of_somebody_else` in
-//! `loom/tests/loom.rs`.
+//! Model-checked: `no_translation_outlives_a_flush`, `..._beside_another`, `..._of_somebody_else` and
+//! `..._that_began_before` in `loom/tests/loom.rs`.
 
 use crate::model::sync::{fence, AtomicU64, Ordering};
 

@@ -43,21 +43,25 @@ fn run(t: &Context) -> Outcome {
     machine.change_regs(|regs| {
         (regs.rip, regs.rcx, regs.rdi) = (layout::CODE as u64, 2, 0xFFFC);
     })?;
-    let mut answer = (0x21..).map(|byte: u8| byte);
-    let end = loop {
-        match machine.run()? {
-            Exit::Io { direction: Direction::In, size: 2, count, .. } => {
-                let data: Vec<u8> = answer.by_ref().take(2 * count).collect();
-                machine.vcpu.answer_io(&data);
-            }
-            other => break other,
-        }
-    };
-    check_eq!(end, Exit::Hlt);
+    check_eq!(answer(&machine, 2, 0x21)?, Exit::Hlt);
     check_eq!(machine.memory.read(base + 0xFFFC, 4), [0x21, 0x22, 0x23, 0x24]);
     check_eq!(machine.vcpu.regs()?.rdi, 0);
     wraps_inside_of_a_page(&machine)?;
     ends_at_the_limit(&machine)
+}
+
+/// Answers INS of items of a size with one byte after the other, from `first` on; the exit after that.
+fn answer(machine: &Machine, width: usize, first: u8) -> Result<Exit, Errno> {
+    let mut bytes = first..;
+    loop {
+        match machine.run()? {
+            Exit::Io { direction: Direction::In, size, count, .. } if size == width => {
+                let data: Vec<u8> = bytes.by_ref().take(width * count).collect();
+                machine.vcpu.answer_io(&data);
+            }
+            other => return Ok(other),
+        }
+    }
 }
 
 /// DI wraps where no page ends.
@@ -70,17 +74,7 @@ fn wraps_inside_of_a_page(machine: &Machine) -> Outcome {
     machine.change_regs(|regs| {
         (regs.rip, regs.rcx, regs.rdi) = (layout::CODE as u64, 16, 0xFFF8);
     })?;
-    let mut answer = (1..).map(|byte: u8| byte);
-    let end = loop {
-        match machine.run()? {
-            Exit::Io { direction: Direction::In, size: 1, count, .. } => {
-                let data: Vec<u8> = answer.by_ref().take(count).collect();
-                machine.vcpu.answer_io(&data);
-            }
-            other => break other,
-        }
-    };
-    check_eq!(end, Exit::Hlt);
+    check_eq!(answer(machine, 1, 1)?, Exit::Hlt);
     check_eq!(machine.memory.read(base + 0xFFF8, 8), [1, 2, 3, 4, 5, 6, 7, 8]);
     check_eq!(machine.memory.read(base, 8), [9, 10, 11, 12, 13, 14, 15, 16]);
     check_eq!(machine.memory.read(base + 0x10000, 8), [0x77; 8], "behind the segment");

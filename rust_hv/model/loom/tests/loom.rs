@@ -456,44 +456,80 @@ fn no_translation_outlives_a_flush() {
     });
 }
 
+/// A page that goes, the CPU that may know it, and what changes have to say to each other.
+struct Flushing {
+    entry: AtomicU64,
+    freed: AtomicBool,
+    state: CpuState,
+    debt: Debt,
+    /// `Tlb::interrupting`.
+    interrupting: Mutex<()>,
+    /// The CPU with interrupts off, as above.
+    cpu: Mutex<()>,
+}
+
+impl Flushing {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            entry: AtomicU64::new(1),
+            freed: AtomicBool::new(false),
+            state: CpuState::new(),
+            debt: Debt::new(),
+            interrupting: Mutex::new(()),
+            cpu: Mutex::new(()),
+        })
+    }
+
+    fn flush(&self) {
+        let one_at_a_time = self.interrupting.lock().unwrap();
+        let begun = self.debt.begin();
+        fence(Ordering::SeqCst);
+        if self.state.make_stale() {
+            drop(self.cpu.lock().unwrap());
+        }
+        self.debt.end(begun);
+        drop(one_at_a_time);
+    }
+
+    fn settle(&self) {
+        if self.debt.is_due() {
+            self.flush();
+        }
+    }
+
+    /// An entry, and an access to the page if that is mapped.
+    fn guest(&self) {
+        let off = self.cpu.lock().unwrap();
+        self.state.visit();
+        if self.entry.load(Ordering::Acquire) != 0 {
+            assert!(!self.freed.load(Ordering::Acquire), "a freed page was used");
+        }
+        drop(off);
+    }
+
+    fn free(&self) {
+        self.freed.store(true, Ordering::Release);
+    }
+}
+
+/// `what`, in a thread of its own.
+fn beside(all: &Arc<Flushing>, what: impl FnOnce(&Flushing) + 'static) -> thread::JoinHandle<()> {
+    let all = all.clone();
+    thread::spawn(move || what(&all))
+}
+
 /// Two changes at once: the one that finds the CPU stale already must not go on before the other has
 /// interrupted it.
 #[test]
 fn no_translation_outlives_a_flush_beside_another() {
     loom::model(|| {
-        let entry = Arc::new(AtomicU64::new(1));
-        let freed = Arc::new(AtomicBool::new(false));
-        let state = Arc::new(CpuState::new());
-        let cpu = Arc::new(Mutex::new(()));
-        let interrupting = Arc::new(Mutex::new(()));
-        let flush = |state: &CpuState, cpu: &Mutex<()>, interrupting: &Mutex<()>| {
-            let one_at_a_time = interrupting.lock().unwrap();
-            fence(Ordering::SeqCst);
-            if state.make_stale() {
-                drop(cpu.lock().unwrap());
-            }
-            drop(one_at_a_time);
-        };
-        let other = {
-            let (state, cpu, interrupting) = (state.clone(), cpu.clone(), interrupting.clone());
-            // Its own change is of no matter here.
-            thread::spawn(move || flush(&state, &cpu, &interrupting))
-        };
-        let guest = {
-            let (entry, freed) = (entry.clone(), freed.clone());
-            let (state, cpu) = (state.clone(), cpu.clone());
-            thread::spawn(move || {
-                let off = cpu.lock().unwrap();
-                state.visit();
-                if entry.load(Ordering::Acquire) != 0 {
-                    assert!(!freed.load(Ordering::Acquire), "a freed page was used");
-                }
-                drop(off);
-            })
-        };
-        entry.store(0, Ordering::Release);
-        flush(&state, &cpu, &interrupting);
-        freed.store(true, Ordering::Release);
+        let all = Flushing::new();
+        // Its own change is of no matter here.
+        let other = beside(&all, Flushing::flush);
+        let guest = beside(&all, Flushing::guest);
+        all.entry.store(0, Ordering::Release);
+        all.flush();
+        all.free();
         guest.join().unwrap();
         other.join().unwrap();
     });
@@ -508,58 +544,27 @@ fn with_few_preemptions(test: impl Fn() + Sync + Send + 'static) {
 }
 
 /// One change takes a page out, and comes to the flush later; another finds it gone, and gives the page
-/// back: not before CPUs have forgotten it. The first mutex is `Mmu::state`.
+/// back: not before CPUs have forgotten it. The lock is `Mmu::state`.
 #[test]
 fn no_translation_outlives_a_flush_of_somebody_else() {
     with_few_preemptions(|| {
-        let entry = Arc::new(AtomicU64::new(1));
-        let freed = Arc::new(AtomicBool::new(false));
-        let tlb = Arc::new((CpuState::new(), Debt::new(), Mutex::new(())));
-        let (tables, cpu) = (Arc::new(Mutex::new(())), Arc::new(Mutex::new(())));
-        let settle = |tlb: &(CpuState, Debt, Mutex<()>), cpu: &Mutex<()>| {
-            let (state, debt, interrupting) = tlb;
-            if !debt.is_due() {
-                return;
-            }
-            let one_at_a_time = interrupting.lock().unwrap();
-            let begun = debt.begin();
-            fence(Ordering::SeqCst);
-            if state.make_stale() {
-                drop(cpu.lock().unwrap());
-            }
-            debt.end(begun);
-            drop(one_at_a_time);
-        };
-        let take_out = |entry: &AtomicU64, tables: &Mutex<()>, debt: &Debt| {
+        let all = Flushing::new();
+        let tables = Arc::new(Mutex::new(()));
+        let take_out = |all: &Flushing, tables: &Mutex<()>| {
             let lock = tables.lock().unwrap();
-            if entry.swap(0, Ordering::AcqRel) != 0 {
-                debt.owe();
+            if all.entry.swap(0, Ordering::AcqRel) != 0 {
+                all.debt.owe();
             }
             drop(lock);
+            all.settle();
         };
         let first = {
-            let (entry, tables) = (entry.clone(), tables.clone());
-            let (tlb, cpu) = (tlb.clone(), cpu.clone());
-            thread::spawn(move || {
-                take_out(&entry, &tables, &tlb.1);
-                settle(&tlb, &cpu);
-            })
+            let tables = tables.clone();
+            beside(&all, move |all| take_out(all, &tables))
         };
-        let guest = {
-            let (entry, freed) = (entry.clone(), freed.clone());
-            let (tlb, cpu) = (tlb.clone(), cpu.clone());
-            thread::spawn(move || {
-                let off = cpu.lock().unwrap();
-                tlb.0.visit();
-                if entry.load(Ordering::Acquire) != 0 {
-                    assert!(!freed.load(Ordering::Acquire), "a freed page was used");
-                }
-                drop(off);
-            })
-        };
-        take_out(&entry, &tables, &tlb.1);
-        settle(&tlb, &cpu);
-        freed.store(true, Ordering::Release);
+        let guest = beside(&all, Flushing::guest);
+        take_out(&all, &tables);
+        all.free();
         first.join().unwrap();
         guest.join().unwrap();
     });
@@ -570,45 +575,15 @@ fn no_translation_outlives_a_flush_of_somebody_else() {
 #[test]
 fn no_translation_outlives_a_flush_that_began_before() {
     with_few_preemptions(|| {
-        let entry = Arc::new(AtomicU64::new(1));
-        let freed = Arc::new(AtomicBool::new(false));
-        let tlb = Arc::new((CpuState::new(), Debt::new(), Mutex::new(())));
-        let cpu = Arc::new(Mutex::new(()));
-        let flush = |tlb: &(CpuState, Debt, Mutex<()>), cpu: &Mutex<()>| {
-            let (state, debt, interrupting) = tlb;
-            let one_at_a_time = interrupting.lock().unwrap();
-            let begun = debt.begin();
-            fence(Ordering::SeqCst);
-            if state.make_stale() {
-                drop(cpu.lock().unwrap());
-            }
-            debt.end(begun);
-            drop(one_at_a_time);
-        };
-        let other = {
-            let (tlb, cpu) = (tlb.clone(), cpu.clone());
-            thread::spawn(move || flush(&tlb, &cpu))
-        };
-        let guest = {
-            let (entry, freed) = (entry.clone(), freed.clone());
-            let (tlb, cpu) = (tlb.clone(), cpu.clone());
-            thread::spawn(move || {
-                let off = cpu.lock().unwrap();
-                tlb.0.visit();
-                if entry.load(Ordering::Acquire) != 0 {
-                    assert!(!freed.load(Ordering::Acquire), "a freed page was used");
-                }
-                drop(off);
-            })
-        };
+        let all = Flushing::new();
+        let other = beside(&all, Flushing::flush);
+        let guest = beside(&all, Flushing::guest);
         // The first page, of which nobody knows anything.
-        tlb.1.owe();
-        entry.store(0, Ordering::Release);
-        tlb.1.owe();
-        if tlb.1.is_due() {
-            flush(&tlb, &cpu);
-        }
-        freed.store(true, Ordering::Release);
+        all.debt.owe();
+        all.entry.store(0, Ordering::Release);
+        all.debt.owe();
+        all.settle();
+        all.free();
         other.join().unwrap();
         guest.join().unwrap();
     });
